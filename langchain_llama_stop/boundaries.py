@@ -9,13 +9,15 @@ doubt goes away with a newline, which no unfinished number or name contains: "co
 may become 3.14, and "in the U.S." may go on, but "in the U.S.\n" is over. Apart from that,
 whitespace after the text changes nothing.
 
-Not seen: sentence ends in languages that write none (Thai, Lao), tables without outer pipes.
+Not seen: sentence ends in languages that write none (Thai, Lao), tables without outer pipes, fences
+in block quotes.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Literal
+
+from langchain_llama_stop.marks import MARK, OPENERS, apply_mark, json_values
 
 Boundary = Literal["sentence", "line", "paragraph"]
 
@@ -37,10 +39,10 @@ _ITEM = rf"(?:{_BULLET}|{_ORDINAL})"
 _LINE = re.compile(
     rf"[ \t>]*(?:(?P<heading>#{{1,6}}[ \t])|(?P<row>\|)|(?P<item>{_ITEM}\s+(?=\S)))?"
 )
-_BARE_MARKER = re.compile(rf"[ \t>]*[*_]*{_ITEM}[*_]*")
+_BARE_MARKER = re.compile(rf"[ \t>]*[*_]{{0,3}}{_ITEM}[*_]{{0,3}}")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _PIPE = re.compile(r"(?<!\\)\|")
-_SEPARATOR = re.compile(r"[ \t>]*\|[ \t:|-]*-[ \t:|-]*")
+_SEPARATOR = re.compile(r"[ \t>]*\|(?=[ \t:|]*-)[ \t:|-]*")
 _SHORT_ITEM = 80
 
 # Dots that end a word, not a sentence. The second set can end one, which a newline then shows.
@@ -59,23 +61,6 @@ _INITIAL = re.compile(r"(?<![\w.'’])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
 _LETTER_ABBREVIATIONS = "acdeipsuvz"
 _SHORT_NUMBER = re.compile(r"(?<![\d.,:/])\d{1,3}\Z")  # 3. may become 3.14; 1889., 5:30. may not
 _HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
-
-# One character class first, which the regex engine searches for many times faster than branches.
-_TOKEN = re.compile(
-    r"([`*_$\\:;'’\"“”„‘‚«»‹›()\[\]{}（）「」『』【】《》〈〉¿¡?!])"
-    r"(?:(?<=[`*_$])\1+|(?<=\\)[^`\s]|(?<=[:;])-?[()]|(?<=['’])(?:em|tis|twas|til|cause|n|s|t|k)\b)?"
-)
-_PAIRS = dict(zip("([{（「『【《〈“„‘‚«»‹¿¡", ")]}）」』】》〉”“’‘»«›?!", strict=True)) | {
-    r"\(": r"\)",
-    r"\[": r"\]",
-}
-_DEPTH = 64  # no prose nests deeper, and a bound keeps every look into the stack short
-_OPENERS = "([{（「『\"'“‘«„¿¡*_~—–-/>|:="
-
-_JSON_START = re.compile(
-    r'\s*(?:\{\s*(?:["}]|\Z)|\[(?:\]|\s*(?:["\[{]|-?\d[\d.eE+-]*\s*(?:,|\Z)|true\b|false\b|null\b|\Z)))'
-)
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
 
 
 def open_constructs(text: str) -> tuple[str, ...]:
@@ -121,7 +106,7 @@ def end_offsets(text: str) -> list[int]:
     whitespace the shortest that may end counts. That is the one without any, save where it
     takes the newline to tell ("- figs\n- pears\n").
     """
-    offsets, owed = _json_values(text)
+    offsets, owed = json_values(text)
     if owed:
         return offsets
     page = _Page(text)
@@ -146,7 +131,7 @@ class _Answer:
     def __init__(self, text: str) -> None:
         self.stop = len(text.rstrip())
         self.closes_fence = self.ends_line = False
-        values, self.owed = _json_values(text[: self.stop])
+        values, self.owed = json_values(text[: self.stop])
         begin = (values or [0])[-1]
         self.ends = begin == self.stop > 0
         if self.owed or self.ends:
@@ -181,14 +166,12 @@ class _Page:
         line = _LINE.match(self.text, start, stop)
         assert line is not None  # every part of the pattern is optional
         self.start, self.stop, self.content = start, stop, line.end()
-        self.kind = "" if self.fence else line.lastgroup or ""
+        self.kind = line.lastgroup or ""
         if self.kind or self.fresh:
             self.block = _Block(self.text, self.content)
         self.fresh = False
-        if self.block.word == len(self.text) and (
-            word := _WORD.search(self.text, self.content, stop)
-        ):
-            self.block.word = word.start()
+        if word := _WORD.search(self.text, self.content, stop):
+            self.block.word = min(self.block.word, word.start())
         if self.kind != "row":
             self.rows = self.pipes = 0
         if self.kind != "item" and stop > self.content:
@@ -223,10 +206,8 @@ class _Page:
             fence = _FENCE.match(self.text, self.start, self.stop)
             return range(self.start + 3, fence.end() + 1) if fence else ()
         if self.kind == "row":
-            pipes = _PIPE.finditer(self.text, self.start, self.stop)
-            return (
-                [m.end() for m in islice(pipes, self.pipes - 1, self.pipes)] if self.pipes else ()
-            )
+            pipes = [m.end() for m in _PIPE.finditer(self.text, self.start, self.stop)]
+            return pipes[self.pipes - 1 : self.pipes]  # where it has as many as its header
         return (
             i + 1
             for m in _CANDIDATE.finditer(self.text, self.content, self.stop)
@@ -318,67 +299,16 @@ class _Block:
         self.stack: list[str] = []
 
     def owed(self, stop: int) -> list[str]:
-        for token in _TOKEN.finditer(self.text, self.read, stop):
+        for token in MARK.finditer(self.text, self.read, stop):
             before = self.text[token.start() - 1] if token.start() else ""
             if token.end() == stop:  # it may still grow, and what follows is not known
                 stack = self.stack.copy()
-                _apply(stack, token[0], before, "")
+                apply_mark(stack, token[0], before, "")
                 return stack
-            _apply(self.stack, token[0], before, self.text[token.end()])
+            apply_mark(self.stack, token[0], before, self.text[token.end()])
             self.read = token.end()
         self.read = max(self.read, stop)
         return self.stack
-
-
-def _apply(stack: list[str], token: str, before: str, after: str) -> None:
-    """Open or close what `token` opens or closes, between the characters `before` and `after`."""
-    if stack and stack[-1][0] == "`":  # nothing counts in inline code but its end
-        if token == stack[-1]:
-            stack.pop()
-    elif token[0] in "*_":
-        _apply_emphasis(stack, token, before, after)
-    elif token in stack and not (token in "'’" and after.isalnum()):
-        del stack[len(stack) - 1 - stack[::-1].index(token)]
-    elif token in (")", "]") and stack[-1:] == [")" if token == "]" else "]"]:
-        stack.pop()  # a half-open interval: [0, 1)
-    elif token == "”" and "“" in stack:
-        stack.remove("“")  # „Polish”
-    elif len(stack) < _DEPTH and (closer := _closer(token, before, after)):
-        stack.append(closer)
-
-
-def _closer(token: str, before: str, after: str) -> str:
-    """What `token` makes owed, "" if it opens nothing."""
-    follows_space = not before or before.isspace()
-    if token[0] == "`" or token == "$$":
-        return token
-    if token == '"':  # no opener: the inches of 5", the gershayim of Hebrew, a lost closer
-        opens = follows_space or before in _OPENERS or (before >= "\u2e80" and before.isalnum())
-        return '"' if opens else ""
-    if token in ("'", "‘"):
-        opens = (follows_space or before in _OPENERS) and after.isalpha()
-        return ("'" if token == "'" else "’") if opens else ""
-    if token == "»":  # »so wird in manchen Büchern zitiert«
-        return "«" if follows_space and after.isalnum() else ""
-    return _PAIRS.get(token, "")
-
-
-def _apply_emphasis(stack: list[str], run: str, before: str, after: str) -> None:
-    """Open or close * ** *** (or _): a mark that is open is closed by the next of its kind."""
-    if len(run) > 3:
-        return  # a rule, a blank to fill in, a starred-out word
-    follows_space = not before or before.isspace() or before in _OPENERS
-    power = before.isalnum() and after.isdigit()  # 2**10
-    inside = follows_space or (len(run) > 1 and run[0] == "*" and not power)
-    opens = inside and after != "" and not after.isspace() and after not in ".,;:!?)]}…|"
-    closes = run[0] == "*" or not after.isalnum()  # not in snake_case
-    marks = (run[:2], run[:1]) if len(run) == 3 else (run,)
-    for mark in marks:
-        if mark in stack:
-            if closes:
-                del stack[len(stack) - 1 - stack[::-1].index(mark)]
-        elif opens and len(stack) < _DEPTH:
-            stack.append(mark)
 
 
 def _dot_ends(before: str, tail: str, newline: bool) -> bool:
@@ -387,7 +317,7 @@ def _dot_ends(before: str, tail: str, newline: bool) -> bool:
         return before.endswith("..")  # an ellipsis, not half of one
     if not before or before[-1].isspace():
         return False
-    word = before.rsplit(None, 1)[-1].lstrip(_OPENERS)
+    word = before.rsplit(None, 1)[-1].lstrip(OPENERS)
     if word in _ABBREVIATIONS:
         return False
     if newline or before.endswith(_DOTTED_ENDS):
@@ -402,28 +332,6 @@ def _dot_ends(before: str, tail: str, newline: bool) -> bool:
     return not initial or not (
         initial[1] or initial[2].isupper() or initial[2] in _LETTER_ABBREVIATIONS
     )
-
-
-def _json_values(text: str) -> tuple[list[int], list[str]]:
-    """Where the JSON values that `text` starts with end, and what an unfinished one owes."""
-    ends: list[int] = []
-    while start := _JSON_START.match(text, (ends or [0])[-1]):
-        owed: list[str] = []
-        read = start.start()
-        for token in _JSON_TOKEN.finditer(text, read):
-            read = token.end()
-            if token[1] == "":
-                owed.append('\\"' if read < len(text) else '"')  # behind a lone backslash
-            elif token[0] in "[{":
-                owed.append(_PAIRS[token[0]])
-            elif token[0] == owed[-1]:
-                owed.pop()
-            if not owed:
-                break
-        if owed:
-            return ends, owed
-        ends.append(read)
-    return ends, []
 
 
 def _lines(text: str, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

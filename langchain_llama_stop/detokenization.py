@@ -9,7 +9,7 @@ per token and a stream never emits a character that it would have to take back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ class Detokenizer:
         self._tokenizer = ref(tokenizer)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(special | set(tokenizer.all_special_ids))
+        self._special_tokens = tuple(
+            token
+            for token in map(tokenizer.convert_ids_to_tokens, sorted(self.special_ids))
+            if isinstance(token, str) and token
+        )
         names = [f"<0x{byte:02X}>" for byte in range(256)]
-        ids = tokenizer.convert_tokens_to_ids(
-            names
-        )  # an unknown name gives the id of <unk>, or None
+        # An unknown name gives the id of <unk>, or None.
+        ids = cast("list[int | None]", tokenizer.convert_tokens_to_ids(names))
         self.byte_ids = frozenset(
             i
             for i, name in zip(ids, names, strict=True)
@@ -75,48 +79,64 @@ class Detokenizer:
         )
         return str(text)
 
-    def settled(self, ids: Sequence[int], text: str) -> int:
+    def settled(self, ids: Sequence[int], text: str, *, special: bool = False) -> int:
         """Length of the part of `text` that no further token can change.
 
         Args:
             ids: All ids of the answer.
-            text: Their text, or an end of it.
+            text: Their text.
+            special: Whether special tokens appear in the text.
 
         Returns:
             A length, at most `len(text)`.
         """
-        if ids and ids[-1] in self.byte_ids:
-            # A run of byte tokens is decoded as a whole: one more byte may change all of it.
-            first = len(ids)
-            while first and ids[first - 1] in self.byte_ids:
-                first -= 1
+        # A run of byte tokens is decoded as a whole: one more byte may change all of it. Special
+        # tokens that are left out of the text do not interrupt a run.
+        passed = self.byte_ids if special else self.byte_ids | self.special_ids
+        first = len(ids)
+        while self.byte_ids and first and ids[first - 1] in passed:
+            first -= 1
+        if first < len(ids):
             before = ids[max(0, first - 1) : first]  # in front of it no leading space is stripped
-            run = len(self.decode([*before, *ids[first:]])) - len(self.decode(before))
-            return max(0, len(text) - run)
+            run = len(self.decode([*before, *ids[first:]], special=special))
+            return max(0, len(text) - run + len(self.decode(before, special=special)))
         return len(text) - text.endswith(_REPLACEMENT)
 
-    def tail(self, ids: Sequence[int], length: int) -> str:
-        """Decodes an end of the answer, special tokens included, exact in its last characters.
+    def naming_special_tokens(self, stops: Sequence[str]) -> tuple[str, ...]:
+        """Picks the stop strings that name a special token.
+
+        Args:
+            stops: Stop strings.
+
+        Returns:
+            Those that can only be found in the text with special tokens.
+        """
+        return tuple(s for s in stops if any(token in s for token in self._special_tokens))
+
+    def tail(self, ids: Sequence[int], length: int, *, special: bool = False) -> str:
+        """Decodes an end of the answer, exact in its last characters.
 
         Args:
             ids: All ids of the answer.
             length: Characters wanted.
+            special: Whether special tokens appear in the text.
 
         Returns:
             The last characters of the text, at least `length` of them where there are so many.
         """
+        passed = self.byte_ids if special else self.byte_ids | self.special_ids
         size = length + 4
         while size < len(ids):
             first = len(ids) - size
-            while first and ids[first - 1] in self.byte_ids:
+            while first and ids[first - 1] in passed:
                 first -= 1
             # The first characters of a window may lack their beginning: a space that the
             # decoder strips, or the bytes of a character that began earlier.
-            text = self.decode(ids[first:], special=True)
+            text = self.decode(ids[first:], special=special)
             if len(text) >= length + 4:
                 return text
             size *= 2
-        return self.decode(ids, special=True)
+        return self.decode(ids, special=special)
 
 
 class TextBuilder:

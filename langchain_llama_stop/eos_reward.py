@@ -12,9 +12,9 @@ the next sentence, judged by the sentences of this very answer, would not fit an
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
-Boundary = Literal["sentence", "line", "paragraph"]
+from langchain_llama_stop.boundaries import Boundary
 
 DECIDED = 1000.0
 """Nats of a decided token over the best other one: finite, beyond any temperature."""
@@ -170,7 +170,7 @@ def nudge(
         return Nudge(eos=reward.strength * (generated - zone) / max(1, max_new_tokens - zone))
     if reward.close_sentence and left <= CLOSING_TOKENS:
         due = 2  # the closing token, then EOS
-        if left == due:
+        if left <= due:
             return Nudge(close_decided=True)
         return Nudge(close=CLOSING_STRENGTH * (1 - (left - due) / (CLOSING_TOKENS - due + 1)))
     return NONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.llms import BaseLLM
@@ -27,7 +27,7 @@ from langchain_llama_stop.options import (
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
 
-_OBJECT_KEYS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_OBJECT_KEYS: dict[int, tuple[ref[Any], str]] = {}
 
 
 class LlamaStopLLM(HuggingFacePipeline):
@@ -84,26 +84,24 @@ class LlamaStopLLM(HuggingFacePipeline):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_options(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Refuses what is not an option, and resolves aliases."""
-        known = [*cls.model_fields, *ALIASES]
-        refuse_unknown(values, known, "option")
-        if values.get("pipeline") is None:
-            raise ValueError(
-                "`pipeline` has to be a text-generation pipeline, but is None: use "
-                "`LlamaStopLLM.from_model_id(...)`, or pass `pipeline=load_pipeline(...)`."
-            )
-        return resolve_aliases(values)
-
-    @model_validator(mode="after")
-    def _fits_pipeline(self) -> Self:
-        """Checks the pipeline and all options."""
-        task = getattr(self.pipeline, "task", None)
+    def pre_init_validator(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuses what is not an option, resolves aliases, finds the model's name."""
+        refuse_unknown(values, [*cls.model_fields, *ALIASES], "option")
+        values = resolve_aliases(values)
+        pipeline: Any = values.get("pipeline")
+        task = getattr(pipeline, "task", None)
         if task != "text-generation":
             raise ValueError(
                 f"`pipeline` has to be a transformers pipeline for 'text-generation', but is "
-                f"{f'one for {task!r}' if task else repr(self.pipeline)}."
+                f"{f'one for {task!r}' if task else repr(pipeline)}: use `load_pipeline(...)`, or "
+                f"`LlamaStopLLM.from_model_id(...)`."
             )
+        values.setdefault("model_id", pipeline.model.name_or_path)
+        return values
+
+    @model_validator(mode="after")
+    def _fits_pipeline(self) -> Self:
+        """Checks the options, against the model too."""
         from langchain_llama_stop.settings import check_options
 
         check_options(self.pipeline, self._options())
@@ -352,4 +350,8 @@ class LlamaStopLLM(HuggingFacePipeline):
 
 def _object_key(item: Any) -> str:
     """A name for an object that no other object has had, in this process or another."""
-    return f"{type(item).__name__} {_OBJECT_KEYS.setdefault(item, uuid.uuid4().hex)}"
+    known, key = _OBJECT_KEYS.get(id(item), (None, ""))
+    if known is None or known() is not item:  # an id is used again once its object is gone
+        key = f"{type(item).__name__} {uuid.uuid4().hex}"
+        _OBJECT_KEYS[id(item)] = (ref(item), key)
+    return key

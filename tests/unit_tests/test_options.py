@@ -1,0 +1,108 @@
+"""Options: every wrong one is refused with the argument, the rule and the value."""
+
+import pytest
+
+from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions
+
+WRONG = [
+    ("max_new_tokens", 0),
+    ("max_new_tokens", -5),
+    ("max_new_tokens", 2.5),
+    ("max_new_tokens", "10"),
+    ("max_new_tokens", True),
+    ("temperature", -0.1),
+    ("temperature", "hot"),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("top_p", 0),
+    ("top_p", 1.1),
+    ("top_p", -1),
+    ("top_k", -1),
+    ("top_k", 1.5),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", -2),
+    ("seed", -1),
+    ("seed", "x"),
+    ("stop", "END"),
+    ("stop", [""]),
+    ("stop", [3]),
+    ("stop_token_ids", 7),
+    ("stop_token_ids", [[]]),
+    ("stop_token_ids", [-1]),
+    ("eos_reward", "yes"),
+    ("eos_reward", {"begin": 0.5}),
+    ("eos_reward", {"start": 1.4}),
+    ("return_full_text", "no"),
+    ("return_full_text", 1),
+    ("answer_hint", ""),
+    ("answer_hint", 5),
+    ("answer_hint", "In {words} words"),
+    ("answer_hint", "In {} words"),
+    ("answer_hint", "In {sentences words"),
+    ("logits_processor", [3]),
+    ("logits_processor", 3),
+    ("stopping_criteria", ["x"]),
+    ("batch_size", 0),
+    ("batch_size", None),
+    ("prefix_cache", -1),
+    ("prefix_cache", None),
+    ("prompt_lookup_num_tokens", -1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_value_is_refused_by_name(name, value):
+    with pytest.raises(ValueError) as error:
+        GenerationOptions.parse({name: value})
+    assert (
+        "has to" in str(error.value)
+        or "no option" in str(error.value)
+        or "may" in str(error.value)
+        or "empty" in str(error.value)
+    )
+    inner = name if not isinstance(value, dict) else "start" if "start" in value else "begin"
+    assert inner in str(error.value)
+
+
+def test_an_unknown_option_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'max_lenght'") as error:
+        GenerationOptions.parse({"max_lenght": 5})
+    for name in (*OPTION_NAMES, "max_tokens"):
+        assert name in str(error.value)
+
+
+def test_max_tokens_is_max_new_tokens():
+    assert GenerationOptions.parse({"max_tokens": 7}).max_new_tokens == 7
+    with pytest.raises(ValueError, match="one option"):
+        GenerationOptions.parse({"max_tokens": 7, "max_new_tokens": 8})
+
+
+def test_call_stops_are_added_and_other_options_replaced():
+    options = GenerationOptions.parse({"stop": ["A"], "stop_token_ids": [1], "temperature": 0.5})
+    call = options.updated({"stop": ["B", "A"], "stop_token_ids": [[2, 3]], "temperature": 0})
+    assert call.stop == ("A", "B")
+    assert call.stop_token_ids == ((1,), (2, 3))
+    assert call.temperature == 0
+    assert options.stop == ("A",)
+
+
+def test_eos_reward_takes_a_bool_a_dict_or_an_object():
+    parse = GenerationOptions.parse
+    assert parse({}).eos_reward == EosReward()
+    assert parse({"eos_reward": True}).eos_reward == EosReward()
+    assert parse({"eos_reward": False}).eos_reward is None
+    assert parse({"eos_reward": {"start": 0.3}}).eos_reward == EosReward(start=0.3)
+
+
+def test_pipeline_kwargs_that_are_options_count_as_such():
+    options = GenerationOptions.parse({"pipeline_kwargs": {"max_new_tokens": 9, "min_p": 0.1}})
+    assert options.max_new_tokens == 9
+    assert options.pipeline_kwargs == {"min_p": 0.1}
+    both = GenerationOptions.parse({"max_new_tokens": 3, "pipeline_kwargs": {"max_new_tokens": 9}})
+    assert both.max_new_tokens == 3
+
+
+def test_options_are_frozen():
+    with pytest.raises(AttributeError):
+        GenerationOptions().seed = 1
