@@ -1,0 +1,170 @@
+"""What our code costs per step and per call, beside others: `make bench`.
+
+Microseconds per call of a logits processor, at two vocabularies and two batch sizes, outside and
+inside the landing zone; and `LlamaStopLLM` on the demo model over the same tokens from bare
+`model.generate`, alternating, as a ratio. Nothing here is a test: figures depend on the machine.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import ExponentialDecayLengthPenalty, LogitsProcessor
+
+from langchain_llama_stop import EosTokenRewardLogitsProcessor, LlamaStopLLM, load_pipeline
+
+VOCABULARIES, BATCHES = (32_000, 128_000), (1, 32)
+PROMPT, BUDGET = 64, 128
+AIM_OUTSIDE, AIM_INSIDE = 3.0, 150.0
+
+
+class ListIndexing(LogitsProcessor):
+    """The article's rule as it is often written: every other id listed, all scores rewritten."""
+
+    def __init__(self, eos: int, max_length: int) -> None:
+        """Takes the EOS id and the length of prompt and answer."""
+        self.eos, self.max_length = eos, max_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rewards EOS from 80% of the length on."""
+        ratio = input_ids.shape[1] / self.max_length
+        if ratio > 0.8:
+            others = [i for i in range(scores.shape[1]) if i != self.eos]
+            scores = scores.clone()
+            scores[:, others] = (
+                scores[:, others] * 10 * ratio * torch.exp(-torch.sign(scores[:, others]))
+            )
+            scores[:, self.eos] = 100 * ratio
+        return scores
+
+
+def microseconds(call: Callable[[], object], seconds: float = 0.4) -> float:
+    """Median of repeated calls, in microseconds; short calls are timed in groups."""
+    call()
+    begin = time.perf_counter()
+    call()
+    group = max(1, int(0.002 / max(1e-7, time.perf_counter() - begin)))
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        begin = time.perf_counter()
+        for _ in range(group):
+            call()
+        times.append((time.perf_counter() - begin) / group)
+    return statistics.median(times) * 1e6
+
+
+def answer_rows(tokenizer, batch: int, length: int, *, ends: int) -> torch.Tensor:
+    """Prompts and answers of real sentences, (batch, PROMPT + length), `ends` of them at an end."""
+    text = "Paris is the capital of France, and many people visit it every year. " * 80
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    stops = [
+        i for i, t in enumerate(ids[:900]) if tokenizer.decode([t]).endswith(".") and i >= length
+    ]
+    rows = []
+    for row in range(batch):
+        last = stops[row % len(stops)] if row < ends else stops[row % len(stops)] + 5
+        rows.append([ids[0]] * PROMPT + ids[last + 1 - length : last + 1])
+    return torch.tensor(rows)
+
+
+def processors(tokenizer) -> list[dict]:
+    """Times each processor in each place."""
+    results = []
+    eos = tokenizer.eos_token_id
+    for vocabulary in VOCABULARIES:
+        for batch in BATCHES:
+            scores = torch.randn(batch, vocabulary)
+            ours = EosTokenRewardLogitsProcessor(
+                tokenizer, max_new_tokens=BUDGET, prompt_length=PROMPT
+            )
+            decay = ExponentialDecayLengthPenalty((PROMPT, 1.1), eos, PROMPT)
+            naive = ListIndexing(eos, PROMPT + BUDGET)
+            # One sentence has 15 tokens: 2 rows of 32 stand at an end in the same step.
+            cases = {
+                "ours, outside the zone": (ours, 40, 0),
+                "ours, inside, 1 row in 16 at an end": (ours, 100, max(1, batch // 16)),
+                "ours, inside, every row at an end": (ours, 100, batch),
+                "transformers' exponential decay": (decay, 100, 0),
+                "list indexing": (naive, 125, 0),
+            }
+            for name, (processor, length, ends) in cases.items():
+                ids = answer_rows(tokenizer, batch, length, ends=ends)
+                time_us = microseconds(lambda p=processor, i=ids, s=scores: p(i, s))
+                results.append(
+                    {"processor": name, "vocabulary": vocabulary, "batch": batch, "us": time_us}
+                )
+    return results
+
+
+def overhead(pipeline, repeats: int) -> dict[str, list[float]]:
+    """Ratios to bare `model.generate` for the same 48 tokens, each pair timed back to back."""
+    tokenizer, model = pipeline.tokenizer, pipeline.model
+    prompt = "The history of Paris begins"
+    inputs = tokenizer(prompt, return_tensors="pt")
+    llm = LlamaStopLLM(pipeline=pipeline, max_new_tokens=48, temperature=0)
+
+    def bare() -> object:
+        return model.generate(**inputs, max_new_tokens=48, min_new_tokens=48, do_sample=False)
+
+    fixed = {"pipeline_kwargs": {"min_new_tokens": 48}}
+    calls = {
+        "invoke, eos_reward off": lambda: llm.invoke(prompt, eos_reward=False, **fixed),
+        "invoke": lambda: llm.invoke(prompt, **fixed),
+        "invoke, 2 stop strings": lambda: llm.invoke(prompt, stop=["\nObs:", "XYZ"], **fixed),
+        "stream": lambda: list(llm.stream(prompt, **fixed)),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in calls}
+    for call in (bare, *calls.values()):
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            pair = []
+            for work in (bare, call, call, bare):  # both orders, so that drift cancels out
+                begin = time.perf_counter()
+                work()
+                pair.append(time.perf_counter() - begin)
+            ratios[name].append((pair[1] + pair[2]) / (pair[0] + pair[3]))
+    return ratios
+
+
+def main() -> None:
+    """Runs everything and prints two tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--repeats", type=int, default=10, help="pairs per ratio (default 10)")
+    args = parser.parse_args()
+    console = Console()
+    pipeline = load_pipeline("demo", dtype="float32")
+    steps = processors(pipeline.tokenizer)
+    table = Table(title=f"µs per step (aim: {AIM_OUTSIDE:g} outside, {AIM_INSIDE:g} inside)")
+    table.add_column("processor")
+    places = [(v, b) for v in VOCABULARIES for b in BATCHES]
+    for vocabulary, batch in places:
+        table.add_column(f"{vocabulary // 1000}k x {batch}", justify="right")
+    for name in dict.fromkeys(s["processor"] for s in steps):
+        row = [s["us"] for s in steps if s["processor"] == name]
+        table.add_row(name, *(f"{us:,.1f}" for us in row))
+    console.print(table)
+    ratios = overhead(pipeline, args.repeats)
+    table = Table(title="time over bare model.generate, 48 tokens, demo model in float32")
+    for column in ("path", "median", "min", "max"):
+        table.add_column(column, justify="left" if column == "path" else "right")
+    for name, values in ratios.items():
+        figures = (statistics.median(values), min(values), max(values))
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures))
+    console.print(table)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    console.print(machine)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"machine": machine, "steps": steps, "ratios": ratios}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

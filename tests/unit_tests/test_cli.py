@@ -1,0 +1,291 @@
+"""The command line on scripted models: what it reads, writes and refuses."""
+
+import io
+import os
+import sys
+
+import pytest
+
+from langchain_llama_stop import cli, loading
+from tests.fakes import (
+    LLAMA2_TEMPLATE,
+    ScriptedLlama,
+    byte_ids,
+    byte_tokenizer,
+    make_pipeline,
+    scripted_answers,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@pytest.fixture
+def refuse_loading(monkeypatch):
+    def load_pipeline(*args, **kwargs):
+        pytest.fail("nothing may be loaded before the arguments are checked")
+
+    monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+
+
+@pytest.fixture
+def model_that_says(monkeypatch):
+    """Puts a model that answers every prompt alike in the place of the one asked for."""
+
+    def install(answer, prompt=None, template=None):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        eos = tokenizer.eos_token_id
+        # Without a prompt: one of the same length as any, because only the place counts.
+        ids = tuple(tokenizer(prompt)["input_ids"])
+        scores = scripted_answers({ids: byte_ids(answer)}, len(tokenizer), eos)
+        pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
+        calls = []
+
+        def load_pipeline(model, quantization=None, adapter=None, *, progress):
+            calls.append((model, quantization, adapter))
+            progress(f"Loading {model}")
+            return pipeline
+
+        monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+        return calls
+
+    return install
+
+
+def parse(*argv):
+    return cli.build_parser().parse_args(argv)
+
+
+def test_defaults():
+    asked = vars(parse("ask", "Why?"))
+    assert asked.pop("run") is cli.ask
+    assert asked == {
+        "question": "Why?",
+        "model": "demo",
+        "adapter": None,
+        "quantization": "nf4",
+        "max_new_tokens": 256,
+        "stop": [],
+        "temperature": 0.0,
+        "seed": None,
+        "system": None,
+        "raw": False,
+        "eos_reward": True,
+    }
+    shown = vars(parse("demo"))
+    assert shown.pop("run") is cli.demo
+    assert shown == {
+        "question": "What can I do in Paris?",
+        "max_new_tokens": 96,
+        "quantization": "nf4",
+        "svg": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (r"\nObservation:", "\nObservation:"),
+        (r"a\tb", "a\tb"),
+        (r"C:\\new", r"C:\new"),
+        (r"\d\w", r"\d\w"),
+        ("\n", "\n"),
+    ],
+)
+def test_stops_are_unescaped_and_add_up(given, meant):
+    assert parse("ask", "--stop", given, "--stop", "END", "Why?").stop == [meant, "END"]
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["sing"], ["ask"], ["ask", "--quantization", "fp4", "x"], ["demo", "Why?"]]
+)
+def test_what_argparse_refuses(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    assert exit_.value.code == 2
+    assert "usage: llama-stop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["ask"]])
+def test_help_states_purpose_examples_and_defaults(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*command, "--help"])
+    assert exit_.value.code == 0
+    help_ = capsys.readouterr().out
+    assert help_.count("default: ") >= (3 if command else 0)
+    assert ("examples:\n  llama-stop" in help_) == bool(command)
+    assert all(len(line) <= 100 for line in help_.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["ask", "--max-new-tokens", "0", "x"], "`max_new_tokens` has to be a whole number of 1"),
+        (["ask", "--temperature", "-1", "x"], "`temperature` has to be 0 (greedy) or more"),
+        (["ask", "--seed", "-1", "x"], "`seed` has to be a whole number of 0"),
+        (["ask", "--stop", "", "x"], "`stop`"),
+        (["ask", "--raw", "--system", "y", "x"], "`--system` needs the chat template"),
+        (["ask", " "], "`question` has to hold at least one word"),
+        (["demo", "--question", ""], "`question` has to hold at least one word"),
+        (["demo", "--max-new-tokens", "0"], "`max_new_tokens` has to be a whole number of 1"),
+    ],
+)
+def test_wrong_values_are_refused_before_loading(argv, message, capsys, refuse_loading):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("llama-stop: error: ") and message in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError("no such\n  thing"), 2, "llama-stop: error: no such thing\n"),
+        (ImportError("Install it"), 2, "llama-stop: error: Install it\n"),
+        (KeyboardInterrupt(), 130, "\n"),
+    ],
+)
+def test_errors_are_one_line(error, code, line, monkeypatch, capsys):
+    def load_pipeline(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+    assert cli.main(["ask", "x"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def load_pipeline(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["ask", "x"])
+
+
+def test_ask_without_a_chat_template(model_that_says, capsys):
+    calls = model_that_says("Because. 😀", prompt="Why?")
+    arguments = ["--model", "m", "--adapter", "a", "--quantization", "none"]
+    assert cli.main(["ask", *arguments, "Why?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Because. 😀\n"
+    assert calls == [("m", None, "a")]
+    summary = "14 tokens · finish_reason=stop · stop_reason=None · eos_source=model · "
+    assert err.startswith(summary) and err.endswith(" tokens/s\n") and err.count("\n") == 1
+
+
+def test_ask_with_stops(model_that_says, capsys):
+    model_that_says("Thought: look.\nObservation: 3", prompt="Why?")
+    assert cli.main(["ask", "--stop", "XY", "--stop", r"\nObs", "Why?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Thought: look.\n"
+    assert r"finish_reason=stop · stop_reason='\nObs' · eos_source=None" in err
+
+
+def test_ask_without_the_eos_reward(model_that_says, capsys):
+    model_that_says("On and on and on", prompt="Why?")
+    assert cli.main(["ask", "--no-eos-reward", "--max-new-tokens", "6", "Why?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "On and\n"
+    assert "6 tokens · finish_reason=length · stop_reason=None · eos_source=None" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (["--raw"], "Why?"),
+        ([], "<s>[INST] Why? [/INST]"),
+        (["--system", "Be brief."], "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhy? [/INST]"),
+    ],
+)
+def test_ask_applies_the_chat_template(arguments, prompt, model_that_says, capsys):
+    model_that_says("Because.", prompt=prompt, template=LLAMA2_TEMPLATE)
+    assert cli.main(["ask", *arguments, "Why?"]) == 0
+    assert capsys.readouterr().out == "Because.\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "`--system` needs a chat template, but the model's tokenizer has none"),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}",
+            "The model's chat template refuses the messages: No system.",
+        ),
+    ],
+)
+def test_ask_says_that_a_system_prompt_has_no_place(template, message, model_that_says, capsys):
+    model_that_says("", prompt="Why?", template=template)
+    assert cli.main(["ask", "--system", "Be brief.", "Why?"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ask_reads_stdin(model_that_says, capsys, monkeypatch):
+    model_that_says("Because.", prompt="A\nWhy?")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A\nWhy?\n"))
+    assert cli.main(["ask", "-"]) == 0
+    assert capsys.readouterr().out == "Because.\n"
+
+
+def test_ask_refuses_an_empty_stdin(refuse_loading, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert cli.main(["ask", "-"]) == 2
+    assert "`question` has to hold at least one word" in capsys.readouterr().err
+
+
+def test_output_that_the_terminal_cannot_show(model_that_says, monkeypatch):
+    model_that_says("Yes 😀", prompt="Why?")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["ask", "Why?"]) == 0
+    assert written.getvalue() == b"Yes ?\n"
+
+
+PROMPT = "<s>[INST] <<SYS>>\nYou are a helpful travel guide.\n<</SYS>>\n\nWhy? [/INST]"
+ANSWER = "Because it is so. And then it goes on and on without any end in sight"
+
+
+def test_demo(model_that_says, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    calls = model_that_says(ANSWER, prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    picture = tmp_path / "demo.svg"
+    arguments = ["--question", "Why?", "--max-new-tokens", "24", "--svg", str(picture)]
+    assert cli.main(["demo", *arguments, "--quantization", "int8"]) == 0
+    assert calls == [("demo", "int8", None)]
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = [line.split("  ") for line in out.splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["Plain HuggingFacePipeline", "LlamaStopLLM"] in cells
+    assert [
+        "answer",
+        "Because it is so. And th ✂ cut here",
+        "Because it is so. ✓ ends here",
+    ] in cells
+    assert ["tokens used", "24 of 24", "18 of 24"] in cells
+    assert ["finish_reason", "length (the pipeline does not say)", "stop"] in cells
+    assert ["eos_source", "none", "reward"] in cells
+    assert f"The table is in {picture}." in out.replace("\n", "")
+    assert "LlamaStopLLM" in picture.read_text()
+
+
+def test_demo_is_fair_to_a_plain_answer_that_ends(model_that_says, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    model_that_says("So.", prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "cut here" not in out and out.count("✓ ends here") == 2
+    assert "stop (the pipeline does not say)" in out
+    assert out.count("4 of 24") == 2
+
+
+def test_demo_shows_its_own_cuts(model_that_says, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    model_that_says("no end in sight at all and on", prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("✂ cut here") == 2 and "forced" in out
