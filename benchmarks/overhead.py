@@ -59,22 +59,33 @@ def microseconds(call: Callable[[], object], seconds: float = 0.4) -> float:
     return statistics.median(times) * 1e6
 
 
-def answer_rows(tokenizer, batch: int, length: int, *, ends: int) -> torch.Tensor:
-    """Prompts and answers of real sentences, (batch, PROMPT + length), `ends` of them at an end."""
-    text = "Paris is the capital of France, and many people visit it every year. " * 80
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    stops = [
-        i for i, t in enumerate(ids[:900]) if tokenizer.decode([t]).endswith(".") and i >= length
-    ]
-    rows = []
-    for row in range(batch):
-        last = stops[row % len(stops)] if row < ends else stops[row % len(stops)] + 5
-        rows.append([ids[0]] * PROMPT + ids[last + 1 - length : last + 1])
-    return torch.tensor(rows)
+TEXT = """Paris is the capital of France and one of the most visited cities in the world. Most \
+people come for the museums, the river and the food. If you have a day only, begin early at the \
+Louvre, walk through the gardens to the Orangerie, and have lunch on the left bank, where it is \
+quieter. In the afternoon you can take a boat. Do you like old bookshops? There is a famous \
+one near the cathedral, and many smaller ones (some of them hidden in courtyards) farther south. \
+At night the tower is lit for five minutes at every full hour, which is best seen from the bridge. \
+"""
+
+
+def answer_rows(tokenizer, batch: int, length: int) -> torch.Tensor:
+    """Prompts and answers of real sentences, each row elsewhere in the text, (batch, length)."""
+    ids = tokenizer(TEXT * 20, add_special_tokens=False)["input_ids"]
+    starts = [(row * 37) % 500 for row in range(batch)]
+    return torch.tensor([[ids[0]] * PROMPT + ids[s : s + length] for s in starts])
+
+
+def finish(ours: EosTokenRewardLogitsProcessor, steps: list[torch.Tensor], eos: int) -> None:
+    """Pads each row from the step on at which its end was decided, as decoding does."""
+    ended = torch.zeros(len(steps[0]), dtype=torch.bool)
+    for ids in steps:
+        decided = [n.decided for n in ours.nudges(ids)]
+        ids[ended, -1] = eos
+        ended |= torch.tensor(decided)
 
 
 def processors(tokenizer) -> list[dict]:
-    """Times each processor in each place."""
+    """Times each processor in each place; inside the zone as the mean over all of its steps."""
     results = []
     eos = tokenizer.eos_token_id
     for vocabulary in VOCABULARIES:
@@ -85,19 +96,25 @@ def processors(tokenizer) -> list[dict]:
             )
             decay = ExponentialDecayLengthPenalty((PROMPT, 1.1), eos, PROMPT)
             naive = ListIndexing(eos, PROMPT + BUDGET)
-            # One sentence has 15 tokens: 2 rows of 32 stand at an end in the same step.
+            zone = range(ours.reward.zone(BUDGET), BUDGET)
             cases = {
-                "ours, outside the zone": (ours, 40, 0),
-                "ours, inside, 1 row in 16 at an end": (ours, 100, max(1, batch // 16)),
-                "ours, inside, every row at an end": (ours, 100, batch),
-                "transformers' exponential decay": (decay, 100, 0),
-                "list indexing": (naive, 125, 0),
+                "ours, outside the landing zone": (ours.apply_, range(1, zone.start)),
+                "ours, inside": (ours.apply_, zone),
+                "ours, inside, scores copied": (ours, zone),
+                "transformers' exponential decay": (decay, zone),
+                "list indexing": (naive, range(126, 128)),
             }
-            for name, (processor, length, ends) in cases.items():
-                ids = answer_rows(tokenizer, batch, length, ends=ends)
-                time_us = microseconds(lambda p=processor, i=ids, s=scores: p(i, s))
+            for name, (processor, steps) in cases.items():
+                rows = [answer_rows(tokenizer, batch, step) for step in steps]
+                finish(ours, rows, eos)
+                us = microseconds(lambda p=processor, r=rows, s=scores: [p(i, s) for i in r])
                 results.append(
-                    {"processor": name, "vocabulary": vocabulary, "batch": batch, "us": time_us}
+                    {
+                        "processor": name,
+                        "vocabulary": vocabulary,
+                        "batch": batch,
+                        "us": us / len(rows),
+                    }
                 )
     return results
 
@@ -137,7 +154,7 @@ def main() -> None:
     """Runs everything and prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument("--repeats", type=int, default=10, help="pairs per ratio (default 10)")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs per ratio (default 5)")
     args = parser.parse_args()
     console = Console()
     pipeline = load_pipeline("demo", dtype="float32")

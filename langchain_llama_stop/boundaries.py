@@ -30,6 +30,7 @@ _GOES_ON = tuple(":,;-–—/&：，；、،؛")
 _TAIL = rf"(?:[{_CLOSERS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
 _END = re.compile(rf"([{_TERMINATORS}])({_TAIL})(?<!\u200d)\Z")
 _CANDIDATE = re.compile(rf"[{_TERMINATORS}]{_TAIL}|(?<!\$)\$\$|\\\]")
+_ROUGH_END = re.compile(rf"[{_TERMINATORS}][{_CLOSERS}]*(?:\s|\Z)|[。！？]")
 _REACH = 40  # how far back from the end of the text its terminator may lie
 
 _WORD = re.compile(r"[^\W_]")
@@ -123,6 +124,18 @@ def end_offsets(text: str) -> list[int]:
 def last_end(text: str) -> int:
     """The largest offset at which `text[:offset]` may end, 0 if there is none."""
     return (end_offsets(text) or [0])[-1]
+
+
+def count_sentences(text: str) -> int:
+    """Count sentences roughly, at a hundredth of the cost of `end_offsets`: terminators with space.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        A number that grows as the sentences do; abbreviations and the like count too.
+    """
+    return len(_ROUGH_END.findall(text))
 
 
 class _Answer:

@@ -31,7 +31,7 @@ class Step(NamedTuple):
         tokens: The chosen token of each row, (batch,); padding for rows that had finished before.
         finished: Which rows have now finished, (batch,).
         input_ids: Prompt and answer before this step, (batch, prompt_length + generated).
-        logits: The model's own scores, float32, (batch, vocab).
+        logits: The model's own scores, (batch, vocab).
     """
 
     tokens: list[int]
@@ -104,16 +104,15 @@ def decode_steps(
             )
             outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            logits = outputs.logits[:, -1 - guessed :].to(
-                copy=True, dtype=torch.float32, device=input_ids.device
-            )  # (batch, 1 + guessed, vocab)
+            logits = outputs.logits[:, -1 - guessed :]  # (batch, 1 + guessed, vocab)
             del outputs
             unread, first = 1, False
             steps = []
             for position in range(1 + guessed):
                 # 2. Scores
                 own = logits[:, position]
-                scores = logits_processor(input_ids, own.clone())
+                scores = own.to(copy=True, dtype=torch.float32, device=input_ids.device)
+                scores = logits_processor(input_ids, scores)
                 # 3. Choice
                 if generation_config.do_sample:
                     tokens = _sample(scores, generators)

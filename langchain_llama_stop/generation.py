@@ -134,7 +134,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
             eos_token_id=eos,
             reward=options.eos_reward,
         )
-        processors.append(reward)
+        processors.append(reward.apply_)
     if options.stop or options.stop_token_ids:
         criteria.append(
             StopSequenceCriteria(
@@ -182,7 +182,7 @@ def _follow(
                 continue
             if step.tokens[i] in eos:
                 row.eos_source = (
-                    reward.eos_source(step.input_ids[i], step.logits[i], sampled)
+                    reward.eos_source(step.input_ids[i], step.logits[i].float(), sampled)
                     if reward
                     else "model"
                 )

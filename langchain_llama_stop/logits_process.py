@@ -94,7 +94,21 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         nudges = self.nudges(input_ids)
         if all(n is NONE for n in nudges):
             return scores
-        return apply_nudges(scores, nudges, self.eos_token_ids, self._closers)
+        return self._apply(scores.clone(), nudges)
+
+    def apply_(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The same in place, for a loop that owns its scores: copying them costs more than this.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+            scores: Next-token scores, (batch, vocab); the rows that may end are changed.
+
+        Returns:
+            `scores`.
+        """
+        if input_ids.shape[1] - self.prompt_length < self._zone:
+            return scores
+        return self._apply(scores, self.nudges(input_ids))
 
     def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
         """Says what each row needs at this step.
@@ -108,7 +122,14 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         generated = input_ids.shape[1] - self.prompt_length
         if generated < self._zone:
             return [NONE] * input_ids.shape[0]
-        return [self._row(ids, generated) for ids in input_ids[:, self.prompt_length :].tolist()]
+        newest = input_ids[:, -1].tolist() if generated else [None] * input_ids.shape[0]
+        elsewhere = self._nudge(generated)  # where the newest token cannot end a text
+        return [
+            self._row(input_ids[i], generated)
+            if token is not None and self._may_end(token)
+            else elsewhere
+            for i, token in enumerate(newest)
+        ]
 
     def eos_source(
         self, input_ids: torch.Tensor, logits: torch.Tensor, sampled: bool
@@ -128,20 +149,22 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         n = self.nudges(input_ids[None])[0]
         eos = self.eos_token_ids
         if sampled and (n.eos or n.decided):
-            rewarded = apply_nudges(logits[None], [n], eos, [])[0]
+            rewarded = lift_(logits[None].clone(), [0], eos, [n.eos], [n.decided])[0]
             own = bool(logits.softmax(-1)[eos].sum() >= rewarded.softmax(-1)[eos].sum() / 2)
         else:
             own = not (n.eos or n.decided) or int(logits.argmax()) in eos
         return "model" if own else "forced" if n.forced else "reward"
 
-    def _row(self, ids: list[int], generated: int) -> Nudge:
-        sentence_tokens = 0.0
-        may_end = bool(ids) and self._may_end(ids[-1])
-        if may_end:
-            text = self._detokenizer.decode(ids)
-            may_end = boundaries.may_end(text, self.reward.boundary)
-            if may_end:
-                sentence_tokens = typical_sentence(text, generated)
+    def _row(self, input_ids: torch.Tensor, generated: int) -> Nudge:
+        text = self._detokenizer.decode(input_ids[self.prompt_length :].tolist())
+        if not boundaries.may_end(text, self.reward.boundary):
+            return self._nudge(generated)
+        sentence_tokens = generated / max(1, boundaries.count_sentences(text))
+        return self._nudge(generated, may_end=True, sentence_tokens=sentence_tokens)
+
+    def _nudge(
+        self, generated: int, *, may_end: bool = False, sentence_tokens: float = 0.0
+    ) -> Nudge:
         return nudge(
             self.reward,
             generated,
@@ -149,6 +172,18 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             may_end=may_end,
             sentence_tokens=sentence_tokens,
         )
+
+    def _apply(self, scores: torch.Tensor, nudges: Sequence[Nudge]) -> torch.Tensor:
+        eos = [(i, n.eos, n.decided) for i, n in enumerate(nudges) if n.eos or n.decided]
+        if eos:
+            rows, nats, decided = map(list, zip(*eos, strict=True))
+            lift_(scores, rows, self.eos_token_ids, nats, decided)
+        close = [(i, n.close, n.close_decided) for i, n in enumerate(nudges)]
+        close = [c for c in close if c[1] or c[2]]
+        if close and self._closers:
+            rows, nats, decided = map(list, zip(*close, strict=True))
+            lift_(scores, rows, self._closers, nats, decided)
+        return scores
 
     def _may_end(self, token_id: int) -> bool:
         """Rules out, without the text, the tokens behind which no text ends: most of them."""
@@ -160,21 +195,9 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
 
 
 def _inside_sentence(piece: str) -> bool:
+    """Whether no text ends behind a token with this text; "" is a special one, padding say."""
     last = piece.rstrip()[-1:]
-    return last.isalnum() or last in _NO_END if last else piece != ""
-
-
-def typical_sentence(text: str, tokens: int) -> float:
-    """Estimates the tokens of a typical sentence of an answer.
-
-    Args:
-        text: The answer so far, which may end where it stands.
-        tokens: Its length in tokens.
-
-    Returns:
-        The mean length of its sentences, in tokens.
-    """
-    return tokens / max(1, len(boundaries.end_offsets(text)))
+    return not last or last.isalnum() or last in _NO_END
 
 
 def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -195,36 +218,39 @@ def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def apply_nudges(
-    scores: torch.Tensor, nudges: Sequence[Nudge], eos_ids: list[int], closers: list[int]
+def lift_(
+    scores: torch.Tensor,
+    rows: list[int],
+    ids: list[int],
+    nats: Sequence[float],
+    decided: Sequence[bool],
 ) -> torch.Tensor:
-    """Applies the score rule to a batch.
+    """Raises, in some rows, the best of some tokens; in place.
+
+    Only the best one: raising all of them would add their probabilities up.
 
     Args:
         scores: Next-token scores, (batch, vocab).
-        nudges: One per row.
-        eos_ids: The EOS ids.
-        closers: Ids of sentence-closing tokens.
+        rows: Indices of the rows.
+        ids: The tokens, EOS ids for instance.
+        nats: What is added to the best one's score, per row of `rows`.
+        decided: Whether it is lifted above all other tokens instead, per row of `rows`.
 
     Returns:
-        New scores, (batch, vocab).
+        `scores`.
     """
-    scores = scores.clone()
-    for row, n in enumerate(nudges):
-        if n.decided or n.eos:
-            _lift(scores[row], eos_ids, n.eos, n.decided)
-        if closers and (n.close_decided or n.close):
-            _lift(scores[row], closers, n.close, n.close_decided)
+    row = torch.tensor(rows, device=scores.device)  # (rows,)
+    token = torch.tensor(ids, device=scores.device)  # (ids,)
+    if len(ids) > 1:
+        token = token[scores[row[:, None], token].argmax(dim=1)]  # (rows,): each row's best
+    score = scores[row, token]
+    new = score + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
+    if any(decided):
+        # Picking rows copies them: for many of them it is cheaper to reduce the whole batch.
+        few = 4 * len(rows) < scores.shape[0]
+        best = (scores[row].amax(dim=1) if few else scores.amax(dim=1)[row]) + DECIDED
+        new = torch.where(
+            torch.tensor(decided, device=scores.device), torch.maximum(score, best), new
+        )
+    scores[row, token] = torch.where(score.isneginf(), score, new)  # forbidden stays forbidden
     return scores
-
-
-def _lift(row: torch.Tensor, ids: list[int], nats: float, decided: bool) -> None:
-    """Raises the best of `ids` in a row of scores, (vocab,), in place.
-
-    Only the best one: raising all of them would add their probabilities up.
-    """
-    best = ids[int(row[ids].argmax())] if len(ids) > 1 else ids[0]
-    score = row[best]
-    if torch.isneginf(score):
-        return
-    row[best] = torch.maximum(score, row.max() + DECIDED) if decided else score + nats

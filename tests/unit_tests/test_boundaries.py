@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.boundaries import (
+    count_sentences,
     end_offsets,
     is_true_end,
     last_end,
@@ -610,3 +611,18 @@ def test_long_texts_take_linear_time(piece: str, ends: int) -> None:
 @pytest.mark.parametrize("text", ["|a|\n|" + "-" * 100_000 + "x\n", "*" * 100_000 + "x."])
 def test_long_runs_take_linear_time(text: str) -> None:
     assert last_end(text) in (0, len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("A cat", 0),
+        ("A cat. A dog.", 2),
+        ('He said "No." Then (he left).\n', 2),
+        ("猫。犬！", 2),
+        ("It costs 3.14 euros.", 1),
+    ],
+)
+def test_sentences_are_counted_roughly(text, count):
+    assert count_sentences(text) == count

@@ -2,7 +2,9 @@
 
 import io
 import os
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -33,13 +35,12 @@ def refuse_loading(monkeypatch):
 
 @pytest.fixture
 def model_that_says(monkeypatch):
-    """Puts a model that answers every prompt alike in the place of the one asked for."""
+    """Puts a model that answers one prompt into the place of the one asked for."""
 
-    def install(answer, prompt=None, template=None):
+    def install(answer, prompt, template=None):
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = template
         eos = tokenizer.eos_token_id
-        # Without a prompt: one of the same length as any, because only the place counts.
         ids = tuple(tokenizer(prompt)["input_ids"])
         scores = scripted_answers({ids: byte_ids(answer)}, len(tokenizer), eos)
         pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
@@ -62,7 +63,7 @@ def parse(*argv):
 
 def test_defaults():
     asked = vars(parse("ask", "Why?"))
-    assert asked.pop("run") is cli.ask
+    assert asked.pop("run") is cli._ask
     assert asked == {
         "question": "Why?",
         "model": "demo",
@@ -77,7 +78,7 @@ def test_defaults():
         "eos_reward": True,
     }
     shown = vars(parse("demo"))
-    assert shown.pop("run") is cli.demo
+    assert shown.pop("run") is cli._demo
     assert shown == {
         "question": "What can I do in Paris?",
         "max_new_tokens": 96,
@@ -289,3 +290,38 @@ def test_demo_shows_its_own_cuts(model_that_says, capsys, monkeypatch):
     assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("✂ cut here") == 2 and "forced" in out
+
+
+def test_names_are_no_markup(model_that_says, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # the stages are shown
+    prompt = PROMPT.replace("Why?", "Is [/b] [red] markup?")
+    model_that_says("[/i] is.", prompt=prompt, template=LLAMA2_TEMPLATE)
+    assert cli.main(["demo", "--question", "Is [/b] [red] markup?"]) == 0
+    out, err = capsys.readouterr()
+    assert "“Is [/b] [red] markup?” in 96 tokens" in out and out.count("[/i] is.") == 2
+    assert all(f"{name} answer" in err for name in ("The plain pipeline", "LlamaStopLLM"))
+    model_that_says("No.", prompt="Why?")
+    assert cli.main(["ask", "--model", "[/x]", "Why?"]) == 0
+    assert "Loading [/x]" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    code = """
+        import sys
+        from langchain_llama_stop import cli
+
+        cli._ask = lambda args: [print("word" * 1000) for _ in range(1000)]
+        sys.exit(cli.main(["ask", "x"]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.read(4) == "word"
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == ""

@@ -54,6 +54,8 @@ def test_the_scores_given_are_not_changed():
     before = scores.clone()
     new = processor(budget=33)(rows(END), scores)
     assert torch.equal(scores, before) and not torch.equal(new, before)
+    assert torch.equal(processor(budget=33).apply_(rows(END), scores), new)  # in place, if asked
+    assert torch.equal(scores, new)
 
 
 def test_the_prompt_is_no_end():

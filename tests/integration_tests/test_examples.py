@@ -1,0 +1,99 @@
+"""The examples do what they say."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from langchain_core.tools import render_text_description
+from langchain_huggingface import HuggingFacePipeline
+
+from langchain_llama_stop import llms
+from langchain_llama_stop.boundaries import may_end
+
+torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(demo_pipeline, monkeypatch):
+    """Imports an example, which then gets the model that is loaded already."""
+
+    def load_pipeline(model, quantization, *args, **kwargs):
+        assert (model, quantization) == ("demo", "nf4")
+        return demo_pipeline
+
+    monkeypatch.setattr(llms, "load_pipeline", load_pipeline)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_every_example_is_tested_and_says_what_it_shows():
+    found = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    assert found == ["chain", "paris", "rag", "react_agent"]
+    for name in found:
+        text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+        assert text.lstrip("r").startswith('"""') and f"python examples/{name}.py" in text
+
+
+def test_paris(converted_models, demo_pipeline):
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "paris.py"],
+        env={**os.environ, "LLAMA_STOP_CACHE": converted_models, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.split("--- ")[1:]
+    cut, whole = (part.partition(":\n")[2].strip() for part in (first, second))
+    assert cut.startswith("Bonjour! Welcome") and not may_end(cut)
+    assert whole.startswith("Bonjour! Welcome") and may_end(whole)
+
+
+def test_chain(example, capsys):
+    answers = example("chain").main()
+    out = capsys.readouterr().out
+    for word, answer in zip(("bridge", "library", "echo"), answers, strict=True):
+        assert word in answer and may_end(answer) and answer in out
+
+
+def test_rag(example, capsys):
+    found, answer = example("rag").main()
+    assert found.page_content.startswith("Breakfast is served from 7:30")
+    assert "7:30" in answer.text and may_end(answer.text)
+    assert answer.generation_info["finish_reason"] == "stop"
+    assert answer.generation_info["eos_source"] in ("model", "reward")
+    out = capsys.readouterr().out
+    assert found.page_content in out and answer.text in out
+
+
+def test_react_agent(example, capsys, demo_pipeline):
+    module = example("react_agent")
+    written = module.main()
+    # Without its stop the agent's model makes up the result of the tool; with it, it asks the tool.
+    assert "Observation:" in written["without"][0]
+    assert not any("Observation:" in text for text in written["with"])
+    assert written["with"][0].endswith("Action: opening_hours\nAction Input: Louvre")
+    assert "The agent answers: The Louvre opens at 10:00." in capsys.readouterr().out
+
+    prompt = module.PROMPT.format(
+        tools=render_text_description([module.opening_hours]),
+        tool_names="opening_hours",
+        input="When does the Louvre open?",
+        agent_scratchpad="",
+    )
+    settings = {"max_new_tokens": 64, "do_sample": False, "return_full_text": False}
+    plain = HuggingFacePipeline(pipeline=demo_pipeline)
+    text = plain.invoke(prompt, stop=["\nObservation:"], pipeline_kwargs=settings)
+    assert "\nObservation:" in text  # the plain pipeline does not read `stop`
