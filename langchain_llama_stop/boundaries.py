@@ -126,6 +126,28 @@ def last_end(text: str) -> int:
     return (end_offsets(text) or [0])[-1]
 
 
+def closing(text: str) -> str:
+    """What brings an unfinished text to an end: a full stop, and all that is owed.
+
+    Args:
+        text: The answer so far.
+
+    Returns:
+        The shortest of the usual ways that works here, "" if the text may end as it is. Where
+        none works (behind a bare list marker, say), what is owed, or a full stop.
+    """
+    if may_end(text):
+        return ""
+    owed = "".join(open_constructs(text))
+    if text.endswith("\n"):
+        owed = owed.removeprefix("\n")  # of a fence, which wants a line of its own
+    outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
+    for end in (owed, *((outside, inside) if owed[:1] in (")", "]") else (inside, outside))):
+        if end and may_end(text + end):
+            return end
+    return owed or "."
+
+
 def count_sentences(text: str) -> int:
     """Count sentences roughly, at a hundredth of the cost of `end_offsets`: terminators with space.
 

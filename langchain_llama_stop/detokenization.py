@@ -60,6 +60,13 @@ class Detokenizer:
             if i is not None and tokenizer.convert_ids_to_tokens(i) == name
         )
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer itself."""
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None, "the tokenizer outlives its use"
+        return tokenizer
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Decodes ids to text, without the clean-up of spaces that some tokenizers ask for.
 
@@ -72,9 +79,7 @@ class Detokenizer:
         """
         if not ids:
             return ""
-        tokenizer = self._tokenizer()
-        assert tokenizer is not None, "the tokenizer outlives its use"
-        text = tokenizer.decode(
+        text = self.tokenizer.decode(
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return str(text)

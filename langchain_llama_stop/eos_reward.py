@@ -26,7 +26,7 @@ class EosReward:
 
     Attributes:
         start: Share of the token budget, 0 to 1, at which the landing zone begins. Before it
-            the model is left alone.
+            the model is left alone. None: 20 to 48 tokens before the limit, by the budget.
         strength: Nats added to the EOS score at a possible end when the budget is used up; it
             grows linearly from 0 at the beginning of the zone.
         boundary: What counts as a possible end: "sentence" (also a list item, table row or code
@@ -39,8 +39,8 @@ class EosReward:
         ValueError: If a value is outside its range.
     """
 
-    start: float = 0.6
-    strength: float = 6.0
+    start: float | None = None
+    strength: float = 2.0
     boundary: Boundary = "sentence"
     close_sentence: bool = True
     force_eos: bool = True
@@ -49,9 +49,11 @@ class EosReward:
         """Checks the ranges."""
         for name in ("start", "strength"):
             value = getattr(self, name)
+            if value is None and name == "start":
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"`{name}` has to be a number, but is {value!r}.")
-        if not 0 <= self.start <= 1:
+        if self.start is not None and not 0 <= self.start <= 1:
             raise ValueError(
                 f"`start` has to be between 0 and 1, a share of the budget, but is {self.start!r}."
             )
@@ -109,6 +111,9 @@ class EosReward:
         Returns:
             A count from 0 to `max_new_tokens - 1`: the last token is always inside.
         """
+        if self.start is None:
+            # One to two sentences: what landing takes does not grow with the budget.
+            return max(0, max_new_tokens - min(max(int(0.6 * max_new_tokens), 20), 48))
         return min(int(self.start * max_new_tokens), max_new_tokens - 1)
 
 
@@ -120,22 +125,23 @@ class Nudge:
         eos: Nats added to the EOS score.
         decided: Whether EOS is lifted above every other token.
         forced: Whether that is done where the text may not end, on the last token of the budget.
-        close: Nats added to the scores of sentence-closing tokens.
-        close_decided: Whether the best closing token is lifted above every other token.
+        close: Nats by which a token that closes the sentence may lie under the best one and is
+            still preferred to it.
     """
 
     eos: float = 0.0
     decided: bool = False
     forced: bool = False
     close: float = 0.0
-    close_decided: bool = False
 
 
 NONE = Nudge()
-CLOSING_TOKENS = 12
+SENTENCES = 1.6
+"""An answer goes on where this many of its typical sentences fit: they vary in length."""
+CLOSING_TOKENS = 24
 """Tokens before the limit in which an open sentence is helped to its end."""
-CLOSING_STRENGTH = 3.0
-"""Nats that a sentence-closing token has gained when it is due."""
+CLOSING_NATS = (2.0, 3.0)
+"""What that help may cost, at the beginning and at the end of these tokens."""
 
 
 def nudge(
@@ -165,12 +171,10 @@ def nudge(
     if left == 1 and reward.force_eos:
         return Nudge(decided=True, forced=not may_end)
     if may_end:
-        if left - 1 < sentence_tokens:
+        if left - 1 < SENTENCES * sentence_tokens:
             return Nudge(decided=True)
         return Nudge(eos=reward.strength * (generated - zone) / max(1, max_new_tokens - zone))
     if reward.close_sentence and left <= CLOSING_TOKENS:
-        due = 2  # the closing token, then EOS
-        if left <= due:
-            return Nudge(close_decided=True)
-        return Nudge(close=CLOSING_STRENGTH * (1 - (left - due) / (CLOSING_TOKENS - due + 1)))
+        first, last = CLOSING_NATS
+        return Nudge(close=first + (last - first) * (1 - left / CLOSING_TOKENS))
     return NONE

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
+_PLANNED_TOKENS = 8  # the longest end that is kept in reserve: fences, brackets and EOS
 _CLOSERS = (".", "!", "?", "。", "！", "？", "؟", "।")
 
 
@@ -77,6 +78,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self._zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
         self._may_end_after: dict[int, bool] = {}
+        self._plans: dict[str, list[int]] = {}
         self._closers = closing_token_ids(tokenizer) if self.reward.close_sentence else []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -94,7 +96,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         nudges = self.nudges(input_ids)
         if all(n is NONE for n in nudges):
             return scores
-        return self._apply(scores.clone(), nudges)
+        return self._apply(input_ids, scores.clone(), nudges)
 
     def apply_(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The same in place, for a loop that owns its scores: copying them costs more than this.
@@ -108,7 +110,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         """
         if input_ids.shape[1] - self.prompt_length < self._zone:
             return scores
-        return self._apply(scores, self.nudges(input_ids))
+        return self._apply(input_ids, scores, self.nudges(input_ids))
 
     def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
         """Says what each row needs at this step.
@@ -173,17 +175,51 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             sentence_tokens=sentence_tokens,
         )
 
-    def _apply(self, scores: torch.Tensor, nudges: Sequence[Nudge]) -> torch.Tensor:
+    def _apply(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, nudges: Sequence[Nudge]
+    ) -> torch.Tensor:
         eos = [(i, n.eos, n.decided) for i, n in enumerate(nudges) if n.eos or n.decided]
         if eos:
             rows, nats, decided = map(list, zip(*eos, strict=True))
             lift_(scores, rows, self.eos_token_ids, nats, decided)
-        close = [(i, n.close, n.close_decided) for i, n in enumerate(nudges)]
-        close = [c for c in close if c[1] or c[2]]
+        close = [i for i, n in enumerate(nudges) if n.close]
         if close and self._closers:
-            rows, nats, decided = map(list, zip(*close, strict=True))
-            lift_(scores, rows, self._closers, nats, decided)
+            self._close(input_ids, scores, close, nudges[close[0]].close)
         return scores
+
+    def _close(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, rows: list[int], nats: float
+    ) -> None:
+        """Helps open sentences to their end, in place: gently, and by plan when it is due."""
+        left = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
+        best = scores.amax(dim=1)[rows]  # (rows,)
+        marks = scores[rows][:, self._closers]  # (rows, closers)
+        near = (best - marks.amax(dim=1) <= nats).tolist()
+        favourite = marks.argmax(dim=1).tolist()
+        for i, row in enumerate(rows):
+            if not near[i] and left > _PLANNED_TOKENS:
+                continue
+            text = self._detokenizer.decode(input_ids[row, self.prompt_length :].tolist())
+            plan = self._plan(text) if left <= _PLANNED_TOKENS else []
+            mark = self._closers[favourite[i]]
+            if plan and left <= len(plan) + 1:
+                lift_(scores, [row], plan[:1], [0.0], [True])
+            elif near[i] and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
+                lift_(scores, [row], [mark], [nats], [False])
+
+    def _plan(self, text: str) -> list[int]:
+        """The ids of what would bring a text to its end."""
+        end = boundaries.closing(text)
+        if end not in self._plans:
+            tokenizer = self._detokenizer.tokenizer
+            word = tokenizer("x", add_special_tokens=False)["input_ids"]
+            ids = tokenizer("x" + end, add_special_tokens=False)["input_ids"]
+            # Where the end would merge with the word before it, the plain encoding has to do.
+            same = ids[: len(word)] == word
+            self._plans[end] = (
+                ids[len(word) :] if same else tokenizer(end, add_special_tokens=False)["input_ids"]
+            )
+        return self._plans[end]
 
     def _may_end(self, token_id: int) -> bool:
         """Rules out, without the text, the tokens behind which no text ends: most of them."""

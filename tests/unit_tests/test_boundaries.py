@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.boundaries import (
+    closing,
     count_sentences,
     end_offsets,
     is_true_end,
@@ -626,3 +627,21 @@ def test_long_runs_take_linear_time(text: str) -> None:
 )
 def test_sentences_are_counted_roughly(text, count):
     assert count_sentences(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("A cat sat.", ""),
+        ("A cat sat", "."),
+        ('He said "look', '."'),
+        ("It is small (a cat", ")."),
+        ("**A cat sat", ".**"),
+        ("Look:\n```python\nx = 1", "\n```"),
+        ("Look:\n```python\nx = 1\n", "```"),
+        ('{"a": [1, 2', "]}"),
+    ],
+)
+def test_closing_brings_a_text_to_its_end(text, end):
+    assert closing(text) == end
+    assert may_end(text + end)

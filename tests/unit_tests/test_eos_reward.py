@@ -45,17 +45,16 @@ def test_the_reward_grows_with_the_budget_used():
     assert eos == sorted(eos) and eos[0] == 0 < eos[-1]
 
 
-def test_the_end_is_decided_when_the_next_sentence_would_not_fit():
+def test_the_end_is_decided_when_the_next_sentence_may_not_fit():
     reward = EosReward(start=0.5)
-    assert nudge(reward, 80, 100, may_end=True, sentence_tokens=20).decided
-    assert not nudge(reward, 80, 100, may_end=True, sentence_tokens=19).decided
+    assert nudge(reward, 80, 100, may_end=True, sentence_tokens=12).decided
+    assert not nudge(reward, 80, 100, may_end=True, sentence_tokens=11).decided
 
 
-def test_an_open_sentence_is_closed_one_token_before_eos():
-    reward = EosReward()
-    assert nudge(reward, 98, 100, may_end=False).close_decided
-    close = [nudge(reward, n, 100, may_end=False).close for n in range(88, 98)]
-    assert close == sorted(close) and close[0] > 0
+def test_an_open_sentence_is_helped_the_more_the_nearer_the_limit_is():
+    close = [nudge(EosReward(), n, 100, may_end=False).close for n in range(76, 99)]
+    assert close == sorted(close) and 2 <= close[0] < close[-1] <= 3
+    assert nudge(EosReward(), 75, 100, may_end=False) is NONE
     assert nudge(EosReward(close_sentence=False), 98, 100, may_end=False) is NONE
 
 
@@ -64,3 +63,8 @@ def test_the_last_token_is_eos():
     assert not nudge(EosReward(), 99, 100, may_end=True).forced
     assert nudge(EosReward(), 99, 100, may_end=False).forced
     assert not nudge(EosReward(force_eos=False), 99, 100, may_end=False).decided
+
+
+@pytest.mark.parametrize(("budget", "zone"), [(5, 0), (32, 12), (64, 26), (128, 80), (1000, 952)])
+def test_by_default_the_zone_holds_a_sentence_or_two(budget, zone):
+    assert EosReward().zone(budget) == zone
