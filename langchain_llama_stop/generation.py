@@ -115,7 +115,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     config.eos_token_id = eos
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
     # 1. Left-padded prompts, (batch, width)
-    device = model.get_input_embeddings().weight.device
+    device = pipeline.device
     ids = torch.full((len(rows), width), config.pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
@@ -147,9 +147,12 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     generators = None
     if options.seed is not None:
         generators = [torch.Generator(device).manual_seed(options.seed) for _ in rows]
-    lookup = 0 if len(rows) > 1 or config.do_sample else options.prompt_lookup_num_tokens or 0
+    lookup = options.prompt_lookup_num_tokens or 0
+    if len(rows) > 1 or config.do_sample or config.use_cache is False:
+        lookup = 0
     # 3. Keys and values that an earlier prompt has left
-    reuse = PrefixCache.of(model, options.prefix_cache) if len(rows) == 1 else None
+    alone = len(rows) == 1 and config.use_cache is not False
+    reuse = PrefixCache.of(model, options.prefix_cache) if alone else None
     past = {"past_key_values": reuse.take(rows[0].ids)} if reuse else {}
     # 4. Steps
     steps: Iterator[Step] = model.generate(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.options import GenerationOptions
@@ -412,6 +412,24 @@ def test_the_users_processor_and_criteria_stay_in_force(where):
     assert response.text == "AAA"
     assert (response.finish_reason, response.eos_source) == ("stop", None)
     assert streamed(pipeline, "Yo", opts)[0] == "AAA"
+
+
+def test_without_a_cache_the_tokens_are_the_same():
+    pipeline = tiny()
+    off = {"pipeline_kwargs": {"use_cache": False}, "prompt_lookup_num_tokens": 4}
+    expected = generate(pipeline, ["Hi", "What can I do?"], options())
+    assert generate(pipeline, ["Hi", "What can I do?"], options(**off)) == expected
+    assert generate(pipeline, ["Hi"], options(prefix_cache=99, **off)) == expected[:1]
+
+
+def test_a_generation_config_of_the_pipeline_counts():
+    tokenizer = TOKENIZERS["bytes"]
+    model = tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    config = GenerationConfig(max_new_tokens=6, eos_token_id=tokenizer.eos_token_id)
+    pipeline = make_pipeline(model, tokenizer, generation_config=config)
+    opts = GenerationOptions.parse({"eos_reward": False})
+    assert len(generate(pipeline, ["Hi"], opts)[0].token_ids) == 6
+    assert config.max_new_tokens == 6
 
 
 # --- budgets, EOS ids, prompts
