@@ -38,10 +38,10 @@ integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest tests/integration_tests
 
 bench: $(STAMP) ## what our code costs, beside others
-	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 bench-termination: $(STAMP) ## how answers end under each known method (half an hour)
-	@$(BIN)/python benchmarks/termination.py
+	@$(BIN)/python benchmarks/termination.py $(ARGS)
 
 clean: ## remove .venv and caches of tools
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

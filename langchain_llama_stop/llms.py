@@ -253,6 +253,7 @@ class LlamaStopLLM(HuggingFacePipeline):
             "model": model.name_or_path or _object_key(model),
             "revision": getattr(model.config, "_commit_hash", None),
             "quantization": quantization_of(model),
+            "config": model.config.to_json_string(),
             "dtype": str(model.dtype),
             "adapters": {
                 name: f"{config.base_model_name_or_path} {_object_key(config)}"
@@ -275,7 +276,8 @@ class LlamaStopLLM(HuggingFacePipeline):
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}
-        given = {k: v for k, v in values.items() if k in self.model_fields_set}
+        # None is "not given" everywhere, so that `pipeline_kwargs` may say it instead.
+        given = {k: v for k, v in values.items() if k in self.model_fields_set and v is not None}
         return GenerationOptions.parse(given)
 
     def _with_call_options(self, kwargs: dict[str, Any]) -> tuple[LlamaStopLLM, dict[str, Any]]:
