@@ -1,5 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv by themselves.
 PYTHON ?= python3
+# Threads that spin while they wait take the cores from each other on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

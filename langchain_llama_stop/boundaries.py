@@ -31,6 +31,7 @@ _TAIL = rf"(?:[{_CLOSERS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
 _END = re.compile(rf"([{_TERMINATORS}])({_TAIL})(?<!\u200d)\Z")
 _CANDIDATE = re.compile(rf"[{_TERMINATORS}]{_TAIL}|(?<!\$)\$\$|\\\]")
 _ROUGH_END = re.compile(rf"[{_TERMINATORS}][{_CLOSERS}]*(?:\s|\Z)|[。！？]")
+_AFTER_WORD = re.compile(rf"[^\W_][{_CLOSERS}]*\Z")
 _REACH = 40  # how far back from the end of the text its terminator may lie
 
 _WORD = re.compile(r"[^\W_]")
@@ -133,19 +134,22 @@ def closing(text: str) -> str:
         text: The answer so far.
 
     Returns:
-        The shortest of the usual ways that works here, "" if the text may end as it is. Where
-        none works (behind a bare list marker, say), what is owed, or a full stop.
+        The first of the usual ways that works here; "" if the text may end as it is, or if none
+        works (behind a bare list marker, say).
     """
     if may_end(text):
         return ""
     owed = "".join(open_constructs(text))
     if text.endswith("\n"):
         owed = owed.removeprefix("\n")  # of a fence, which wants a line of its own
-    outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
-    for end in (owed, *((outside, inside) if owed[:1] in (")", "]") else (inside, outside))):
+    ends = [owed]
+    if _AFTER_WORD.search(text):  # a full stop behind anything else would end nothing
+        outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
+        ends += [outside, inside] if owed[:1] in (")", "]") else [inside, outside]
+    for end in ends:
         if end and may_end(text + end):
             return end
-    return owed or "."
+    return ""
 
 
 def count_sentences(text: str) -> int:

@@ -14,13 +14,18 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from langchain_llama_stop.decoding import Step, decode_steps
+from langchain_llama_stop.decoding import Step, decode_steps, model_lock
 from langchain_llama_stop.detokenization import TextBuilder
 from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
 from langchain_llama_stop.rows import GenerationResponse, Row
-from langchain_llama_stop.settings import eos_token_ids, generation_config, pipeline_callables
+from langchain_llama_stop.settings import (
+    eos_token_ids,
+    generation_config,
+    pipeline_callables,
+    with_pipeline_stops,
+)
 from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
 
 
@@ -54,6 +59,7 @@ def generate(
         ValueError: If a prompt is empty or leaves no room in the context window, or an option
             does not fit the model.
     """
+    options = with_pipeline_stops(pipeline, options)
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
     for batch in _batches(rows, options.batch_size):
         for _ in _decode(pipeline, batch, options):
@@ -77,6 +83,7 @@ def stream_generate(pipeline: Any, prompt: str, options: GenerationOptions) -> I
     Raises:
         ValueError: As `generate`.
     """
+    options = with_pipeline_stops(pipeline, options)
     row = Row(pipeline, prompt, options)
     row.builder = TextBuilder(row.detokenizer)
     if row.prefix:
@@ -127,13 +134,14 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
     reward = None
     if options.eos_reward:
-        reward = EosTokenRewardLogitsProcessor(
-            tokenizer,
-            max_new_tokens=budget,
-            prompt_length=width,
-            eos_token_id=eos,
-            reward=options.eos_reward,
-        )
+        with model_lock(model):  # it asks the tokenizer
+            reward = EosTokenRewardLogitsProcessor(
+                tokenizer,
+                max_new_tokens=budget,
+                prompt_length=width,
+                eos_token_id=eos,
+                reward=options.eos_reward,
+            )
         processors.append(reward.apply_)
     if options.stop or options.stop_token_ids:
         criteria.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.eos_reward import EosReward
-from langchain_llama_stop.loading import load_pipeline, quantization_of
+from langchain_llama_stop.loading import adapter_state, load_pipeline, quantization_of
 from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
@@ -27,7 +27,7 @@ from langchain_llama_stop.options import (
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
 
-_OBJECT_KEYS: dict[int, tuple[ref[Any], str]] = {}
+_OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 
 class LlamaStopLLM(HuggingFacePipeline):
@@ -245,7 +245,6 @@ class LlamaStopLLM(HuggingFacePipeline):
     def _identifying_params(self) -> Mapping[str, Any]:
         """Everything that changes an answer: this is the key of LangChain's cache."""
         model = self.pipeline.model
-        adapters = getattr(model, "peft_config", {})
         options = self._options()
         return {
             "model_id": self.model_id,
@@ -255,18 +254,22 @@ class LlamaStopLLM(HuggingFacePipeline):
             "quantization": quantization_of(model),
             "config": model.config.to_json_string(),
             "dtype": str(model.dtype),
+            "generation_config": model.generation_config.to_json_string(),
+            "model_kwargs": self.model_kwargs,
             "adapters": {
-                name: f"{config.base_model_name_or_path} {_object_key(config)}"
-                for name, config in adapters.items()
+                name: _object_key(config)
+                for name, config in getattr(model, "peft_config", {}).items()
             },
+            "active_adapters": adapter_state(model),
             "pipeline": str(sorted(self.pipeline._generate_kwargs.items(), key=str)),
             "pipeline_processors": [
                 _object_key(item)
                 for name in ("logits_processor", "stopping_criteria")
                 for item in self.pipeline._forward_params.get(name) or ()
             ],
+            # LangChain puts the call's stops under "stop", over whatever stands there.
             **{
-                name: getattr(options, name)
+                "constructor_stop" if name == "stop" else name: getattr(options, name)
                 for name in OPTION_NAMES
                 if name not in ("logits_processor", "stopping_criteria", "batch_size")
             },
@@ -288,7 +291,9 @@ class LlamaStopLLM(HuggingFacePipeline):
         if not call:
             return self, rest
         options = self._call_options(None, call)
-        return self.model_copy(update={n: getattr(options, n) for n in OPTION_NAMES}), rest
+        fields = {n: getattr(options, n) for n in OPTION_NAMES}
+        fields["eos_reward"] = options.eos_reward or False  # None would be the default
+        return self.model_copy(update=fields), rest
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         from langchain_llama_stop.settings import check_options
@@ -355,5 +360,8 @@ def _object_key(item: Any) -> str:
     known, key = _OBJECT_KEYS.get(id(item), (None, ""))
     if known is None or known() is not item:  # an id is used again once its object is gone
         key = f"{type(item).__name__} {uuid.uuid4().hex}"
-        _OBJECT_KEYS[id(item)] = (ref(item), key)
+        try:
+            _OBJECT_KEYS[id(item)] = (ref(item), key)
+        except TypeError:  # no weak references to it: keep it, so that its id stays its own
+            _OBJECT_KEYS[id(item)] = (lambda: item, key)
     return key

@@ -141,6 +141,23 @@ def quantization_of(model: PreTrainedModel) -> str | None:
     return _quantization_name(model.config)
 
 
+def adapter_state(model: PreTrainedModel) -> str:
+    """Says which adapters of a model are at work.
+
+    Args:
+        model: A loaded model.
+
+    Returns:
+        A text that changes with the active adapters; "" where there are none.
+    """
+    if not getattr(model, "peft_config", None):
+        return ""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
+    return f"{layer.active_adapters} {layer.disable_adapters}" if layer else ""
+
+
 def _quantization_name(config: Any) -> str | None:
     """Name the quantization that a model's config holds, as an object or as read from JSON."""
     found = getattr(config, "quantization_config", None)

@@ -62,10 +62,16 @@ class GenerationOptions:
         _integer("max_new_tokens", self.max_new_tokens, 1)
         _integer("top_k", self.top_k, 0)
         _integer("seed", self.seed, 0)
+        if self.seed is not None and self.seed >= 2**63:
+            raise ValueError(f"`seed` has to be under 2**63, but is {self.seed}.")
         _integer("batch_size", self.batch_size, 1)
         _integer("prefix_cache", self.prefix_cache, 0)
         _integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
-        _number("temperature", self.temperature, 0, "0 (greedy) or more")
+        _number("temperature", self.temperature, 0, "0 (greedy), or 0.01 or more")
+        if self.temperature and self.temperature < 0.01:
+            raise ValueError(
+                f"`temperature` has to be 0 (greedy), or 0.01 or more, but is {self.temperature!r}."
+            )
         _number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
         _number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
         if not isinstance(self.return_full_text, bool):
@@ -78,7 +84,7 @@ class GenerationOptions:
         if hint is not None:
             try:
                 hint.format(sentences=1)
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"`answer_hint` may hold no braces but {{sentences}}, but is {hint!r}."
                 ) from error
@@ -119,7 +125,11 @@ class GenerationOptions:
         changes = _normalize(options)
         for name in ("stop", "stop_token_ids", "logits_processor", "stopping_criteria"):
             if name in changes:
-                changes[name] = tuple(dict.fromkeys((*getattr(self, name), *changes[name])))
+                ours = getattr(self, name)
+                new = [item for item in changes[name] if not any(item is o for o in ours)]
+                if name in ("stop", "stop_token_ids"):
+                    new = [item for item in new if item not in ours]
+                changes[name] = (*ours, *new)
         if "pipeline_kwargs" in changes:
             changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
         return replace(self, **changes)
@@ -175,9 +185,13 @@ def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
     if kwargs := values.get("pipeline_kwargs"):
         kwargs = resolve_aliases(kwargs)
         ours = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
-        values = {**ours, **values, "pipeline_kwargs": kwargs}
+        given = {name: value for name, value in values.items() if value is not None}
+        values = {**ours, **given, "pipeline_kwargs": kwargs}
     elif "pipeline_kwargs" in values:
         values["pipeline_kwargs"] = {}
+    for name in ("temperature", "top_p", "repetition_penalty"):
+        if type(values.get(name)) is int:
+            values[name] = float(values[name])  # transformers takes no 2 for 2.0
     if "stop" in values:
         values["stop"] = parse_stop(values["stop"])
     if "stop_token_ids" in values:

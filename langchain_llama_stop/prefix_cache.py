@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from transformers import DynamicCache, PreTrainedModel
 
+from langchain_llama_stop.loading import adapter_state
+
 _CACHES: WeakKeyDictionary[PreTrainedModel, PrefixCache] = WeakKeyDictionary()
 
 
@@ -45,7 +47,7 @@ class PrefixCache:
             return None
         cache = _CACHES.setdefault(model, cls(model))
         adapters = {name: id(config) for name, config in getattr(model, "peft_config", {}).items()}
-        state = (adapters, str(model.active_adapters()) if adapters else "")
+        state = (adapters, adapter_state(model))
         with cache._lock:
             if cache._adapters != state:
                 cache._entries, cache._adapters = [], state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -122,11 +123,14 @@ class Row:
     def _visible(self, ids: Sequence[int], length: int) -> str:
         """What the first `length` characters of the text with special tokens are without them."""
         full = self.detokenizer.decode(ids, special=True)
-        lengths = [len(self.detokenizer.decode(ids[:n], special=True)) for n in range(len(ids) + 1)]
-        count = max(n for n in range(len(ids) + 1) if lengths[n] <= length)
+
+        def size(count: int) -> int:
+            return len(self.detokenizer.decode(ids[:count], special=True))
+
+        count = bisect_right(range(len(ids) + 1), length, key=size) - 1
         text = self.detokenizer.decode(ids[:count])
         if count < len(ids) and ids[count] not in self.detokenizer.special_ids:
-            text += full[lengths[count] : length]
+            text += full[size(count) : length]
         return text
 
     def response(self) -> GenerationResponse:

@@ -57,17 +57,30 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
                     f"`stop_token_ids` has to hold ids under {vocabulary}, the size of the "
                     f"vocabulary, but holds {token_id}."
                 )
+    if "stop_strings" in options.pipeline_kwargs:
+        raise ValueError("`pipeline_kwargs` may not hold `stop_strings`: use the option `stop`.")
+    if pipeline._preprocess_params.get("prefix"):
+        raise ValueError(
+            f"The pipeline's `prefix` has to be empty, but is "
+            f"{pipeline._preprocess_params['prefix']!r}: put it into the prompts."
+        )
+    for token_id in eos_token_ids(pipeline, options):
+        if not 0 <= token_id < vocabulary:
+            raise ValueError(
+                f"`eos_token_id` has to be under {vocabulary}, the size of the vocabulary, but is "
+                f"{token_id}: set `model.generation_config.eos_token_id`."
+            )
     config = generation_config(pipeline, options, max_new_tokens=1)
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError(
+            f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
+            f"pass the prompt several times to `batch` instead."
+        )
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
             f"The generation mode has to be greedy search or sampling, but the settings ask for "
             f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline."
-        )
-    if (config.num_return_sequences or 1) > 1:
-        raise ValueError(
-            f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
-            f"pass the prompt several times to `batch` instead."
         )
 
 
@@ -109,17 +122,35 @@ def token_budget(pipeline: Any, options: GenerationOptions, prompt_tokens: int) 
     return int(min(budget, room))
 
 
+def with_pipeline_stops(pipeline: Any, options: GenerationOptions) -> GenerationOptions:
+    """Adds the stops that were given to the pipeline itself (`stop_sequence`).
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+
+    Returns:
+        The options, with these stops among theirs.
+    """
+    stops = pipeline._forward_params.get("stop_strings")
+    return (
+        options.updated({"stop": [stops] if isinstance(stops, str) else stops})
+        if stops
+        else options
+    )
+
+
 def generation_config(
     pipeline: Any, options: GenerationOptions, *, max_new_tokens: int
 ) -> GenerationConfig:
     """Puts the generation config of a call together; what is unset stays the model's."""
     config, settings = _settings(pipeline, options)
-    sampled = options.temperature or options.top_p is not None or options.top_k is not None
+    sampled = options.temperature or (options.top_p or 1) < 1 or (options.top_k or 0) > 1
     if options.temperature == 0:
         # Neutral values, else the model's own sampling settings would come back in.
         settings |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     elif sampled:
-        settings["do_sample"] = True
+        settings["do_sample"] = options.pipeline_kwargs.get("do_sample", True)
     for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
         value = getattr(options, name)
         if value is not None and not (options.temperature == 0 and name != "repetition_penalty"):

@@ -22,9 +22,8 @@ class StopSequenceCriteria(StoppingCriteria):
     depends on what stands before it. The prompt cannot trigger a stop. A stop that names a
     special token (`"<|im_end|>"`) is found where the model writes that token.
 
-    A pure function of `input_ids` that looks at the end of the answer only, so that a step costs
-    the same after 10 tokens and after 10,000; it has to be asked after every token, as `generate`
-    does.
+    A pure function of `input_ids` that decodes the end of the answer only; it has to be asked
+    after every token, as `generate` does.
 
     `generate` returns the stop along with the answer: trim it with `find_stop`.
 

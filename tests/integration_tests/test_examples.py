@@ -1,7 +1,9 @@
 """The examples do what they say."""
 
+import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,16 @@ def test_react_agent(example, capsys, demo_pipeline):
     plain = HuggingFacePipeline(pipeline=demo_pipeline)
     text = plain.invoke(prompt, stop=["\nObservation:"], pipeline_kwargs=settings)
     assert "\nObservation:" in text  # the plain pipeline does not read `stop`
+
+
+def test_the_first_lines_of_the_readme(capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("```python\n")[2].partition("```")[0]
+    exec(compile(block, "README.md", "exec"), {})
+    landed, stopped, *rest = re.split("(?=Bonjour!)", capsys.readouterr().out)[1:]
+    assert may_end(landed) and "Louvre" in landed
+    assert stopped.endswith("to the \n")
+    streamed, _, batch = rest[0].partition("[")
+    assert may_end(streamed) and landed.startswith(streamed[:100])
+    answers = ast.literal_eval(f"[{batch}{''.join(rest[1:])}")
+    assert len(answers) == 2 and all(map(may_end, answers))

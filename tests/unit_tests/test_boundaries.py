@@ -645,3 +645,8 @@ def test_sentences_are_counted_roughly(text, count):
 def test_closing_brings_a_text_to_its_end(text, end):
     assert closing(text) == end
     assert may_end(text + end)
+
+
+def test_what_cannot_be_closed_is_left_alone():
+    for text in ("Ingredients:\n- 1.", "shadows play,\n", "A list:\n-", "## Title"):
+        assert closing(text) == ""

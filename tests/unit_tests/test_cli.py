@@ -126,7 +126,10 @@ def test_help_states_purpose_examples_and_defaults(command, capsys):
     ("argv", "message"),
     [
         (["ask", "--max-new-tokens", "0", "x"], "`max_new_tokens` has to be a whole number of 1"),
-        (["ask", "--temperature", "-1", "x"], "`temperature` has to be 0 (greedy) or more"),
+        (
+            ["ask", "--temperature", "-1", "x"],
+            "`temperature` has to be 0 (greedy), or 0.01 or more",
+        ),
         (["ask", "--seed", "-1", "x"], "`seed` has to be a whole number of 0"),
         (["ask", "--stop", "", "x"], "`stop`"),
         (["ask", "--raw", "--system", "y", "x"], "`--system` needs the chat template"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -175,6 +176,8 @@ def test_unknown_options_are_refused_with_the_known_ones(path):
         ({"pipeline_kwargs": {"num_beams": 4}}, "greedy search or sampling.*beam search"),
         ({"pipeline_kwargs": {"nonsense": 4}}, "GenerationConfig.*'nonsense'"),
         ({"pipeline_kwargs": {"num_return_sequences": 2, "do_sample": True}}, "has to be 1"),
+        ({"pipeline_kwargs": {"stop_strings": ["x"]}}, "use the option `stop`"),
+        ({"pipeline_kwargs": {"eos_token_id": 9999}}, "`eos_token_id` has to be under 261"),
         ({"pipeline": None}, "`pipeline` has to be.*from_model_id"),
         ({"pipeline": "gpt2"}, "`pipeline` has to be.*'gpt2'"),
     ],
@@ -234,6 +237,15 @@ def test_the_cache_knows_constructor_and_call_options():
     assert other.invoke("go") == ANSWER[:8]
 
 
+def test_models_with_other_stops_share_no_cache_entry():
+    cache, pipeline = InMemoryCache(), scripted({"go": ANSWER})
+    plain = LlamaStopLLM(pipeline=pipeline, cache=cache, max_new_tokens=80)
+    stopping = LlamaStopLLM(pipeline=pipeline, cache=cache, max_new_tokens=80, stop=STOP)
+    assert plain.invoke("go") == ANSWER
+    assert stopping.invoke("go") == STOPPED
+    assert plain.invoke("go", stop=["look"]) == "Thought: "
+
+
 class Add(LogitsProcessor):
     def __init__(self, token):
         self.token = token
@@ -265,6 +277,7 @@ def test_identifying_params_differ_wherever_the_answer_may():
         {"logits_processor": [Add(2)]},
         {"pipeline_kwargs": {"min_p": 0.1}},
         {"model_id": "other"},
+        {"model_kwargs": {"num_hidden_layers": 1}},
         {"pipeline": tiny_pipeline()},
         {"pipeline": make_pipeline(pipeline.model, TOKENIZER, max_new_tokens=7)},
         {"pipeline": make_pipeline(pipeline.model, TOKENIZER, logits_processor=[Add(1)])},
@@ -285,7 +298,72 @@ def test_an_adapter_is_part_of_the_cache_key():
     model = LlamaStopLLM(pipeline=pipeline)
     before = str(model._identifying_params)
     pipeline.model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
-    assert str(model._identifying_params) != before
+    both = str(model._identifying_params)
+    assert both != before
+    pipeline.model.disable_adapters()
+    disabled = str(model._identifying_params)
+    assert disabled not in (before, both)
+    pipeline.model.generation_config.repetition_penalty = 3.0
+    assert str(model._identifying_params) != disabled
+
+
+def test_the_prefix_cache_is_emptied_when_an_adapter_is_switched_off():
+    from peft import LoraConfig
+
+    pipeline = tiny_pipeline()
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    pipeline.model.add_adapter(config)
+    model = LlamaStopLLM(pipeline=pipeline, max_new_tokens=20)
+    adapted = model.invoke("What is it?", prefix_cache=500)
+    pipeline.model.disable_adapters()
+    plain = model.invoke("What is it?")
+    assert plain != adapted
+    assert model.invoke("What is it?", prefix_cache=500) == plain
+
+
+@dataclass
+class Plain:
+    """Neither hashable nor a LogitsProcessor, and still a callable."""
+
+    token: int
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -9.0).index_fill_(1, torch.tensor([self.token]), 0.0)
+
+
+def test_any_callable_serves_as_a_processor():
+    own = Plain(65)
+    assert llm(max_new_tokens=3, eos_reward=False).invoke("go", logits_processor=own) == "AAA"
+    both = llm(max_new_tokens=3, eos_reward=False, logits_processor=[own])
+    assert both.invoke("go", logits_processor=[own]) == "AAA"
+
+
+def test_what_pipeline_kwargs_say_is_not_overridden():
+    model = LlamaStopLLM(pipeline=tiny_pipeline(), max_new_tokens=20)
+    greedy = model.invoke("Hi")
+    said = {"do_sample": False, "temperature": 0.7}
+    assert {model.invoke("Hi", pipeline_kwargs=said) for _ in range(3)} == {greedy}
+    assert {model.invoke("Hi", top_k=0, top_p=1.0) for _ in range(3)} == {greedy}
+    none = LlamaStopLLM(
+        pipeline=model.pipeline, max_new_tokens=None, pipeline_kwargs={"max_new_tokens": 5}
+    )
+    info = none.generate(["Hi"], eos_reward=False).generations[0][0].generation_info
+    assert info["usage_metadata"]["output_tokens"] == 5
+
+
+def test_whole_numbers_are_numbers():
+    model = LlamaStopLLM(pipeline=tiny_pipeline(), max_new_tokens=5, seed=1)
+    assert model.invoke("Hi", temperature=2) == model.invoke("Hi", temperature=2.0)
+    assert model.invoke("Hi", repetition_penalty=2) == model.invoke("Hi", repetition_penalty=2.0)
+
+
+def test_stops_of_the_pipeline_itself_count():
+    table = {tuple(byte_ids("go")): byte_ids(ANSWER)}
+    fake = ScriptedLlama(len(TOKENIZER), scripted_answers(table, len(TOKENIZER), EOS), EOS, EOS)
+    model = LlamaStopLLM(pipeline=make_pipeline(fake, TOKENIZER, stop_sequence="\nAction"))
+    assert model.invoke("go") == "Thought: look it up." == "".join(model.stream("go"))
+    assert model.invoke("go", stop=["look"]) == "Thought: "
 
 
 # --- callbacks, errors, cancellation
