@@ -376,7 +376,8 @@ def _table(question: str, budget: int, *answers: _Answer) -> Table:
 
     from langchain_llama_stop.boundaries import may_end
 
-    cut, end = (" ✂ cut here", "bold red"), (" ✓ ends here", "bold green")
+    # On a line of their own: behind the text they may be wrapped.
+    cut, end = ("\n✂ cut here", "bold red"), ("\n✓ ends here", "bold green")
     texts = [Text.assemble(a.text, end if not a.cut and may_end(a.text) else cut) for a in answers]
     table = Table(
         title=Text(f"“{question}” in {budget} tokens", style="bold"),
