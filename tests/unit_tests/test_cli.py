@@ -265,11 +265,8 @@ def test_demo(model_that_says, capsys, tmp_path, monkeypatch):
     rows = [line.split("  ") for line in out.splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert ["Plain HuggingFacePipeline", "LlamaStopLLM"] in cells
-    assert [
-        "answer",
-        "Because it is so. And th ✂ cut here",
-        "Because it is so. ✓ ends here",
-    ] in cells
+    assert ["answer", "Because it is so. And th", "Because it is so."] in cells
+    assert ["✂ cut here", "✓ ends here"] in cells
     assert ["tokens used", "24 of 24", "18 of 24"] in cells
     assert ["finish_reason", "length (the pipeline does not say)", "stop"] in cells
     assert ["eos_source", "none", "reward"] in cells
