@@ -193,7 +193,9 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         """Helps open sentences to their end, in place: gently, and by plan when it is due."""
         left = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
         best = scores.amax(dim=1)[rows]  # (rows,)
-        marks = scores[rows][:, self._closers]  # (rows, closers)
+        # Both indices at once: picking whole rows first would copy them.
+        row_index = torch.tensor(rows, device=scores.device)[:, None]
+        marks = scores[row_index, torch.tensor(self._closers, device=scores.device)]
         near = (best - marks.amax(dim=1) <= nats).tolist()
         favourite = marks.argmax(dim=1).tolist()
         for i, row in enumerate(rows):
@@ -212,13 +214,10 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         end = boundaries.closing(text)
         if end not in self._plans:
             tokenizer = self._detokenizer.tokenizer
-            word = tokenizer("x", add_special_tokens=False)["input_ids"]
-            ids = tokenizer("x" + end, add_special_tokens=False)["input_ids"]
-            # Where the end would merge with the word before it, the plain encoding has to do.
-            same = ids[: len(word)] == word
-            self._plans[end] = (
-                ids[len(word) :] if same else tokenizer(end, add_special_tokens=False)["input_ids"]
-            )
+            ids = ids_after_word(tokenizer, end)
+            if ids is None:  # it would merge with the word: the plain encoding has to do
+                ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+            self._plans[end] = ids
         return self._plans[end]
 
     def _may_end(self, token_id: int) -> bool:
@@ -245,13 +244,23 @@ def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Returns:
         Their ids; those marks that the vocabulary has as one token.
     """
-    word = tokenizer("x", add_special_tokens=False)["input_ids"]
-    ids = []
-    for mark in _CLOSERS:
-        marked = tokenizer("x" + mark, add_special_tokens=False)["input_ids"]
-        if marked[:-1] == word:
-            ids.append(marked[-1])
-    return ids
+    found = [ids_after_word(tokenizer, mark) for mark in _CLOSERS]
+    return [ids[0] for ids in found if ids is not None and len(ids) == 1]
+
+
+def ids_after_word(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
+    """Encodes a text as it is encoded right behind a word, where no space or marker goes before.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+
+    Returns:
+        Its ids; None if it merges with the word.
+    """
+    word: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
+    both: list[int] = tokenizer("x" + text, add_special_tokens=False)["input_ids"]
+    return both[len(word) :] if both[: len(word)] == word else None
 
 
 def lift_(
