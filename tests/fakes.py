@@ -352,3 +352,11 @@ def make_pipeline(
 ) -> TextGenerationPipeline:
     """A text-generation pipeline of `model`; `kwargs` go to transformers."""
     return transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, **kwargs)
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer(),
+    "metaspace": metaspace_tokenizer(),
+    "byte_bpe": byte_bpe_tokenizer(),
+}
+"""One tokenizer of each family, for tests that run on all of them."""

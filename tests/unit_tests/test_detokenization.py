@@ -5,13 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
-from tests.fakes import byte_bpe_tokenizer, byte_tokenizer, metaspace_tokenizer
+from tests.fakes import TOKENIZERS
 
-TOKENIZERS = {
-    "bytes": byte_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-    "byte_bpe": byte_bpe_tokenizer(),
-}
 WORDS = st.sampled_from(
     ["Paris", " 😀", "é", "\n", " Observation:", "日本", "  ", "<0x41>", "👩‍👩‍👧", "\u00a0"]
 )

@@ -11,22 +11,15 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import (
+    TOKENIZERS,
     ScriptedLlama,
-    byte_bpe_tokenizer,
     byte_ids,
-    byte_tokenizer,
     hashed_scores,
     make_pipeline,
-    metaspace_tokenizer,
     scripted_answers,
     tiny_llama,
 )
 
-TOKENIZERS = {
-    "bytes": byte_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-    "byte_bpe": byte_bpe_tokenizer(),
-}
 STOPS = ["\nObservation:", "😀", "END", " the", "日本", "<|im_end|>", "\n\n", "a", "</s>"]
 PIECES = [*STOPS, "Thought: look", " in", "\n", "é", "EN", "😁", "本", "A cat. ", "1. ", "(", '"']
 

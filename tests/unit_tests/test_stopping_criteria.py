@@ -7,18 +7,11 @@ from hypothesis import strategies as st
 
 from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
 from tests.fakes import (
+    TOKENIZERS,
     ScriptedLlama,
-    byte_bpe_tokenizer,
-    byte_tokenizer,
-    metaspace_tokenizer,
     scripted_answers,
 )
 
-TOKENIZERS = {
-    "bytes": byte_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-    "byte_bpe": byte_bpe_tokenizer(),
-}
 STOPS = ["\nObservation:", "😀", "Observation", " the", "END", "日本", "</s>", "\n\n", "a"]
 TEXT = st.lists(
     st.sampled_from([*STOPS, "Thought: look", " in", "\n", "é", "E", "N", "😁", "本", "x "]),
