@@ -18,6 +18,7 @@ from rich.table import Table
 from transformers import ExponentialDecayLengthPenalty, LogitsProcessor
 
 from langchain_llama_stop import EosTokenRewardLogitsProcessor, LlamaStopLLM, load_pipeline
+from langchain_llama_stop.logits_process import InPlaceEosReward
 
 VOCABULARIES, BATCHES = (32_000, 128_000), (1, 32)
 PROMPT, BUDGET = 64, 128
@@ -91,15 +92,15 @@ def processors(tokenizer) -> list[dict]:
     for vocabulary in VOCABULARIES:
         for batch in BATCHES:
             scores = torch.randn(batch, vocabulary)
-            ours = EosTokenRewardLogitsProcessor(
-                tokenizer, max_new_tokens=BUDGET, prompt_length=PROMPT
-            )
+            lengths = {"max_new_tokens": BUDGET, "prompt_length": PROMPT}
+            ours = EosTokenRewardLogitsProcessor(tokenizer, **lengths)
+            in_place = InPlaceEosReward(tokenizer, **lengths)
             decay = ExponentialDecayLengthPenalty((PROMPT, 1.1), eos, PROMPT)
             naive = ListIndexing(eos, PROMPT + BUDGET)
             zone = range(ours.reward.zone(BUDGET), BUDGET)
             cases = {
-                "ours, outside the landing zone": (ours.apply_, range(1, zone.start)),
-                "ours, inside": (ours.apply_, zone),
+                "ours, outside the landing zone": (in_place, range(1, zone.start)),
+                "ours, inside": (in_place, zone),
                 "ours, inside, scores copied": (ours, zone),
                 "transformers' exponential decay": (decay, zone),
                 "list indexing": (naive, range(126, 128)),

@@ -137,9 +137,10 @@ def closing(text: str) -> str:
         The first of the usual ways that works here; "" if the text may end as it is, or if none
         works (behind a bare list marker, say).
     """
-    if may_end(text):
+    answer = _Answer(text)
+    if answer.ends and not answer.owed:
         return ""
-    owed = "".join(open_constructs(text))
+    owed = "".join(reversed(answer.owed))
     if text.endswith("\n"):
         owed = owed.removeprefix("\n")  # of a fence, which wants a line of its own
     ends = [owed]

@@ -8,6 +8,7 @@ queue, so that an exception reaches the caller as itself.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,8 +18,16 @@ import torch
 from transformers import (
     Cache,
     GenerationConfig,
+    GenerationMixin,
     PreTrainedModel,
 )
+
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+"""What the forward pass calls its keys and values: transformers 5.24 has renamed them."""
 
 _LOCKS: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -84,7 +93,7 @@ def decode_steps(
     lock = model_lock(model)
     pad = generation_config.pad_token_id
     running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-    cache: Cache | None = model_kwargs.get("past_key_values")
+    cache: Cache | None = model_kwargs.get(CACHE)
     # The first pass reads the prompt, or what a reused cache does not hold of it yet.
     unread = input_ids.shape[1] - cache.get_seq_length() if cache is not None else 0
     guesses = input_ids[:, :0]  # (batch, guessed): more than none only when looking ahead
@@ -132,7 +141,7 @@ def decode_steps(
             # 5. Guesses: the wrong ones leave the cache, new ones are looked up
             if lookup:
                 if wrong := guessed - (len(steps) - 1):
-                    model_kwargs["past_key_values"].crop(-wrong)
+                    model_kwargs[CACHE].crop(-wrong)
                 left = stopping_criteria.max_length - input_ids.shape[1] - 1
                 guesses = look_up(input_ids, min(lookup, left))
         yield from steps

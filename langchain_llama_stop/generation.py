@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from langchain_llama_stop.decoding import Step, decode_steps, model_lock
+from langchain_llama_stop.decoding import CACHE, Step, decode_steps, model_lock
 from langchain_llama_stop.detokenization import TextBuilder
-from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
+from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, InPlaceEosReward
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
 from langchain_llama_stop.rows import GenerationResponse, Row
@@ -135,14 +135,14 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     reward = None
     if options.eos_reward:
         with model_lock(model):  # it asks the tokenizer
-            reward = EosTokenRewardLogitsProcessor(
+            reward = InPlaceEosReward(
                 tokenizer,
                 max_new_tokens=budget,
                 prompt_length=width,
                 eos_token_id=eos,
                 reward=options.eos_reward,
             )
-        processors.append(reward.apply_)
+        processors.append(reward)
     if options.stop or options.stop_token_ids:
         criteria.append(
             StopSequenceCriteria(
@@ -161,7 +161,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     # 3. Keys and values that an earlier prompt has left
     alone = len(rows) == 1 and config.use_cache is not False
     reuse = PrefixCache.of(model, options.prefix_cache) if alone else None
-    past = {"past_key_values": reuse.take(rows[0].ids)} if reuse else {}
+    past = {CACHE: reuse.take(rows[0].ids)} if reuse else {}
     # 4. Steps
     steps: Iterator[Step] = model.generate(
         input_ids=ids.to(device),
@@ -176,7 +176,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
         yield from _follow(steps, rows, eos, reward, config.do_sample)
     finally:
         if reuse:
-            reuse.put([*rows[0].ids, *rows[0].generated], past["past_key_values"])
+            reuse.put([*rows[0].ids, *rows[0].generated], past[CACHE])
 
 
 def _follow(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 _NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
 _PLANNED_TOKENS = 8  # the longest end that is kept in reserve: fences, brackets and EOS
+_SAMPLE = 4096  # scores looked at first; the frequent tokens of a vocabulary come early
+_OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
+_OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
 _CLOSERS = (".", "!", "?", "。", "！", "？", "؟", "।")
 
 
@@ -78,6 +83,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self._zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
         self._may_end_after: dict[int, bool] = {}
+        self._debts: dict[int, float] = {}
         self._plans: dict[str, list[int]] = {}
         self._closers = closing_token_ids(tokenizer) if self.reward.close_sentence else []
 
@@ -97,20 +103,6 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         if all(n is NONE for n in nudges):
             return scores
         return self._apply(input_ids, scores.clone(), nudges)
-
-    def apply_(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The same in place, for a loop that owns its scores: copying them costs more than this.
-
-        Args:
-            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
-            scores: Next-token scores, (batch, vocab); the rows that may end are changed.
-
-        Returns:
-            `scores`.
-        """
-        if input_ids.shape[1] - self.prompt_length < self._zone:
-            return scores
-        return self._apply(input_ids, scores, self.nudges(input_ids))
 
     def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
         """Says what each row needs at this step.
@@ -192,26 +184,34 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
     ) -> None:
         """Helps open sentences to their end, in place: gently, and by plan when it is due."""
         left = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
-        best = scores.amax(dim=1)[rows]  # (rows,)
-        # Both indices at once: picking whole rows first would copy them.
-        row_index = torch.tensor(rows, device=scores.device)[:, None]
-        marks = scores[row_index, torch.tensor(self._closers, device=scores.device)]
-        near = (best - marks.amax(dim=1) <= nats).tolist()
-        favourite = marks.argmax(dim=1).tolist()
-        for i, row in enumerate(rows):
-            if not near[i] and left > _PLANNED_TOKENS:
+        for row, mark in zip(rows, self._near_marks(scores, rows, nats), strict=True):
+            if mark is None and left > _PLANNED_TOKENS:
                 continue
-            text = self._detokenizer.decode(input_ids[row, self.prompt_length :].tolist())
-            plan = self._plan(text) if left <= _PLANNED_TOKENS else []
-            mark = self._closers[favourite[i]]
+            ids = input_ids[row, self.prompt_length :].tolist()
+            if mark is None and left > len(self._ids(".")) + sum(map(self._debt, ids)) + 1:
+                continue  # whatever is owed, it is not due yet
+            text = self._detokenizer.decode(ids)
+            plan = self._ids(boundaries.closing(text)) if left <= _PLANNED_TOKENS else []
             if plan and left <= len(plan) + 1:
                 lift_(scores, [row], plan[:1], [0.0], [True])
-            elif near[i] and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
+            elif mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
                 lift_(scores, [row], [mark], [nats], [False])
 
-    def _plan(self, text: str) -> list[int]:
-        """The ids of what would bring a text to its end."""
-        end = boundaries.closing(text)
+    def _near_marks(
+        self, scores: torch.Tensor, rows: list[int], nats: float
+    ) -> Iterator[int | None]:
+        """For each row, the best closing mark if it lies at most `nats` under the best token."""
+        # Both indices at once: picking whole rows first would copy them.
+        index = torch.tensor(rows, device=scores.device)[:, None]
+        marks, which = scores[index, torch.tensor(self._closers, device=scores.device)].max(dim=1)
+        # A part of the vocabulary rules most rows out: the best of all is not lower.
+        maybe = scores[:, :_SAMPLE].amax(dim=1)[rows] - marks <= nats
+        for i, row in enumerate(rows):
+            near = maybe[i] and scores[row].amax() - marks[i] <= nats
+            yield self._closers[int(which[i])] if near else None
+
+    def _ids(self, end: str) -> list[int]:
+        """The ids of what brings a text to its end."""
         if end not in self._plans:
             tokenizer = self._detokenizer.tokenizer
             ids = ids_after_word(tokenizer, end)
@@ -220,6 +220,15 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             self._plans[end] = ids
         return self._plans[end]
 
+    def _debt(self, token_id: int) -> float:
+        """Says how many tokens it takes at most to close what a token opens."""
+        known = self._debts.get(token_id)
+        if known is None:
+            piece = _OPENS_NOTHING.sub("", self._detokenizer.decode([token_id]))
+            known = math.inf if _OPENS_BLOCK.search(piece) else len(piece.encode())
+            self._debts[token_id] = known
+        return known
+
     def _may_end(self, token_id: int) -> bool:
         """Rules out, without the text, the tokens behind which no text ends: most of them."""
         known = self._may_end_after.get(token_id)
@@ -227,6 +236,28 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             piece = self._detokenizer.decode([token_id])
             known = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
         return known
+
+
+class InPlaceEosReward(EosTokenRewardLogitsProcessor):
+    """The same for a loop that owns its scores: copying them costs more than all the rest.
+
+    A class, for transformers reads the signature of each processor's `__call__` at each step, and
+    that of a bound method takes it ten times as long.
+    """
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Lifts the scores of the rows that may end, or have to, in place.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+            scores: Next-token scores, (batch, vocab).
+
+        Returns:
+            `scores`.
+        """
+        if input_ids.shape[1] - self.prompt_length < self._zone:
+            return scores
+        return self._apply(input_ids, scores, self.nudges(input_ids))
 
 
 def _inside_sentence(piece: str) -> bool:
@@ -291,9 +322,10 @@ def lift_(
     score = scores[row, token]
     new = score + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
     if any(decided):
-        # Picking rows copies them: for many of them it is cheaper to reduce the whole batch.
+        # Picking rows by a tensor would copy them; many are cheaper reduced with the whole batch.
         few = 4 * len(rows) < scores.shape[0]
-        best = (scores[row].amax(dim=1) if few else scores.amax(dim=1)[row]) + DECIDED
+        best = torch.stack([scores[i].amax() for i in rows]) if few else scores.amax(dim=1)[row]
+        best = best + DECIDED
         new = torch.where(
             torch.tensor(decided, device=scores.device), torch.maximum(score, best), new
         )

@@ -22,6 +22,8 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from langchain_llama_stop.decoding import CACHE
+
 History = tuple[int, ...]
 NextScores = Callable[[History], torch.Tensor | Sequence[float]]
 
@@ -266,22 +268,23 @@ class ScriptedLlama(LlamaForCausalLM):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Score the last `logits_to_keep` positions (0: all of `input_ids`)."""
         batch, new = input_ids.shape
+        cache = kwargs.get(CACHE, cache)
         if use_cache is None:
             use_cache = self.config.use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         history = input_ids
-        if past_key_values is not None:
+        if cache is not None:
             shape = (batch, self.config.num_key_value_heads, new, self.config.head_dim)
             states = input_ids.float()[:, None, :, None].expand(shape)
-            keys, _ = past_key_values.update(states, states, 0)
+            keys, _ = cache.update(states, states, 0)
             history = keys[:, 0, :, 0].long()
         if attention_mask is None:
             attention_mask = torch.ones_like(history)
@@ -297,9 +300,7 @@ class ScriptedLlama(LlamaForCausalLM):
             for end in ends
         ]
         logits = torch.stack(scores).reshape(batch, len(ends), self.config.vocab_size)
-        return CausalLMOutputWithPast(
-            logits=logits.to(input_ids.device), past_key_values=past_key_values
-        )
+        return CausalLMOutputWithPast(logits=logits.to(input_ids.device), **{CACHE: cache})
 
     def _scores(self, history: History) -> torch.Tensor:
         """The scores after `history`; zeros for a position of padding, with nothing before it."""

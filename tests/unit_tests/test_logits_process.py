@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.eos_reward import EosReward
-from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
+from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, InPlaceEosReward
 from tests.fakes import byte_bpe_tokenizer, byte_ids, byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -54,7 +54,16 @@ def test_the_scores_given_are_not_changed():
     before = scores.clone()
     new = processor(budget=33)(rows(END), scores)
     assert torch.equal(scores, before) and not torch.equal(new, before)
-    assert torch.equal(processor(budget=33).apply_(rows(END), scores), new)  # in place, if asked
+
+
+@pytest.mark.parametrize("budget", [100, 40, 36, 33])
+def test_in_place_the_scores_become_the_same(budget):
+    scores = random_scores(2)
+    scores[1, byte_ids(".")[0]] = 9.0  # near enough to close the open row
+    ids = rows(END, OPEN)
+    new = processor(budget=budget)(ids, scores)
+    lengths = {"max_new_tokens": budget, "prompt_length": len(PROMPT)}
+    assert InPlaceEosReward(TOKENIZER, **lengths)(ids, scores) is scores
     assert torch.equal(scores, new)
 
 
