@@ -34,6 +34,10 @@ class EosReward:
         close_sentence: Whether sentence-closing tokens are raised when the limit is near and no
             end is in reach.
         force_eos: Whether the last token of the budget is EOS, whatever the text.
+        hindsight: Whether the place is chosen when the budget is used up, among all places in
+            the zone, so that what the model ends itself is never changed; a stream then holds
+            back what may still be dropped. False: decided as the text comes, which is how the
+            logits processor has to work in plain `generate`, and nothing is held back.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -44,6 +48,7 @@ class EosReward:
     boundary: Boundary = "sentence"
     close_sentence: bool = True
     force_eos: bool = True
+    hindsight: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -66,7 +71,7 @@ class EosReward:
                 f"`boundary` has to be one of {', '.join(get_args(Boundary))}, "
                 f"but is {self.boundary!r}."
             )
-        for name in ("close_sentence", "force_eos"):
+        for name in ("close_sentence", "force_eos", "hindsight"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f"`{name}` has to be True or False, but is {getattr(self, name)!r}."
@@ -173,8 +178,29 @@ def nudge(
     if may_end:
         if left - 1 < SENTENCES * sentence_tokens:
             return Nudge(decided=True)
-        return Nudge(eos=reward.strength * (generated - zone) / max(1, max_new_tokens - zone))
+        return Nudge(eos=_reward(reward, generated, max_new_tokens))
     if reward.close_sentence and left <= CLOSING_TOKENS:
         first, last = CLOSING_NATS
         return Nudge(close=first + (last - first) * (1 - left / CLOSING_TOKENS))
     return NONE
+
+
+def landing_cost(reward: EosReward, generated: int, max_new_tokens: int, *, gap: float) -> float:
+    """What it costs to have ended an answer at some place, seen from the end of its budget.
+
+    Args:
+        reward: The options.
+        generated: Tokens before the place; inside the landing zone.
+        max_new_tokens: The token budget.
+        gap: Nats by which what ends the answer lies under the model's favourite there.
+
+    Returns:
+        The gap less the reward, in nats.
+    """
+    return gap - _reward(reward, generated, max_new_tokens)
+
+
+def _reward(reward: EosReward, generated: int, max_new_tokens: int) -> float:
+    """The nats that EOS gains: from 0 at the beginning of the zone to the full strength."""
+    zone = reward.zone(max_new_tokens)
+    return reward.strength * (generated - zone) / max(1, max_new_tokens - zone)

@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from langchain_llama_stop.decoding import CACHE, Step, decode_steps, model_lock
 from langchain_llama_stop.detokenization import TextBuilder
+from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, InPlaceEosReward
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
@@ -132,16 +133,26 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     user_processors, user_criteria = pipeline_callables(pipeline)
     processors = LogitsProcessorList([*user_processors, *options.logits_processor])
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
-    reward = None
-    if options.eos_reward:
+    reward = landing = None
+    least = config.min_new_tokens or 0
+    if options.eos_reward and options.eos_reward.hindsight and least < budget:
         with model_lock(model):  # it asks the tokenizer
-            reward = InPlaceEosReward(
+            landing = Landing(
                 tokenizer,
+                rows=len(rows),
                 max_new_tokens=budget,
-                prompt_length=width,
-                eos_token_id=eos,
+                eos_token_ids=eos,
                 reward=options.eos_reward,
+                min_new_tokens=least,
             )
+    elif options.eos_reward and least < budget:
+        reward = InPlaceEosReward(
+            tokenizer,
+            max_new_tokens=budget,
+            prompt_length=width,
+            eos_token_id=eos,
+            reward=options.eos_reward,
+        )
         processors.append(reward)
     if options.stop or options.stop_token_ids:
         criteria.append(
@@ -173,29 +184,54 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
         **past,
     )
     try:
-        yield from _follow(steps, rows, eos, reward, config.do_sample)
+        for step in steps:
+            if landing:
+                with model_lock(model):  # it asks the tokenizer
+                    _look(landing, step, rows)
+            _accept(step, rows, eos, reward, config.do_sample)
+            if landing:
+                with model_lock(model):
+                    _land(landing, rows, eos[0])
+            yield
     finally:
         if reuse:
             reuse.put([*rows[0].ids, *rows[0].generated], past[CACHE])
 
 
-def _follow(
-    steps: Iterator[Step],
+def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
+    """Judges the places that the rows have reached, before they take the step's tokens."""
+    running = next(row for row in rows if not row.finished)
+    if len(running.generated) < landing.first:
+        return
+    better = landing.look([None if row.finished else row.generated for row in rows], step.logits)
+    for row, best in zip(rows, better, strict=True):
+        if row.builder and not row.finished and (best or row.released is None):
+            row.released = row.settled()
+
+
+def _accept(
+    step: Step,
     rows: list[Row],
     eos: list[int],
     reward: EosTokenRewardLogitsProcessor | None,
     sampled: bool,
-) -> Iterator[None]:
-    """Hands each step's tokens to the rows."""
-    for step in steps:
-        for i, row in enumerate(rows):
-            if row.finished:
-                continue
-            if step.tokens[i] in eos:
-                row.eos_source = (
-                    reward.eos_source(step.input_ids[i], step.logits[i].float(), sampled)
-                    if reward
-                    else "model"
-                )
-            row.accept(step.tokens[i], step.finished[i])
-        yield
+) -> None:
+    """Hands a step's tokens to the rows."""
+    for i, row in enumerate(rows):
+        if row.finished:
+            continue
+        if step.tokens[i] in eos:
+            row.eos_source = (
+                reward.eos_source(step.input_ids[i], step.logits[i].float(), sampled)
+                if reward
+                else "model"
+            )
+        row.accept(step.tokens[i], step.finished[i])
+
+
+def _land(landing: Landing, rows: list[Row], eos: int) -> None:
+    """Ends the rows that have just used up their budget without an end of their own."""
+    for i, row in enumerate(rows):
+        cut = row.finished and not row.eos_source and len(row.generated) == row.budget
+        if cut and row.landed is None and row.trimmed()[1] is None:
+            row.land(landing.end(i, row.generated), eos)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -11,18 +9,15 @@ import torch
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import boundaries
+from langchain_llama_stop.closers import closers
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.eos_reward import DECIDED, NONE, EosReward, Nudge, nudge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
 _PLANNED_TOKENS = 8  # the longest end that is kept in reserve: fences, brackets and EOS
 _SAMPLE = 4096  # scores looked at first; the frequent tokens of a vocabulary come early
-_OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
-_OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
-_CLOSERS = (".", "!", "?", "。", "！", "？", "؟", "।")
 
 
 class EosTokenRewardLogitsProcessor(LogitsProcessor):
@@ -82,10 +77,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.reward = reward or EosReward()
         self._zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
-        self._may_end_after: dict[int, bool] = {}
-        self._debts: dict[int, float] = {}
-        self._plans: dict[str, list[int]] = {}
-        self._closers = closing_token_ids(tokenizer) if self.reward.close_sentence else []
+        self._closers = closers(tokenizer)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Lifts the scores of the rows that may end, or have to.
@@ -120,7 +112,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         elsewhere = self._nudge(generated)  # where the newest token cannot end a text
         return [
             self._row(input_ids[i], generated)
-            if token is not None and self._may_end(token)
+            if token is not None and self._closers.may_end_after(token)
             else elsewhere
             for i, token in enumerate(newest)
         ]
@@ -175,7 +167,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             rows, nats, decided = map(list, zip(*eos, strict=True))
             lift_(scores, rows, self.eos_token_ids, nats, decided)
         close = [i for i, n in enumerate(nudges) if n.close]
-        if close and self._closers:
+        if close and self._closers.marks:
             self._close(input_ids, scores, close, nudges[close[0]].close)
         return scores
 
@@ -188,10 +180,13 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             if mark is None and left > _PLANNED_TOKENS:
                 continue
             ids = input_ids[row, self.prompt_length :].tolist()
-            if mark is None and left > len(self._ids(".")) + sum(map(self._debt, ids)) + 1:
+            if (
+                mark is None
+                and left > len(self._closers.ids(".")) + sum(map(self._closers.debt, ids)) + 1
+            ):
                 continue  # whatever is owed, it is not due yet
             text = self._detokenizer.decode(ids)
-            plan = self._ids(boundaries.closing(text)) if left <= _PLANNED_TOKENS else []
+            plan = self._closers.ids(boundaries.closing(text)) if left <= _PLANNED_TOKENS else []
             if plan and left <= len(plan) + 1:
                 lift_(scores, [row], plan[:1], [0.0], [True])
             elif mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
@@ -203,39 +198,14 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         """For each row, the best closing mark if it lies at most `nats` under the best token."""
         # Both indices at once: picking whole rows first would copy them.
         index = torch.tensor(rows, device=scores.device)[:, None]
-        marks, which = scores[index, torch.tensor(self._closers, device=scores.device)].max(dim=1)
+        marks, which = scores[index, torch.tensor(self._closers.marks, device=scores.device)].max(
+            dim=1
+        )
         # A part of the vocabulary rules most rows out: the best of all is not lower.
         maybe = scores[:, :_SAMPLE].amax(dim=1)[rows] - marks <= nats
         for i, row in enumerate(rows):
             near = maybe[i] and scores[row].amax() - marks[i] <= nats
-            yield self._closers[int(which[i])] if near else None
-
-    def _ids(self, end: str) -> list[int]:
-        """The ids of what brings a text to its end."""
-        if end not in self._plans:
-            tokenizer = self._detokenizer.tokenizer
-            ids = ids_after_word(tokenizer, end)
-            if ids is None:  # it would merge with the word: the plain encoding has to do
-                ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-            self._plans[end] = ids
-        return self._plans[end]
-
-    def _debt(self, token_id: int) -> float:
-        """Says how many tokens it takes at most to close what a token opens."""
-        known = self._debts.get(token_id)
-        if known is None:
-            piece = _OPENS_NOTHING.sub("", self._detokenizer.decode([token_id]))
-            known = math.inf if _OPENS_BLOCK.search(piece) else len(piece.encode())
-            self._debts[token_id] = known
-        return known
-
-    def _may_end(self, token_id: int) -> bool:
-        """Rules out, without the text, the tokens behind which no text ends: most of them."""
-        known = self._may_end_after.get(token_id)
-        if known is None:
-            piece = self._detokenizer.decode([token_id])
-            known = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
-        return known
+            yield self._closers.marks[int(which[i])] if near else None
 
 
 class InPlaceEosReward(EosTokenRewardLogitsProcessor):
@@ -258,40 +228,6 @@ class InPlaceEosReward(EosTokenRewardLogitsProcessor):
         if input_ids.shape[1] - self.prompt_length < self._zone:
             return scores
         return self._apply(input_ids, scores, self.nudges(input_ids))
-
-
-def _inside_sentence(piece: str) -> bool:
-    """Whether no text ends behind a token with this text; "" is a special one, padding say."""
-    last = piece.rstrip()[-1:]
-    return not last or last.isalnum() or last in _NO_END
-
-
-def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Finds the tokens that close a sentence when they follow a word.
-
-    Args:
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        Their ids; those marks that the vocabulary has as one token.
-    """
-    found = [ids_after_word(tokenizer, mark) for mark in _CLOSERS]
-    return [ids[0] for ids in found if ids is not None and len(ids) == 1]
-
-
-def ids_after_word(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
-    """Encodes a text as it is encoded right behind a word, where no space or marker goes before.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        text: The text.
-
-    Returns:
-        Its ids; None if it merges with the word.
-    """
-    word: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
-    both: list[int] = tokenizer("x" + text, add_special_tokens=False)["input_ids"]
-    return both[len(word) :] if both[: len(word)] == word else None
 
 
 def lift_(

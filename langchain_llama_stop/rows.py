@@ -28,7 +28,7 @@ class GenerationResponse:
 
     Attributes:
         text: The answer, trimmed at its stop; with the prompt before it if that was asked for.
-        token_ids: Every id that was generated, EOS and stop included.
+        token_ids: The answer's ids, EOS and stop included.
         prompt_tokens: Tokens of the prompt.
         finish_reason: "stop", or "length" for an answer that the budget cut.
         stop_reason: None for EOS; else the stop string or the token ids that matched.
@@ -53,7 +53,9 @@ class Row:
     ids: list[int] = field(init=False)  # of the prompt
     budget: int = field(init=False)
     prefix: str = field(init=False)  # what stands before the answer in the text
-    generated: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)  # as the model has decoded it
+    landed: list[int] | None = None  # the answer's ids, where they are not all of these
+    released: str | None = None  # of a stream in the landing zone: what no end can take back
     finished: bool = False
     eos_source: Literal["model", "reward", "forced"] | None = None
     builder: TextBuilder | None = None  # streams only: what is not streamed is decoded once
@@ -82,9 +84,27 @@ class Row:
         if self.builder and not finished:
             self.builder.push(token)
 
+    def land(self, ids: list[int] | None, eos: int) -> None:
+        """Ends an answer that has used up its budget.
+
+        Args:
+            ids: The answer's ids with EOS, as `Landing` has found them; None if it found no end.
+            eos: The id put in place of the last one then, unless EOS may not be forced.
+        """
+        assert self.options.eos_reward is not None
+        if ids is not None:
+            self.landed, self.eos_source = ids, "reward"
+        elif self.options.eos_reward.force_eos:
+            self.landed, self.eos_source = [*self.generated[:-1], eos], "forced"
+
+    @property
+    def answer(self) -> list[int]:
+        """The answer's ids."""
+        return self.generated if self.landed is None else self.landed
+
     def trimmed(self) -> tuple[str, str | list[int] | None]:
         """The answer's text, and the stop it was trimmed at."""
-        ids = self.generated[:-1] if self.eos_source else self.generated
+        ids = self.answer[:-1] if self.eos_source else self.answer
         text, reason = self.detokenizer.decode(ids), None
         if match := find_stop(text, self.options.stop):
             text, reason = text[: match.start], match.stop
@@ -100,6 +120,10 @@ class Row:
 
     def emittable(self) -> str:
         """The part of a growing answer that no further token can take back."""
+        return self.settled() if self.released is None else self.released
+
+    def settled(self) -> str:
+        """The same while the answer may not end behind it: before the landing zone."""
         assert self.builder is not None
         ids, stops, sequences = self.generated, self.options.stop, self.options.stop_token_ids
         # What is not settled yet may become any character: a stop may go on behind what is.
@@ -139,7 +163,7 @@ class Row:
         cut = not self.eos_source and stop_reason is None and len(self.generated) >= self.budget
         return GenerationResponse(
             text=self.prefix + text,
-            token_ids=tuple(self.generated),
+            token_ids=tuple(self.answer),
             prompt_tokens=len(self.ids),
             finish_reason="length" if cut else "stop",
             stop_reason=stop_reason,

@@ -13,9 +13,9 @@ PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     ["_version", "marks", "gguf_cache"],
     ["boundaries", "loading", "stop_sequences", "detokenization"],
-    ["eos_reward", "decoding", "prefix_cache"],
+    ["eos_reward", "decoding", "prefix_cache", "closers"],
     ["options"],
-    ["settings", "logits_process", "stopping_criteria"],
+    ["settings", "logits_process", "stopping_criteria", "landing"],
     ["rows"],
     ["generation"],
     ["llms"],

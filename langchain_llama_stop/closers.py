@@ -1,0 +1,110 @@
+"""The tokens that bring a text to its end: what depends on the vocabulary alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from langchain_llama_stop.detokenization import Detokenizer, detokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKS = (".", "!", "?", "。", "！", "？", "؟", "।")
+_FIRST = ("```", "\n```", '"', '."', '".', ")", ".)", ").", "]", "].", "}", "**", ".**", "`", "|")
+_NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
+_OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
+_OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
+_CLOSERS: WeakKeyDictionary[PreTrainedTokenizerBase, Closers] = WeakKeyDictionary()
+
+
+def closers(tokenizer: PreTrainedTokenizerBase) -> Closers:
+    """Returns the `Closers` of a tokenizer, built once for each."""
+    found = _CLOSERS.get(tokenizer)
+    if found is None:
+        found = _CLOSERS[tokenizer] = Closers(detokenizer(tokenizer))
+    return found
+
+
+class Closers:
+    """What single tokens do to the end of a text; answers are remembered per token."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        """Begins with nothing known.
+
+        Args:
+            detokenizer: Of the model's tokenizer.
+        """
+        self._detokenizer = detokenizer
+        self._may_end_after: dict[int, bool] = {}
+        self._debts: dict[int, float] = {}
+        self._ids: dict[str, list[int]] = {}
+
+    @cached_property
+    def marks(self) -> list[int]:
+        """Ids of the marks that close a sentence, as far as each is one token behind a word."""
+        found = [ids_after_word(self._detokenizer.tokenizer, mark) for mark in _MARKS]
+        return [ids[0] for ids in found if ids is not None and len(ids) == 1]
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Ids with which the usual ends begin: the marks, brackets, quotes, fences."""
+        return list(dict.fromkeys([*self.marks, *(self.ids(end)[0] for end in _FIRST)]))
+
+    def ids(self, end: str) -> list[int]:
+        """Encodes what brings a text to its end.
+
+        Args:
+            end: What is put behind the text, a full stop and a quote for instance.
+
+        Returns:
+            Its ids, [] for "".
+        """
+        if end not in self._ids:
+            tokenizer = self._detokenizer.tokenizer
+            ids = ids_after_word(tokenizer, end)
+            if ids is None:  # it would merge with the word: the plain encoding has to do
+                ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+            self._ids[end] = ids
+        return self._ids[end]
+
+    def may_end_after(self, token_id: int) -> bool:
+        """Rules out, without the text, the tokens behind which no text ends: most of them."""
+        known = self._may_end_after.get(token_id)
+        if known is None:
+            piece = self._detokenizer.decode([token_id])
+            known = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
+        return known
+
+    def debt(self, token_id: int) -> float:
+        """Says how many tokens it takes at most to close what a token opens."""
+        known = self._debts.get(token_id)
+        if known is None:
+            piece = _OPENS_NOTHING.sub("", self._detokenizer.decode([token_id]))
+            known = math.inf if _OPENS_BLOCK.search(piece) else len(piece.encode())
+            self._debts[token_id] = known
+        return known
+
+
+def _inside_sentence(piece: str) -> bool:
+    """Whether no text ends behind a token with this text; "" is a special one, padding say."""
+    last = piece.rstrip()[-1:]
+    return not last or last.isalnum() or last in _NO_END
+
+
+def ids_after_word(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
+    """Encodes a text as it is encoded right behind a word, where no space or marker goes before.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+
+    Returns:
+        Its ids; None if it merges with the word.
+    """
+    word: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
+    both: list[int] = tokenizer("x" + text, add_special_tokens=False)["input_ids"]
+    return both[len(word) :] if both[: len(word)] == word else None
