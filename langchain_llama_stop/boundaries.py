@@ -13,6 +13,7 @@ Not seen: sentence ends in languages that write none (Thai, Lao), tables without
 in block quotes.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -135,7 +136,7 @@ def closing(text: str) -> str:
 
     Returns:
         The first of the usual ways that works here; "" if the text may end as it is, or if none
-        works (behind a bare list marker, say).
+        works (behind a bare list marker, or a comma in JSON).
     """
     answer = _Answer(text)
     if answer.ends and not answer.owed:
@@ -148,9 +149,21 @@ def closing(text: str) -> str:
         outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
         ends += [outside, inside] if owed[:1] in (")", "]") else [inside, outside]
     for end in ends:
-        if end and may_end(text + end):
+        if end and may_end(text + end) and _valid_json(text, end):
             return end
     return ""
+
+
+def _valid_json(text: str, end: str) -> bool:
+    """Whether `end` makes a value of the JSON that `text` leaves open; True if it leaves none."""
+    values, owed = json_values(text)
+    if not owed:
+        return True
+    try:
+        json.loads(text[(values or [0])[-1] :] + end)
+    except ValueError:
+        return False
+    return True
 
 
 def count_sentences(text: str) -> int:

@@ -17,7 +17,11 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from langchain_llama_stop.decoding import CACHE, Step, decode_steps, model_lock
 from langchain_llama_stop.detokenization import TextBuilder
 from langchain_llama_stop.landing import Landing
-from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, InPlaceEosReward
+from langchain_llama_stop.logits_process import (
+    EosTokenRewardLogitsProcessor,
+    InPlaceEosReward,
+    ThinkingReward,
+)
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
 from langchain_llama_stop.rows import GenerationResponse, Row
@@ -25,6 +29,7 @@ from langchain_llama_stop.settings import (
     eos_token_ids,
     generation_config,
     pipeline_callables,
+    thinking_ids,
     with_pipeline_stops,
 )
 from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
@@ -154,6 +159,14 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
             reward=options.eos_reward,
         )
         processors.append(reward)
+    if options.thinking_tokens:
+        thinking = ThinkingReward(
+            tokenizer,
+            thinking_tokens=options.thinking_tokens,
+            prompt_length=width,
+            thinking_ids=thinking_ids(tokenizer),
+        )
+        processors.append(thinking)
     if options.stop or options.stop_token_ids:
         criteria.append(
             StopSequenceCriteria(

@@ -20,6 +20,7 @@ from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
     GenerationOptions,
+    OnLength,
     refuse_unknown,
     resolve_aliases,
 )
@@ -66,6 +67,11 @@ class LlamaStopLLM(HuggingFacePipeline):
     """Stop ids, or stop sequences of ids."""
     eos_reward: EosReward | bool = True
     """Rewards EOS where the answer may end as the budget runs out; False leaves the model alone."""
+    on_length: OnLength = "keep"
+    """What becomes of an answer that its budget cuts (with the reward, none is): "keep" it, "trim"
+    it to its last true end, or "continue" it for up to three more budgets."""
+    thinking_tokens: int = 0
+    """Tokens that a reasoning model may think before the answer; `</think>` is rewarded then."""
     return_full_text: bool = False
     """Whether the prompt stands before the answer."""
     answer_hint: str | None = None

@@ -230,6 +230,56 @@ class InPlaceEosReward(EosTokenRewardLogitsProcessor):
         return self._apply(input_ids, scores, self.nudges(input_ids))
 
 
+class ThinkingReward(InPlaceEosReward):
+    """The same for the end of a reasoning model's thinking, which has a budget of its own.
+
+    Rows that do not think, or have thought, are not touched.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        thinking_tokens: int,
+        prompt_length: int,
+        thinking_ids: tuple[int, int],
+    ) -> None:
+        """Builds the processor for one call of `generate`.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            thinking_tokens: Tokens that the thinking may have, its end included.
+            prompt_length: Width of the (left-padded) prompt, in tokens.
+            thinking_ids: The ids of `<think>` and `</think>`.
+        """
+        super().__init__(
+            tokenizer,
+            max_new_tokens=thinking_tokens,
+            prompt_length=prompt_length,
+            eos_token_id=thinking_ids[1],
+        )
+        self.thinking_ids = thinking_ids
+
+    def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
+        """Says what each row needs at this step.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+
+        Returns:
+            One `Nudge` per row.
+        """
+        if input_ids.shape[1] - self.prompt_length >= self.max_new_tokens:
+            return [NONE] * input_ids.shape[0]
+        begin, end = self.thinking_ids
+        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        begun = ((input_ids == begin) * place).amax(dim=1)  # (batch,): 0 without one
+        ended = ((input_ids == end) * place).amax(dim=1)
+        thinks = (begun > ended).tolist()
+        nudges = super().nudges(input_ids)
+        return [n if t else NONE for n, t in zip(nudges, thinks, strict=True)]
+
+
 def lift_(
     scores: torch.Tensor,
     rows: list[int],

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.stop_sequences import parse_stop, parse_stop_token_ids
 
+OnLength = Literal["keep", "trim", "continue"]
+CONTINUATIONS = 3
+"""Further budgets that an answer gets which is continued."""
 ALIASES = {"max_tokens": "max_new_tokens"}
 
 
@@ -27,6 +30,11 @@ class GenerationOptions:
         stop: Stop strings.
         stop_token_ids: Stop sequences of token ids.
         eos_reward: Options of the EOS reward; None is off.
+        on_length: What becomes of an answer that its budget has cut: "keep"; "trim" to its last
+            true end; "continue" for `CONTINUATIONS` more budgets at most; a reward lands it in
+            the last one.
+        thinking_tokens: Tokens that a reasoning model may think before its answer, on top of
+            `max_new_tokens`: `</think>` is rewarded as EOS is, with this budget. 0 is off.
         return_full_text: Whether the prompt stands before the answer.
         answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is
             filled in from the budget.
@@ -48,6 +56,8 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[tuple[int, ...], ...] = ()
     eos_reward: EosReward | None = field(default_factory=EosReward)
+    on_length: OnLength = "keep"
+    thinking_tokens: int = 0
     return_full_text: bool = False
     answer_hint: str | None = None
     logits_processor: tuple[Any, ...] = ()
@@ -74,6 +84,12 @@ class GenerationOptions:
             )
         _number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
         _number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
+        _integer("thinking_tokens", self.thinking_tokens, 0)
+        if self.on_length not in get_args(OnLength):
+            raise ValueError(
+                f"`on_length` has to be one of {', '.join(map(repr, get_args(OnLength)))}, "
+                f"but is {self.on_length!r}."
+            )
         if not isinstance(self.return_full_text, bool):
             raise ValueError(
                 f"`return_full_text` has to be True or False, but is {self.return_full_text!r}."
@@ -212,7 +228,7 @@ def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _integer(name: str, value: object, least: int) -> None:
-    if value is None and name not in ("batch_size", "prefix_cache"):
+    if value is None and name not in ("batch_size", "prefix_cache", "thinking_tokens"):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` has to be a whole number of {least} or more, but is {value!r}.")

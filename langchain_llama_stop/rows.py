@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from langchain_llama_stop.boundaries import last_end
 from langchain_llama_stop.decoding import model_lock
 from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
 from langchain_llama_stop.options import GenerationOptions
@@ -71,9 +72,8 @@ class Row:
             self.ids = token_ids(tokenizer, self.prompt)
             self.budget = token_budget(self.pipeline, options, len(self.ids))
             if options.answer_hint:
-                hint = options.answer_hint.format(
-                    sentences=max(1, self.budget // TOKENS_PER_SENTENCE)
-                )
+                first = token_budget(self.pipeline, options, len(self.ids), first=True)
+                hint = options.answer_hint.format(sentences=max(1, first // TOKENS_PER_SENTENCE))
                 self.ids = token_ids(tokenizer, add_hint(tokenizer, self.prompt, hint))
                 self.budget = token_budget(self.pipeline, options, len(self.ids))
 
@@ -136,7 +136,13 @@ class Row:
             text = text[: len(self._visible(ids, len(full) - held_back(full, special_stops)))]
         if held := held_back_ids(ids, sequences) if sequences else 0:
             text = text[: len(self.detokenizer.decode(ids[:-held]))]
-        return text
+        return text[: last_end(text)] if self._trims else text
+
+    @property
+    def _trims(self) -> bool:
+        """Whether the answer will be trimmed to its last true end, should the budget cut it."""
+        reward = self.options.eos_reward
+        return self.options.on_length == "trim" and not (reward and reward.force_eos)
 
     def _special_stops(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The stops to be looked for in the text with special tokens, if `ids` hold any."""
@@ -161,6 +167,8 @@ class Row:
         """The finished answer."""
         text, stop_reason = self.trimmed()
         cut = not self.eos_source and stop_reason is None and len(self.generated) >= self.budget
+        if cut and self._trims:
+            text = text[: last_end(text)] or text  # without any end there is nothing to trim to
         return GenerationResponse(
             text=self.prefix + text,
             token_ids=tuple(self.answer),

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.options import CONTINUATIONS, GenerationOptions
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -39,6 +39,27 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
     )
 
 
+def thinking_ids(tokenizer: Any) -> tuple[int, int]:
+    """Finds the ids of `<think>` and `</think>`.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        Both ids.
+
+    Raises:
+        ValueError: If the vocabulary has them not.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<think>" not in vocabulary or "</think>" not in vocabulary:
+        raise ValueError(
+            "`thinking_tokens` has to be 0 for this model: its vocabulary has no `<think>` and "
+            "`</think>`, so that it is no reasoning model of this form."
+        )
+    return vocabulary["<think>"], vocabulary["</think>"]
+
+
 def check_options(pipeline: Any, options: GenerationOptions) -> None:
     """Checks options against a model, before anything is generated.
 
@@ -49,6 +70,8 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
     Raises:
         ValueError: If an option does not fit the model.
     """
+    if options.thinking_tokens:
+        thinking_ids(pipeline.tokenizer)
     vocabulary = pipeline.model.get_input_embeddings().num_embeddings
     for sequence in options.stop_token_ids:
         for token_id in sequence:
@@ -97,8 +120,23 @@ def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
     return list(given.get("logits_processor") or ()), list(given.get("stopping_criteria") or ())
 
 
-def token_budget(pipeline: Any, options: GenerationOptions, prompt_tokens: int) -> int:
-    """Tokens that an answer may have: what was asked for, as far as the context window goes."""
+def token_budget(
+    pipeline: Any, options: GenerationOptions, prompt_tokens: int, *, first: bool = False
+) -> int:
+    """Tokens that an answer may have: what was asked for, as far as the context window goes.
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+        prompt_tokens: Tokens of the prompt.
+        first: Without the thinking before it and the continuations behind it.
+
+    Returns:
+        The number, at least 1.
+
+    Raises:
+        ValueError: If the prompt leaves no room.
+    """
     settings = _settings(pipeline, options)[1]
     defaults = pipeline.model.generation_config
     max_length = settings.get("max_length") or defaults.max_length
@@ -109,6 +147,9 @@ def token_budget(pipeline: Any, options: GenerationOptions, prompt_tokens: int) 
         or defaults.max_new_tokens
         or DEFAULT_MAX_NEW_TOKENS
     )
+    if not first:
+        budget *= 1 + CONTINUATIONS * (options.on_length == "continue")
+        budget += options.thinking_tokens
     window = getattr(pipeline.model.config.get_text_config(), "max_position_embeddings", None)
     room = budget if window is None else window - prompt_tokens
     if room < 1 or budget < 1:

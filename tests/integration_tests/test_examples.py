@@ -41,7 +41,7 @@ def example(demo_pipeline, monkeypatch):
 
 def test_every_example_is_tested_and_says_what_it_shows():
     found = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert found == ["chain", "paris", "rag", "react_agent"]
+    assert found == ["chain", "landing", "paris", "rag", "react_agent"]
     for name in found:
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert text.lstrip("r").startswith('"""') and f"python examples/{name}.py" in text
@@ -68,6 +68,16 @@ def test_chain(example, capsys):
     out = capsys.readouterr().out
     for word, answer in zip(("bridge", "library", "echo"), answers, strict=True):
         assert word in answer and may_end(answer) and answer in out
+
+
+def test_landing(example, capsys):
+    answers = example("landing").main()
+    out = capsys.readouterr().out
+    used = [a.generation_info["usage_metadata"]["output_tokens"] for a in answers]
+    assert used == sorted(used) and all(map(int.__le__, used, (32, 64, 128, 256)))
+    for answer in answers:
+        assert may_end(answer.text) and answer.text in out
+        assert answer.generation_info["eos_source"] in ("model", "reward")
 
 
 def test_rag(example, capsys):

@@ -640,6 +640,7 @@ def test_sentences_are_counted_roughly(text, count):
         ("Look:\n```python\nx = 1", "\n```"),
         ("Look:\n```python\nx = 1\n", "```"),
         ('{"a": [1, 2', "]}"),
+        ('{"a": [{"b": "c', '"}]}'),
     ],
 )
 def test_closing_brings_a_text_to_its_end(text, end):
@@ -648,5 +649,13 @@ def test_closing_brings_a_text_to_its_end(text, end):
 
 
 def test_what_cannot_be_closed_is_left_alone():
-    for text in ("Ingredients:\n- 1.", "shadows play,\n", "A list:\n-", "## Title"):
+    for text in (
+        "Ingredients:\n- 1.",
+        "shadows play,\n",
+        "A list:\n-",
+        "## Title",
+        '{"a": 1,',
+        '{"a',
+        '["x", tr',
+    ):
         assert closing(text) == ""

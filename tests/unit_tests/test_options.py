@@ -50,6 +50,10 @@ WRONG = [
     ("batch_size", 0),
     ("batch_size", None),
     ("prefix_cache", -1),
+    ("on_length", "cut"),
+    ("on_length", None),
+    ("thinking_tokens", -1),
+    ("thinking_tokens", None),
     ("prefix_cache", None),
     ("prompt_lookup_num_tokens", -1),
 ]

@@ -1,0 +1,279 @@
+"""Landing in hindsight: which end is chosen, and that nothing else is touched."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.generation import generate, stream_generate
+from langchain_llama_stop.llms import LlamaStopLLM
+from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.settings import thinking_ids
+from tests.fakes import (
+    TOKENIZERS,
+    ScriptedLlama,
+    byte_ids,
+    byte_tokenizer,
+    hashed_scores,
+    make_pipeline,
+    scripted_answers,
+)
+
+TOKENIZER = TOKENIZERS["bytes"]
+EOS = TOKENIZER.eos_token_id
+PIECES = ["A cat sat. ", "Why? ", " and then", "\n", "é", "(", ")", '"', "```\n", "1. ", "x = 1\n"]
+PIECES += ["* one\n", "**", "日本。", "Dr. ", "3.", "| a | b |\n"]
+
+
+def options(**kwargs):
+    return GenerationOptions.parse({"max_new_tokens": 40, **kwargs})
+
+
+def model(name, answers, lifted=(), seed=None):
+    """A pipeline that answers prompts with texts, each token 10 nats over the others.
+
+    `lifted` gives other scores: (text so far, token, nats under the favourite). With a seed the
+    others are random, so that every place has gaps of its own.
+    """
+    tokenizer = TOKENIZERS[name]
+    eos, size = tokenizer.eos_token_id, len(tokenizer)
+    prompts = {tuple(tokenizer(p)["input_ids"]): t for p, t in answers.items()}
+    spoken = {
+        p: tokenizer(t, add_special_tokens=False)["input_ids"] if isinstance(t, str) else t
+        for p, t in prompts.items()
+    }
+    noise = hashed_scores(size, seed) if seed is not None else lambda history: torch.zeros(size)
+
+    def next_scores(history):
+        scores = 3 * noise(history)
+        for prompt, ids in spoken.items():
+            place = len(history) - len(prompt)
+            if history[: len(prompt)] == prompt and place >= 0:
+                token = ids[place] if place < len(ids) else eos
+                scores[token] = scores.max() + 10 * (seed is None)
+                text = tokenizer.decode(ids[:place])
+                for before, other, nats in lifted:
+                    if before == text:
+                        scores[other] = scores[token] - nats
+        return scores
+
+    return make_pipeline(ScriptedLlama(size, next_scores, eos, eos), tokenizer)
+
+
+def land(text, lifted=(), **kwargs):
+    """The answer of a model that would go on with `text`."""
+    pipeline = model("bytes", {"go": text}, lifted)
+    return generate(pipeline, ["go"], options(**kwargs))[0]
+
+
+LONG = "The cat sat. The dog ran. Then all of them slept a little"  # ends at 12 and 25
+
+
+@pytest.mark.parametrize(
+    ("lifted", "text"),
+    [
+        ([], "The cat sat. The dog ran."),  # equal gaps: the reward prefers the later one
+        ([("The cat sat.", EOS, 6)], "The cat sat."),
+        ([("The cat sat.", EOS, 9.5)], "The cat sat. The dog ran."),
+    ],
+)
+def test_the_end_that_costs_least_is_chosen(lifted, text):
+    response = land(LONG, lifted, eos_reward={"start": 0.25})
+    assert (response.text, response.eos_source) == (text, "reward")
+    assert response.token_ids == (*byte_ids(text), EOS)
+
+
+def test_an_end_before_the_zone_does_not_count():
+    response = land(LONG, [("The cat sat.", EOS, 0.1)], eos_reward={"start": 0.5})
+    assert response.text == "The cat sat. The dog ran."
+
+
+def test_an_answer_that_the_model_ends_inside_the_zone_is_untouched():
+    text = "The cat sat. The dog ran. It was so."
+    response = land(text, [("The cat sat.", EOS, 0.1)])
+    assert (response.text, response.eos_source) == (text, "model")
+    before = land(text, [("The cat sat.", EOS, 0.1)], eos_reward={"hindsight": False})
+    assert before.text == "The cat sat. The dog ran."  # decided as the text came
+
+
+def test_a_mark_is_set_where_the_model_might_have_set_it():
+    dot = byte_ids(".")[0]
+    going = "The cat sat on the mat and then on the chair and"
+    near = [("The cat sat on the mat", dot, 0.5), ("The cat sat on the mat and then", dot, 2.9)]
+    assert land(going, near).text == "The cat sat on the mat."
+    assert land(going, [(t, d, n + 3) for t, d, n in near]).text == "The cat sat on the mat."
+    response = land(going, near, eos_reward={"close_sentence": False})
+    assert response.eos_source == "forced" and response.text == going[:39]
+    kept = land(going, near, eos_reward={"close_sentence": False, "force_eos": False})
+    assert (kept.text, kept.finish_reason, kept.eos_source) == (going[:40], "length", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "landed"),
+    [
+        ('He said: "It is so (as he thought', 'He said: "It is so (as he thought)".'),
+        ("Look:\n```\nx = 1\ny = 22\nzzzzz = 3", "Look:\n```\nx = 1\ny = 22\n```"),
+        ('{"names": ["Anna", "Bert', '{"names": ["Anna"]}'),  # its quote is the model's own
+        ("See **the whole of it", "See **the whole of it.**"),
+    ],
+)
+def test_without_an_end_what_is_open_is_closed(text, landed):
+    response = land(text + "y" * 40, max_new_tokens=len(byte_ids(text)) + 4)
+    assert (response.text, response.eos_source) == (landed, "reward")
+
+
+def test_what_cannot_end_is_ended_by_force():
+    response = land("* " * 30)
+    assert (response.eos_source, len(response.token_ids)) == ("forced", 40)
+
+
+def test_min_new_tokens_holds():
+    lifted = [("The cat sat.", EOS, 0.1)]
+    kwargs = {"eos_reward": {"start": 0.25}, "pipeline_kwargs": {"min_new_tokens": 20}}
+    assert land(LONG, lifted, **kwargs).text == "The cat sat. The dog ran."
+    kwargs["pipeline_kwargs"] = {"min_new_tokens": 40}
+    assert land(LONG, lifted, **kwargs).finish_reason == "length"
+
+
+def test_a_stop_in_the_zone_goes_before_an_end():
+    response = land(LONG, stop=["Then"])
+    assert (response.text, response.stop_reason) == ("The cat sat. The dog ran. ", "Then")
+
+
+def test_a_mark_that_completes_a_stop_is_not_in_the_answer():
+    lifted = [("A cat sat on the mat", byte_ids(".")[0], 1)]
+    response = land("A cat sat on the mat and then so on and on", lifted, stop=["mat."])
+    assert (response.text, response.stop_reason) == ("A cat sat on the ", "mat.")
+
+
+def test_a_stream_holds_back_what_may_be_dropped_and_no_more():
+    pipeline = model("bytes", {"go": LONG}, [("The cat sat.", EOS, 9.5)])
+    opts = options(eos_reward={"start": 0.25})
+    chunks = [c.text for c in stream_generate(pipeline, "go", opts)]
+    assert chunks == [*"The cat sat.", " The dog ran.", ""]
+
+
+answers = st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=answers,
+    other=answers,
+    seed=st.integers(0, 10**6),
+    budget=st.integers(1, 60),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    stop=st.sampled_from([[], ["."], ["sat. A"], ["\n"], ["。"]]),
+    reward=st.sampled_from(
+        [{}, {"start": 0}, {"boundary": "line"}, {"close_sentence": False}, {"hindsight": False}]
+    ),
+)
+def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
+    tokenizer = TOKENIZERS[name]
+    pipeline = model(name, {"go": text, "on": other}, seed=seed)
+    opts = options(max_new_tokens=budget, eos_reward=reward, stop=stop)
+    response = generate(pipeline, ["go"], opts)[0]
+    # One behaviour on every path
+    chunks = list(stream_generate(pipeline, "go", opts))
+    assert "".join(c.text for c in chunks) == response.text
+    assert chunks[-1].response == response
+    assert generate(pipeline, ["go", "on"], opts)[0] == response
+    # Within the budget, ended, and nothing changed that the model ended itself
+    assert 1 <= len(response.token_ids) <= budget and response.finish_reason == "stop"
+    plain = generate(pipeline, ["go"], opts.updated({"eos_reward": False}))[0]
+    if not reward.get("hindsight", True):
+        return
+    if plain.finish_reason == "stop":
+        assert response == plain
+        return
+    assert response.token_ids[-1] == tokenizer.eos_token_id
+    if response.eos_source == "reward" and not response.stop_reason:
+        text = tokenizer.decode(response.token_ids[:-1])
+        assert may_end(text, reward.get("boundary", "sentence")) or may_end(text)
+    elif response.eos_source == "forced":
+        assert response.token_ids[:-1] == plain.token_ids[:-1]
+
+
+# --- answers that are cut all the same
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text", "finish"),
+    [
+        ({"eos_reward": False}, LONG[:40], "length"),
+        ({"eos_reward": False, "on_length": "trim"}, "The cat sat. The dog ran.", "length"),
+        ({"eos_reward": False, "on_length": "continue"}, LONG, "stop"),
+        ({"eos_reward": False, "on_length": "continue", "max_new_tokens": 10}, LONG[:40], "length"),
+        ({"on_length": "continue"}, LONG, "stop"),
+        ({"on_length": "continue", "max_new_tokens": 10}, "The cat sat. The dog ran.", "stop"),
+        ({"on_length": "trim"}, "The cat sat. The dog ran.", "stop"),
+    ],
+)
+def test_what_becomes_of_an_answer_over_its_budget(kwargs, text, finish):
+    response = land(LONG, **kwargs)
+    assert (response.text, response.finish_reason) == (text, finish)
+
+
+def test_without_any_end_there_is_nothing_to_trim_to():
+    assert land("no end in sight", eos_reward=False, on_length="trim", max_new_tokens=5).text == (
+        "no en"
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=answers, budget=st.integers(1, 60), name=st.sampled_from(sorted(TOKENIZERS)))
+def test_trimming_is_the_same_for_a_stream(text, budget, name):
+    pipeline = model(name, {"go": text})
+    opts = options(max_new_tokens=budget, eos_reward=False, on_length="trim", stop=["sat. A"])
+    response = generate(pipeline, ["go"], opts)[0]
+    chunks = list(stream_generate(pipeline, "go", opts))
+    assert "".join(c.text for c in chunks) == response.text
+    assert chunks[-1].response == response
+    if response.finish_reason == "length":
+        plain = generate(pipeline, ["go"], opts.updated({"on_length": "keep"}))[0].text
+        assert plain.startswith(response.text)
+        assert may_end(response.text) or response.text == plain
+
+
+# --- thinking
+
+
+def thinking(answer):
+    """A pipeline whose model has tokens for thinking, and answers "go"; "<" and ">" stand for them.
+
+    Returns:
+        The pipeline, and the ids of both tokens.
+    """
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    eos, size = tokenizer.eos_token_id, len(tokenizer)
+    begin, end = thinking_ids(tokenizer)
+    table = {"<": begin, ">": end}
+    ids = [i for c in answer for i in ([table[c]] if c in table else byte_ids(c))]
+    scores = scripted_answers({tuple(byte_ids("go")): ids}, size, eos)
+    return make_pipeline(ScriptedLlama(size, scores, eos, eos), tokenizer), begin, end
+
+
+def test_thinking_ends_within_its_own_budget():
+    pipeline, begin, end = thinking("<I see that I see that I see that I see")
+    opts = options(thinking_tokens=20, max_new_tokens=10, eos_reward=False)
+    ids = generate(pipeline, ["go"], opts)[0].token_ids
+    assert len(ids) == 30 and ids.index(end) == 19
+    opts = options(thinking_tokens=20, max_new_tokens=10)
+    ids = generate(pipeline, ["go"], opts)[0].token_ids
+    assert ids.index(end) == 19 and ids[-1] == pipeline.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("answer", ["I do not think. I say.", "<I see.>So it is. Yes."])
+def test_who_does_not_think_or_has_thought_is_not_touched(answer):
+    pipeline, _, _ = thinking(answer)
+    plain = generate(pipeline, ["go"], options(eos_reward=False))[0]
+    opts = options(eos_reward=False, thinking_tokens=12, max_new_tokens=28)
+    assert generate(pipeline, ["go"], opts)[0] == plain
+    assert plain.finish_reason == "stop"
+
+
+def test_a_model_that_cannot_think_is_refused():
+    with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 for this model"):
+        LlamaStopLLM(pipeline=model("bytes", {"go": "x"}), thinking_tokens=20)
