@@ -13,7 +13,6 @@ Not seen: sentence ends in languages that write none (Thai, Lao), tables without
 in block quotes.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -23,16 +22,15 @@ from langchain_llama_stop.marks import MARK, OPENERS, apply_mark, json_values
 Boundary = Literal["sentence", "line", "paragraph"]
 
 _TERMINATORS = ".!?…。！？｡．؟۔।॥‽⁇⁈⁉‼⸮։።፧፨។៕။།༎᠃᠉᙮෴܀"
-_CLOSERS = r"\"'”’“‘»«›)\]}）」』】》〉*_`~"
+CLOSERS = r"\"'”’“‘»«›)\]}）」』】》〉*_`~"
 _EMOJI = "\u200d\u20e3\u231a-\u23ff\u2600-\u2793\u2b50\u2b55\ufe0f\U0001f000-\U0001faff"
 _GOES_ON = tuple(":,;-–—/&：，；、،؛")
 
 # A terminator and what may follow it: closers, and after a space emoji, » or a smiley.
-_TAIL = rf"(?:[{_CLOSERS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
+_TAIL = rf"(?:[{CLOSERS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
 _END = re.compile(rf"([{_TERMINATORS}])({_TAIL})(?<!\u200d)\Z")
 _CANDIDATE = re.compile(rf"[{_TERMINATORS}]{_TAIL}|(?<!\$)\$\$|\\\]")
-_ROUGH_END = re.compile(rf"[{_TERMINATORS}][{_CLOSERS}]*(?:\s|\Z)|[。！？]")
-_AFTER_WORD = re.compile(rf"[^\W_][{_CLOSERS}]*\Z")
+_ROUGH_END = re.compile(rf"[{_TERMINATORS}][{CLOSERS}]*(?:\s|\Z)|[。！？]")
 _REACH = 40  # how far back from the end of the text its terminator may lie
 
 _WORD = re.compile(r"[^\W_]")
@@ -43,6 +41,7 @@ _LINE = re.compile(
     rf"[ \t>]*(?:(?P<heading>#{{1,6}}[ \t])|(?P<row>\|)|(?P<item>{_ITEM}\s+(?=\S)))?"
 )
 _BARE_MARKER = re.compile(rf"[ \t>]*[*_]{{0,3}}{_ITEM}[*_]{{0,3}}")
+_COMMENT = re.compile(r"\S+(?:[ \t]+\S+){4,}\.")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _PIPE = re.compile(r"(?<!\\)\|")
 _SEPARATOR = re.compile(r"[ \t>]*\|(?=[ \t:|]*-)[ \t:|-]*")
@@ -126,44 +125,6 @@ def end_offsets(text: str) -> list[int]:
 def last_end(text: str) -> int:
     """The largest offset at which `text[:offset]` may end, 0 if there is none."""
     return (end_offsets(text) or [0])[-1]
-
-
-def closing(text: str) -> str:
-    """What brings an unfinished text to an end: a full stop, and all that is owed.
-
-    Args:
-        text: The answer so far.
-
-    Returns:
-        The first of the usual ways that works here; "" if the text may end as it is, or if none
-        works (behind a bare list marker, or a comma in JSON).
-    """
-    answer = _Answer(text)
-    if answer.ends and not answer.owed:
-        return ""
-    owed = "".join(reversed(answer.owed))
-    if text.endswith("\n"):
-        owed = owed.removeprefix("\n")  # of a fence, which wants a line of its own
-    ends = [owed]
-    if _AFTER_WORD.search(text):  # a full stop behind anything else would end nothing
-        outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
-        ends += [outside, inside] if owed[:1] in (")", "]") else [inside, outside]
-    for end in ends:
-        if end and may_end(text + end) and _valid_json(text, end):
-            return end
-    return ""
-
-
-def _valid_json(text: str, end: str) -> bool:
-    """Whether `end` makes a value of the JSON that `text` leaves open; True if it leaves none."""
-    values, owed = json_values(text)
-    if not owed:
-        return True
-    try:
-        json.loads(text[(values or [0])[-1] :] + end)
-    except ValueError:
-        return False
-    return True
 
 
 def count_sentences(text: str) -> int:
@@ -321,8 +282,10 @@ class _Page:
 
     def _is_label(self, stop: int) -> bool:
         """Whether the line only announces what comes: a heading, bare marker or open fence."""
+        if self.kind == "heading":  # a whole sentence behind # is a comment in code
+            return not _COMMENT.fullmatch(self.text, self.content, stop)
         marker = _BARE_MARKER.fullmatch(self.text, self.start, stop)
-        return self.kind == "heading" or bool(marker) or self._opened_fence(stop) != ""
+        return bool(marker) or self._opened_fence(stop) != ""
 
     def _is_bold(self, stop: int) -> bool:
         """Whether all of the line is bold, as a heading is."""

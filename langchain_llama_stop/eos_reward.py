@@ -1,7 +1,7 @@
 """The EOS reward: when an answer has to end, and how strongly ending is favoured.
 
-Numbers only: neither tokens nor text nor tensors. The transformers processor and the vLLM one ask
-the same function and apply what it says.
+Numbers only: neither tokens nor text nor tensors. Whoever holds these (a logits processor, the
+search for an end in hindsight) asks here and applies what it is told.
 
 The idea comes from a logits processor that multiplied the EOS score from 80% of the length on. It
 ended every answer, most of them in the middle of a sentence. Here a place is looked for first: EOS

@@ -65,6 +65,8 @@ def generate(
         ValueError: If a prompt is empty or leaves no room in the context window, or an option
             does not fit the model.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
     for batch in _batches(rows, options.batch_size):
@@ -187,6 +189,9 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     reuse = PrefixCache.of(model, options.prefix_cache) if alone else None
     past = {CACHE: reuse.take(rows[0].ids)} if reuse else {}
     # 4. Steps
+    if model.generation_config.max_length and not model.generation_config.max_new_tokens:
+        # Said in the model's own terms: transformers warns of both in one call.
+        config.max_length, config.max_new_tokens = width + budget, None
     steps: Iterator[Step] = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -196,6 +201,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
         custom_generate=partial(decode_steps, generators=generators, lookup=lookup),
         **past,
     )
+    whole = True
     try:
         for step in steps:
             if landing:
@@ -206,8 +212,13 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
                 with model_lock(model):
                     _land(landing, rows, eos[0])
             yield
+    except GeneratorExit:  # between two steps
+        raise
+    except BaseException:  # a forward pass may have been left in the middle of its layers
+        whole = False
+        raise
     finally:
-        if reuse:
+        if reuse and whole:
             reuse.put([*rows[0].ids, *rows[0].generated], past[CACHE])
 
 

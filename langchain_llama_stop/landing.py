@@ -16,6 +16,7 @@ import torch
 from langchain_llama_stop import boundaries
 from langchain_llama_stop.closers import closers
 from langchain_llama_stop.detokenization import detokenizer
+from langchain_llama_stop.endings import closing
 from langchain_llama_stop.eos_reward import CLOSING_NATS, EosReward, landing_cost
 
 if TYPE_CHECKING:
@@ -140,15 +141,15 @@ class Landing:
         places = []
         for count, gaps in enumerate(self._gaps[row], self.first):
             text = self._detokenizer.decode(ids[:count])
-            end = boundaries.closing(text)
-            closing = self._closers.ids(end)
-            if not end or count + len(closing) + 1 > self.max_new_tokens:
+            end = closing(text)
+            added = self._closers.ids(end)
+            if not end or count + len(added) + 1 > self.max_new_tokens:
                 continue
             eos = gaps[: len(self._eos)]
-            column = self._columns.index(closing[0]) if closing[0] in self._columns else None
+            column = self._columns.index(added[0]) if added[0] in self._columns else None
             gap = (_UNKNOWN if column is None else gaps[column]) + _MIDLINE * end.startswith("\n")
             favourite = self._eos[eos.index(min(eos))]
-            places.append(_Place(count, (*closing, favourite), self._cost(count, gap)))
+            places.append(_Place(count, (*added, favourite), self._cost(count, gap)))
         return places
 
     def _cost(self, tokens: int, gap: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
@@ -173,8 +174,11 @@ class LlamaStopLLM(HuggingFacePipeline):
             device_map = {"": "cpu" if device < 0 else device}
         options = resolve_aliases(kwargs)
         refuse_unknown(options, [*cls.model_fields, *ALIASES], "option")
+        from langchain_llama_stop.settings import check_settings
+
         # Wrong options are said before minutes of loading.
-        GenerationOptions.parse({k: v for k, v in options.items() if k in OPTION_NAMES})
+        given = {k: v for k, v in options.items() if k in OPTION_NAMES}
+        check_settings(GenerationOptions.parse({"pipeline_kwargs": pipeline_kwargs, **given}))
         pipeline = load_pipeline(
             model_id,
             quantization,
@@ -279,6 +283,7 @@ class LlamaStopLLM(HuggingFacePipeline):
                 for name in OPTION_NAMES
                 if name not in ("logits_processor", "stopping_criteria", "batch_size")
             },
+            "eos_reward": asdict(options.eos_reward) if options.eos_reward else None,
             "logits_processor": [_object_key(item) for item in options.logits_processor],
             "stopping_criteria": [_object_key(item) for item in options.stopping_criteria],
         }

@@ -329,7 +329,15 @@ def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
 def _load_tokenizer(source: str | Path, fetch: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **fetch)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **fetch)
+    except (ValueError, OSError) as error:
+        if not isinstance(source, Path):
+            raise
+        raise ValueError(
+            f"The tokenizer of {source} is missing or damaged ({str(error).strip()[:200]}). Copy "
+            "or download tokenizer.json and tokenizer_config.json again."
+        ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(

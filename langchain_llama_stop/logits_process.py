@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 from langchain_llama_stop import boundaries
 from langchain_llama_stop.closers import closers
 from langchain_llama_stop.detokenization import detokenizer
+from langchain_llama_stop.endings import closing
 from langchain_llama_stop.eos_reward import DECIDED, NONE, EosReward, Nudge, nudge
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.max_new_tokens = max_new_tokens
         self.prompt_length = prompt_length
         self.eos_token_ids = eos_ids
-        self.reward = reward or EosReward()
+        self.reward = EosReward.parse(reward) or EosReward()
         self._zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
         self._closers = closers(tokenizer)
@@ -186,7 +187,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             ):
                 continue  # whatever is owed, it is not due yet
             text = self._detokenizer.decode(ids)
-            plan = self._closers.ids(boundaries.closing(text)) if left <= _PLANNED_TOKENS else []
+            plan = self._closers.ids(closing(text)) if left <= _PLANNED_TOKENS else []
             if plan and left <= len(plan) + 1:
                 lift_(scores, [row], plan[:1], [0.0], [True])
             elif mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.stop_sequences import parse_stop, parse_stop_token_ids
 
+_READERS: dict[str, Callable[[object], Any]] = {
+    "stop": parse_stop,
+    "stop_token_ids": parse_stop_token_ids,
+    "eos_reward": EosReward.parse,
+}
 OnLength = Literal["keep", "trim", "continue"]
 CONTINUATIONS = 3
 """Further budgets that an answer gets which is continued."""
@@ -68,7 +73,9 @@ class GenerationOptions:
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks every value."""
+        """Checks every value, and brings those that can be written in several ways into one."""
+        for name, read in _READERS.items():
+            object.__setattr__(self, name, read(getattr(self, name)))
         _integer("max_new_tokens", self.max_new_tokens, 1)
         _integer("top_k", self.top_k, 0)
         _integer("seed", self.seed, 0)
@@ -197,6 +204,11 @@ def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
     values = resolve_aliases(options)
+    kwargs = values.get("pipeline_kwargs")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(
+            f"`pipeline_kwargs` has to be a dict of generation settings, but is {kwargs!r}."
+        )
     refuse_unknown(values, [*OPTION_NAMES, *ALIASES], "option")
     if kwargs := values.get("pipeline_kwargs"):
         kwargs = resolve_aliases(kwargs)
@@ -208,12 +220,9 @@ def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("temperature", "top_p", "repetition_penalty"):
         if type(values.get(name)) is int:
             values[name] = float(values[name])  # transformers takes no 2 for 2.0
-    if "stop" in values:
-        values["stop"] = parse_stop(values["stop"])
-    if "stop_token_ids" in values:
-        values["stop_token_ids"] = parse_stop_token_ids(values["stop_token_ids"])
-    if "eos_reward" in values:
-        values["eos_reward"] = EosReward.parse(values["eos_reward"])
+    for name in _READERS:
+        if name in values:
+            values[name] = _READERS[name](values[name])
     for name in ("logits_processor", "stopping_criteria"):
         if name in values:
             value = values[name]

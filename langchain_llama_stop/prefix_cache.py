@@ -76,7 +76,8 @@ class PrefixCache:
                 return DynamicCache(config=self._config)
             kept, cache = self._entries.pop(best)
             length = shared[best]
-        cache.crop(-(cache.get_seq_length() - length)) if cache.get_seq_length() > length else None
+        if surplus := cache.get_seq_length() - length:
+            cache.crop(-surplus)
         return cache
 
     def put(self, ids: Sequence[int], cache: DynamicCache) -> None:

@@ -11,7 +11,7 @@ from langchain_llama_stop.boundaries import last_end
 from langchain_llama_stop.decoding import model_lock
 from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.settings import token_budget
+from langchain_llama_stop.settings import pipeline_callables, token_budget
 from langchain_llama_stop.stop_sequences import (
     find_stop,
     held_back,
@@ -31,7 +31,7 @@ class GenerationResponse:
         text: The answer, trimmed at its stop; with the prompt before it if that was asked for.
         token_ids: The answer's ids, EOS and stop included.
         prompt_tokens: Tokens of the prompt.
-        finish_reason: "stop", or "length" for an answer that the budget cut.
+        finish_reason: "stop", or "length" for an answer that its budget (or `max_time`) cut.
         stop_reason: None for EOS; else the stop string or the token ids that matched.
         eos_source: Who ended the answer: "model", "reward", "forced", or None without EOS.
     """
@@ -166,7 +166,10 @@ class Row:
     def response(self) -> GenerationResponse:
         """The finished answer."""
         text, stop_reason = self.trimmed()
-        cut = not self.eos_source and stop_reason is None and len(self.generated) >= self.budget
+        # Without EOS, a stop or criteria of the user's, a limit has cut it: of tokens or of time.
+        criteria = self.options.stopping_criteria or pipeline_callables(self.pipeline)[1]
+        stopped = criteria and len(self.generated) < self.budget
+        cut = not (self.eos_source or stop_reason is not None or stopped)
         if cut and self._trims:
             text = text[: last_end(text)] or text  # without any end there is nothing to trim to
         return GenerationResponse(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from langchain_llama_stop.options import CONTINUATIONS, GenerationOptions
@@ -91,19 +93,27 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
         if not 0 <= token_id < vocabulary:
             raise ValueError(
                 f"`eos_token_id` has to be under {vocabulary}, the size of the vocabulary, but is "
-                f"{token_id}: set `model.generation_config.eos_token_id`."
+                f"{token_id}: mend it in `pipeline_kwargs`, else in `model.generation_config`."
             )
+    if DynamicCache(config=pipeline.model.config).is_sliding.count(True):
+        for name in ("prefix_cache", "prompt_lookup_num_tokens"):
+            if value := getattr(options, name):
+                raise ValueError(
+                    f"`{name}` has to be 0 for this model, but is {value}: its attention slides "
+                    "over a window, and keys and values that have left it cannot come back."
+                )
     config = generation_config(pipeline, options, max_new_tokens=1)
     if (config.num_return_sequences or 1) > 1:
         raise ValueError(
             f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
-            f"pass the prompt several times to `batch` instead."
+            f"pass the prompt several times to `batch` instead (without a `seed`)."
         )
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
             f"The generation mode has to be greedy search or sampling, but the settings ask for "
-            f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline."
+            f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline "
+            "and from `pipeline_kwargs`."
         )
 
 
@@ -139,14 +149,17 @@ def token_budget(
     """
     settings = _settings(pipeline, options)[1]
     defaults = pipeline.model.generation_config
-    max_length = settings.get("max_length") or defaults.max_length
+    max_length = settings.get("max_length")  # the pipeline's own, prompt included
     budget = (
         options.max_new_tokens
         or settings.get("max_new_tokens")
         or (max_length - prompt_tokens if max_length else None)
         or defaults.max_new_tokens
-        or DEFAULT_MAX_NEW_TOKENS
     )
+    if budget is None:
+        # A model's own maximum is a limit (4096 for Llama 2), not a wish.
+        max_length = defaults.max_length
+        budget = min(DEFAULT_MAX_NEW_TOKENS, (max_length or math.inf) - prompt_tokens)
     if not first:
         budget *= 1 + CONTINUATIONS * (options.on_length == "continue")
         budget += options.thinking_tokens
@@ -198,9 +211,25 @@ def generation_config(
             settings[name] = value
     settings.pop("max_length", None)
     settings["max_new_tokens"] = max_new_tokens
+    _update(config, settings)
+    return config
+
+
+def check_settings(options: GenerationOptions) -> None:
+    """Checks `pipeline_kwargs` without a model.
+
+    Args:
+        options: What is asked for.
+
+    Raises:
+        ValueError: If it holds what is no generation setting.
+    """
+    _update(GenerationConfig(), options.pipeline_kwargs)  # type: ignore[no-untyped-call]
+
+
+def _update(config: GenerationConfig, settings: Mapping[str, Any]) -> None:
     if unknown := config.update(**settings):  # type: ignore[no-untyped-call]
         raise ValueError(
             f"`pipeline_kwargs` has to hold settings of transformers' GenerationConfig, but holds "
             f"{', '.join(map(repr, sorted(unknown)))}."
         )
-    return config

@@ -38,6 +38,8 @@ def find_stop(text: str, stops: Sequence[str], searched: int = 0) -> StopMatch |
     Returns:
         The match with the smallest `end` (among equals the smallest `start`), or None.
     """
+    if isinstance(stops, str):
+        raise ValueError(f"`stops` has to be a list of strings, but is {stops!r}.")
     best: StopMatch | None = None
     for stop in stops:
         start = text.find(stop, max(0, searched - len(stop) + 1))

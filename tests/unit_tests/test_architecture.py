@@ -13,7 +13,7 @@ PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     ["_version", "marks", "gguf_cache"],
     ["boundaries", "loading", "stop_sequences", "detokenization"],
-    ["eos_reward", "decoding", "prefix_cache", "closers"],
+    ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
     ["settings", "logits_process", "stopping_criteria", "landing"],
     ["rows"],

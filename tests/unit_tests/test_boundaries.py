@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.boundaries import (
-    closing,
     count_sentences,
     end_offsets,
     is_true_end,
@@ -630,32 +629,14 @@ def test_sentences_are_counted_roughly(text, count):
 
 
 @pytest.mark.parametrize(
-    ("text", "end"),
+    ("text", "ends"),
     [
-        ("A cat sat.", ""),
-        ("A cat sat", "."),
-        ('He said "look', '."'),
-        ("It is small (a cat", ")."),
-        ("**A cat sat", ".**"),
-        ("Look:\n```python\nx = 1", "\n```"),
-        ("Look:\n```python\nx = 1\n", "```"),
-        ('{"a": [1, 2', "]}"),
-        ('{"a": [{"b": "c', '"}]}'),
+        ("# Remove all lines with no comments.", True),  # a comment of a script
+        ("# Remove all lines", False),
+        ("## A heading. With a dot", False),
+        ("# 1. Introduction.", False),
+        ("## What are all of them for?", False),
     ],
 )
-def test_closing_brings_a_text_to_its_end(text, end):
-    assert closing(text) == end
-    assert may_end(text + end)
-
-
-def test_what_cannot_be_closed_is_left_alone():
-    for text in (
-        "Ingredients:\n- 1.",
-        "shadows play,\n",
-        "A list:\n-",
-        "## Title",
-        '{"a": 1,',
-        '{"a',
-        '["x", tr',
-    ):
-        assert closing(text) == ""
+def test_a_whole_sentence_behind_a_hash_is_no_heading(text, ends):
+    assert is_true_end(text) is ends

@@ -6,10 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    MistralConfig,
+    MistralForCausalLM,
+    StoppingCriteria,
+)
 
 from langchain_llama_stop.generation import generate, stream_generate
+from langchain_llama_stop.llms import LlamaStopLLM
 from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.prefix_cache import PrefixCache
+from langchain_llama_stop.settings import token_budget
 from tests.fakes import (
     TOKENIZERS,
     ScriptedLlama,
@@ -545,3 +554,78 @@ def test_the_prefix_cache_reads_only_what_is_new():
     generate(pipeline, ["x" * 50], opts)
     generate(pipeline, ["x" * 50 + "yz"], opts)
     assert widths[0] == 50 and widths[-3] == 2 and max(widths[1:]) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_forward_pass_leaves_nothing_in_the_prefix_cache(error):
+    pipeline = tiny()
+    opts = options(prefix_cache=500, max_new_tokens=6)
+    plain = generate(pipeline, ["x" * 30], options(max_new_tokens=6))[0]
+    generate(pipeline, ["x" * 20], opts)
+
+    def interrupt(*args):
+        raise error("in the midst of the layers")
+
+    hook = pipeline.model.model.layers[-1].register_forward_pre_hook(interrupt)
+    with pytest.raises(error):
+        generate(pipeline, ["x" * 30], opts)
+    hook.remove()
+    assert generate(pipeline, ["x" * 30], opts)[0] == plain
+    stream = stream_generate(pipeline, "x" * 40, opts)
+    next(stream)
+    stream.close()  # between two steps: what was computed is whole, and stays
+    assert PrefixCache.of(pipeline.model, 500).tokens >= 40
+
+
+def sliding_pipeline():
+    tokenizer = TOKENIZERS["bytes"]
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return make_pipeline(MistralForCausalLM(config).eval(), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["prefix_cache", "prompt_lookup_num_tokens"])
+def test_a_sliding_window_does_without_what_goes_back(name):
+    pipeline = sliding_pipeline()
+    with pytest.raises(ValueError, match=f"`{name}` has to be 0 for this model, but is 5"):
+        LlamaStopLLM(pipeline=pipeline, **{name: 5})
+    assert LlamaStopLLM(pipeline=pipeline, max_new_tokens=12).invoke("x" * 20) is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "pipe", "budget"),
+    [
+        ({"max_length": 4096}, {}, 256),
+        ({"max_length": 60}, {}, 50),
+        ({"max_length": 60, "max_new_tokens": 12}, {}, 12),
+        ({"max_new_tokens": 12}, {"max_length": 60}, 50),
+        ({}, {}, 256),
+    ],
+)
+def test_whose_budget_counts(model, pipe, budget, caplog):
+    pipeline = tiny()
+    pipeline.model.generation_config.update(**model)
+    opts = GenerationOptions.parse({"eos_reward": False, "pipeline_kwargs": pipe})
+    assert token_budget(pipeline, opts, 10) == budget
+    generate(pipeline, ["x" * 10], opts.updated({"max_new_tokens": 3}))
+    if len(model) < 2:
+        assert "seem to have been set" not in caplog.text
+
+
+def test_an_answer_that_time_has_cut_says_so():
+    opts = options(eos_reward=False, pipeline_kwargs={"max_time": 1e-9})
+    response = generate(tiny(), ["x"], opts)[0]
+    assert len(response.token_ids) < 40 and response.finish_reason == "length"
+
+
+def test_one_prompt_is_no_list_of_prompts():
+    with pytest.raises(ValueError, match="`prompts` has to be a list of strings, but is 'The sky'"):
+        generate(tiny(), "The sky", options())

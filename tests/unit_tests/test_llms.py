@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -437,3 +438,16 @@ def test_sampling_with_a_seed_repeats_and_leaves_the_global_state():
     assert torch.equal(torch.get_rng_state(), state)
     assert first == model.invoke("Hi", seed=1) == "".join(model.stream("Hi", seed=1))
     assert first != model.invoke("Hi", seed=2)
+
+
+def test_the_options_can_be_saved(tmp_path):
+    assert json.loads(json.dumps(llm().asdict()))["eos_reward"]["strength"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"max_new_tokens": 0}, "`max_new_tokens`"), ({"nonsense": 3}, "nonsen")],
+)
+def test_wrong_settings_are_said_before_anything_is_loaded(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LlamaStopLLM.from_model_id("/no/such/folder", pipeline_kwargs=kwargs)

@@ -559,3 +559,11 @@ def test_a_cache_that_is_read_only_serves_what_it_holds(tiny_gguf, cache):
         lock.unlink()
         lock.mkdir()  # so that taking the lock would fail, whoever runs this test
     load_pipeline(tiny_gguf)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("{")])
+def test_a_damaged_tokenizer_is_named(tmp_path, damage):
+    folder = save_tiny(tmp_path / "tiny")
+    damage(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match="The tokenizer of .*tiny is missing or damaged"):
+        load_pipeline(folder)

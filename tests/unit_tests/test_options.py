@@ -114,3 +114,28 @@ def test_pipeline_kwargs_that_are_options_count_as_such():
 def test_options_are_frozen():
     with pytest.raises(AttributeError):
         GenerationOptions().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": "abc"}, "`stop` has to be a list of strings, but is 'abc'"),
+        ({"stop": ("",)}, "`stop` has to hold strings of at least one character"),
+        ({"eos_reward": "yes"}, "`eos_reward` has to be a bool or an EosReward"),
+    ],
+)
+def test_the_object_itself_checks_too(options, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationOptions(**options)
+
+
+def test_the_object_itself_reads_every_way_of_writing():
+    options = GenerationOptions(stop=["a"], stop_token_ids=[3], eos_reward=True)
+    assert (options.stop, options.stop_token_ids) == (("a",), ((3,),))
+    assert options.eos_reward == EosReward()
+
+
+@pytest.mark.parametrize("value", [5, [1], "x"])
+def test_pipeline_kwargs_have_to_be_a_dict(value):
+    with pytest.raises(ValueError, match="`pipeline_kwargs` has to be a dict"):
+        GenerationOptions.parse({"pipeline_kwargs": value})

@@ -102,3 +102,8 @@ def test_wrong_stop_token_ids_are_refused(value):
 def test_stops_are_kept_once_and_in_order():
     assert parse_stop(["b", "a", "b"]) == ("b", "a")
     assert parse_stop_token_ids([5, [1, 2], 5]) == ((5,), (1, 2))
+
+
+def test_one_string_is_no_list_of_stops():
+    with pytest.raises(ValueError, match="`stops` has to be a list of strings, but is 'ef'"):
+        find_stop("abcdef", "ef")
