@@ -189,7 +189,7 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
         return
     assert response.token_ids[-1] == tokenizer.eos_token_id
     if response.eos_source == "reward" and not response.stop_reason:
-        text = tokenizer.decode(response.token_ids[:-1])
+        text = tokenizer.decode(response.token_ids[:-1], skip_special_tokens=True)
         assert may_end(text, reward.get("boundary", "sentence")) or may_end(text)
     elif response.eos_source == "forced":
         assert response.token_ids[:-1] == plain.token_ids[:-1]
