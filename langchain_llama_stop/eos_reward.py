@@ -145,6 +145,8 @@ SENTENCES = 1.6
 """An answer goes on where this many of its typical sentences fit: they vary in length."""
 CLOSING_TOKENS = 24
 """Tokens before the limit in which an open sentence is helped to its end."""
+HINDSIGHT = 2.0
+"""In hindsight the reward counts double: no end of the model's own is at stake any more."""
 CLOSING_NATS = (2.0, 3.0)
 """What that help may cost, at the beginning and at the end of these tokens."""
 
@@ -195,9 +197,9 @@ def landing_cost(reward: EosReward, generated: int, max_new_tokens: int, *, gap:
         gap: Nats by which what ends the answer lies under the model's favourite there.
 
     Returns:
-        The gap less the reward, in nats.
+        The gap less the reward, which counts double here, in nats.
     """
-    return gap - _reward(reward, generated, max_new_tokens)
+    return gap - HINDSIGHT * _reward(reward, generated, max_new_tokens)
 
 
 def _reward(reward: EosReward, generated: int, max_new_tokens: int) -> float:
