@@ -1,0 +1,263 @@
+"""Messages into the ids of a prompt, by the tokenizer's own chat template, and safely.
+
+What stands in a message can never become a control token. The template is rendered with marks in
+place of all that comes from messages; the template's own text is encoded as usual, the contents as
+plain text, so that `<|im_end|>` or `[/INST]` in them end no turn and open none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+"""`role` ("system", "user", "assistant", "tool"), `content`, and as in OpenAI's form `tool_calls`
+(assistant), `name` and `tool_call_id` (tool)."""
+
+LLAMA_2 = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
+    "{% set messages = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('The roles are user and assistant.') }}{% endif %}"
+    "{% endfor %}"
+)
+"""Llama 2's template, for tokenizers of that family that carry none."""
+
+_MARK = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
+_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
+    """Finds the chat template of a model.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        name: The model's name, by which Llama 2 is known.
+
+    Returns:
+        The tokenizer's own template, else Llama 2's for a Llama 2 chat model, with a warning.
+
+    Raises:
+        ValueError: If the tokenizer has none and the model is no Llama 2 chat model.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template:
+        return str(template)
+    if re.search(r"llama-?2.*chat", name, re.IGNORECASE):
+        warnings.warn(
+            f"The tokenizer of {name} carries no chat template: Llama 2's own is used ([INST], "
+            "<<SYS>>). Set `tokenizer.chat_template` for another one.",
+            stacklevel=2,
+        )
+        return LLAMA_2
+    raise ValueError(
+        f"The tokenizer of {name or 'this model'} has no chat template: it is a base model, or its "
+        "template was lost. Set `pipeline.tokenizer.chat_template`, take the -Instruct or -chat "
+        "variant, or use LlamaStopLLM with prompts of your own."
+    )
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    template: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    prefill: bool = False,
+) -> list[int]:
+    """Renders and encodes a conversation.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        messages: The messages, at least one; neighbours of one role are merged.
+        template: The chat template (Jinja).
+        tools: Tools in OpenAI's form; told in the system message where the template knows none.
+        prefill: Whether the last message is the beginning of the answer.
+
+    Returns:
+        The ids of the prompt, up to where the answer begins.
+
+    Raises:
+        ValueError: If the template cannot render the conversation.
+    """
+    if tools and not re.search(r"\btools\b", template):
+        messages = [{"role": "system", "content": tools_text(tools)}, *messages]
+        tools = ()
+    contents: list[str] = []
+    for view in _views(_merged(messages), template):
+        contents.clear()
+        marked = [_with_marks(message, contents) for message in view]
+        try:
+            text = tokenizer.apply_chat_template(
+                marked,
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=template,
+                add_generation_prompt=not prefill,
+                continue_final_message=prefill,
+                tokenize=False,
+            )
+        except Exception as error:  # a template raises what it likes
+            problem: Exception | str = error
+            continue
+        segments = list(_segments(str(text), contents))
+        found = [number for number, _ in segments if number is not None]
+        if sorted(found) == list(range(len(contents))):
+            return _encode(tokenizer, template, segments)
+        problem = "it leaves out or repeats what messages say"
+    raise ValueError(
+        f"The chat template cannot render these {len(messages)} messages ({problem}): check their "
+        "roles and order."
+    )
+
+
+def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Tells a model of its tools, for templates that know none.
+
+    Args:
+        tools: Tools in OpenAI's form.
+
+    Returns:
+        A text for the system message.
+    """
+    lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
+    return (
+        "You can call these functions:\n"
+        + "\n".join(lines)
+        + "\n\nTo call a function, answer with nothing but this, for each call:\n"
+        '<tool_call>\n{"name": <the function>, "arguments": <its arguments as JSON>}\n</tool_call>'
+    )
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Joins neighbours of one role, except tools' results."""
+    merged: list[Message] = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        if last and last["role"] == message["role"] != "tool":
+            texts = [m["content"] for m in (last, message) if m["content"]]
+            calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
+            merged[-1] = {**last, "content": "\n\n".join(texts)}
+            if calls:
+                merged[-1]["tool_calls"] = calls
+        else:
+            merged.append(dict(message))
+    return merged
+
+
+def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
+    """The conversation as it is, then in roles that every template has."""
+    if "tool_calls" in template or not any(m.get("tool_calls") for m in messages):
+        yield messages
+    spoken = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "tool":
+            name = f" of {message['name']}" if message.get("name") else ""
+            spoken.append({"role": "user", "content": f"Result{name}: {content}"})
+            continue
+        calls = "\n".join(
+            f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+            for call in message.get("tool_calls", ())
+        )
+        spoken.append({"role": message["role"], "content": "\n".join(filter(None, (content, calls)))})
+    spoken = _merged(spoken)
+    yield spoken
+    if spoken[0]["role"] == "system":  # a template without this role
+        rest = spoken[1:] or [{"role": "user", "content": ""}]
+        if rest[0]["role"] != "user":
+            rest = [{"role": "user", "content": ""}, *rest]
+        text = "\n\n".join(filter(None, (spoken[0]["content"], rest[0]["content"])))
+        yield [{**rest[0], "content": text}, *rest[1:]]
+
+
+def _with_marks(value: Any, contents: list[str], key: str = "") -> Any:
+    """A message with marks in place of its texts, which go into `contents`."""
+    if isinstance(value, str) and key not in ("role", "type", "id", "tool_call_id"):
+        contents.append(value)
+        return f"\u2003\ue000{len(contents) - 1}\ue001\u2003"
+    if isinstance(value, dict):
+        return {k: _with_marks(v, contents, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_marks(v, contents) for v in value]
+    return value
+
+
+def _segments(text: str, contents: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+    """The rendered text in pieces: (None, the template's own) or (number, what stands there)."""
+    end = 0
+    for mark in _MARK.finditer(text):
+        if mark.start() > end:
+            yield None, text[end : mark.start()]
+        number = int(mark[2])
+        content = contents[number] if number < len(contents) else ""
+        # Where the template has stripped the mark, it strips the content.
+        content = content if mark[1] else content.lstrip()
+        content = content if mark[3] else content.rstrip()
+        if text[mark.start() - 1 : mark.start()] == text[mark.end() : mark.end() + 1] == '"':
+            content = json.dumps(content, ensure_ascii=False)[1:-1]  # rendered by `tojson`
+        yield number, content
+        end = mark.end()
+    if end < len(text):
+        yield None, text[end:]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, template: str, segments: Sequence[tuple[int | None, str]]
+) -> list[int]:
+    """Ids of the segments; in contents nothing is read as a control token."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    controls = sorted(special | set(_CONTROL.findall(template)), key=len, reverse=True)
+    control = re.compile("|".join(map(re.escape, controls))) if controls else re.compile(r"(?!)")
+    whole = "".join(text for _, text in segments)
+    # Contents are also looked at together with what stands around them: "<|im_" + "end|>".
+    expected = sum(len(control.findall(text)) for number, text in segments if number is None)
+    if len(control.findall(whole)) == expected:
+        ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        return ids
+    ids, run = [], ""
+    for number, text in segments:
+        if number is not None:
+            while found := control.search(text):
+                # Its two halves are encoded apart, so that not even its plain ids come about.
+                middle = (found.start() + found.end()) // 2
+                ids += _plain(tokenizer, run + text[:middle], bool(ids))
+                run, text = "", text[middle:]
+            run += text
+            continue
+        end = 0
+        for found in control.finditer(text):
+            if found[0] not in special:
+                continue
+            ids += _plain(tokenizer, run + text[end : found.start()], bool(ids))
+            ids.append(int(tokenizer.convert_tokens_to_ids(found[0])))  # type: ignore[arg-type]
+            run, end = "", found.end()
+        run += text[end:]
+    return ids + _plain(tokenizer, run, bool(ids))
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> list[int]:
+    """Encodes text without special tokens, `inside`: not at the beginning of the prompt."""
+    if not text:
+        return []
+    settings = {"add_special_tokens": False, "split_special_tokens": True}
+    ids: list[int] = tokenizer(text, **settings)["input_ids"]
+    if inside:  # where the encoder puts a space before a text, it belongs to the first one only
+        anchor: list[int] = tokenizer("\n", **settings)["input_ids"]
+        both: list[int] = tokenizer("\n" + text, **settings)["input_ids"]
+        if both[: len(anchor)] == anchor:
+            return both[len(anchor) :]
+    return ids
