@@ -173,7 +173,9 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
             f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
             for call in message.get("tool_calls", ())
         )
-        spoken.append({"role": message["role"], "content": "\n".join(filter(None, (content, calls)))})
+        spoken.append(
+            {"role": message["role"], "content": "\n".join(filter(None, (content, calls)))}
+        )
     spoken = _merged(spoken)
     yield spoken
     if spoken[0]["role"] == "system":  # a template without this role

@@ -24,7 +24,7 @@ from langchain_llama_stop.logits_process import (
 )
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
-from langchain_llama_stop.rows import GenerationResponse, Row
+from langchain_llama_stop.rows import GenerationResponse, Prompt, Row
 from langchain_llama_stop.settings import (
     eos_token_ids,
     generation_config,
@@ -49,13 +49,13 @@ class TextChunk:
 
 
 def generate(
-    pipeline: Any, prompts: Sequence[str], options: GenerationOptions
+    pipeline: Any, prompts: Sequence[Prompt], options: GenerationOptions
 ) -> list[GenerationResponse]:
     """Answers prompts in left-padded batches.
 
     Args:
         pipeline: A transformers text-generation pipeline.
-        prompts: The prompts; none of them empty.
+        prompts: The prompts, texts or ids; none of them empty. A hint goes into texts only.
         options: What is asked for.
 
     Returns:
@@ -75,7 +75,9 @@ def generate(
     return [row.response() for row in rows]
 
 
-def stream_generate(pipeline: Any, prompt: str, options: GenerationOptions) -> Iterator[TextChunk]:
+def stream_generate(
+    pipeline: Any, prompt: Prompt, options: GenerationOptions
+) -> Iterator[TextChunk]:
     """Answers one prompt, piece by piece.
 
     The model works while the iterator is pulled, and not otherwise: closing it ends the answer.

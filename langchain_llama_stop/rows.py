@@ -44,16 +44,20 @@ class GenerationResponse:
     eos_source: Literal["model", "reward", "forced"] | None
 
 
+Prompt = str | Sequence[int]
+"""A text, or the ids of one."""
+
+
 @dataclass(eq=False)
 class Row:
     """One prompt and what becomes of it."""
 
     pipeline: Any
-    prompt: str
+    prompt: Prompt
     options: GenerationOptions
     ids: list[int] = field(init=False)  # of the prompt
     budget: int = field(init=False)
-    prefix: str = field(init=False)  # what stands before the answer in the text
+    prefix: str = ""  # what stands before the answer in the text
     generated: list[int] = field(default_factory=list)  # as the model has decoded it
     landed: list[int] | None = None  # the answer's ids, where they are not all of these
     released: str | None = None  # of a stream in the landing zone: what no end can take back
@@ -65,16 +69,18 @@ class Row:
         """Encodes the prompt and finds the budget."""
         if not self.prompt:
             raise ValueError("The prompt has to hold at least one character, but is empty.")
-        tokenizer, options = self.pipeline.tokenizer, self.options
+        tokenizer, options, prompt = self.pipeline.tokenizer, self.options, self.prompt
         self.detokenizer: Detokenizer = detokenizer(tokenizer)
-        self.prefix = self.prompt if options.return_full_text else ""
         with model_lock(self.pipeline.model):
-            self.ids = token_ids(tokenizer, self.prompt)
+            self.ids = token_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+            if options.return_full_text:
+                given = isinstance(prompt, str)
+                self.prefix = str(prompt) if given else self.detokenizer.decode(self.ids)
             self.budget = token_budget(self.pipeline, options, len(self.ids))
-            if options.answer_hint:
+            if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
-                hint = options.answer_hint.format(sentences=max(1, first // TOKENS_PER_SENTENCE))
-                self.ids = token_ids(tokenizer, add_hint(tokenizer, self.prompt, hint))
+                hint = options.answer_hint.format(sentences=sentences(first))
+                self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint))
                 self.budget = token_budget(self.pipeline, options, len(self.ids))
 
     def accept(self, token: int, finished: bool) -> None:
@@ -180,6 +186,11 @@ class Row:
             stop_reason=stop_reason,
             eos_source=self.eos_source,
         )
+
+
+def sentences(budget: int) -> int:
+    """How many sentences fit into a budget, for `answer_hint`; at least 1."""
+    return max(1, budget // TOKENS_PER_SENTENCE)
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

@@ -12,12 +12,12 @@ import langchain_llama_stop
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     ["_version", "marks", "gguf_cache"],
-    ["boundaries", "loading", "stop_sequences", "detokenization"],
+    ["boundaries", "loading", "stop_sequences", "detokenization", "chat_templates"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
     ["settings", "logits_process", "stopping_criteria", "landing"],
     ["rows"],
-    ["generation"],
+    ["generation", "model_options"],
     ["llms"],
     ["cli"],
     ["__init__"],

@@ -1,0 +1,142 @@
+"""What both LangChain classes share: the options as fields, and what tells two models apart."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from pydantic import BaseModel, Field
+
+from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.loading import adapter_state, quantization_of
+from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength
+
+if TYPE_CHECKING:
+    from langchain_llama_stop.rows import GenerationResponse
+
+_OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
+
+
+class ModelOptions(BaseModel):
+    """The options of a generation as fields, for the constructor of a LangChain model."""
+
+    max_new_tokens: int | None = None
+    """Token budget of an answer, EOS included. None: the pipeline's setting, else 256."""
+    temperature: float | None = None
+    """0 is greedy. None: what the model's generation config says."""
+    top_p: float | None = None
+    """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
+    top_k: int | None = None
+    """Draw from the k best tokens; 0 is off."""
+    repetition_penalty: float | None = None
+    """Over 1 discourages repetition; 1 is off."""
+    seed: int | None = None
+    """Makes sampling repeatable, whatever else is in the batch."""
+    stop: list[str] | None = None
+    """Stop strings: the answer is what precedes the one that completes first."""
+    stop_token_ids: list[int] | list[list[int]] | None = None
+    """Stop ids, or stop sequences of ids."""
+    eos_reward: EosReward | bool = True
+    """Rewards EOS where the answer may end as the budget runs out; False leaves the model alone."""
+    on_length: OnLength = "keep"
+    """What becomes of an answer that its budget cuts (with the reward, none is): "keep" it, "trim"
+    it to its last true end, or "continue" it for up to three more budgets."""
+    thinking_tokens: int = 0
+    """Tokens that a reasoning model may think before the answer; `</think>` is rewarded then."""
+    return_full_text: bool = False
+    """Whether the prompt stands before the answer."""
+    answer_hint: str | None = None
+    """A sentence put into the prompt ("Answer in {sentences} sentences or fewer."); the number is
+    filled in from the budget."""
+    logits_processor: list[Any] | None = Field(default=None, exclude=True)
+    """Your own transformers logits processors; they run before the EOS reward."""
+    stopping_criteria: list[Any] | None = Field(default=None, exclude=True)
+    """Your own transformers stopping criteria."""
+    batch_size: int = 8
+    """Prompts per left-padded batch."""
+    prefix_cache: int = 0
+    """Tokens whose keys and values are kept for the next prompts; 0 is off."""
+    prompt_lookup_num_tokens: int | None = None
+    """Tokens guessed ahead from the prompt (greedy, one prompt at a time); 0 or None is off."""
+
+    pipeline_kwargs: dict[str, Any] | None = None
+    """Further settings of transformers' `GenerationConfig`."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Another name of `max_new_tokens`."""
+        return self.max_new_tokens
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as it stands in metadata and traces."""
+        raise NotImplementedError
+
+    def _options(self) -> GenerationOptions:
+        values = {name: getattr(self, name) for name in OPTION_NAMES}
+        # None is "not given" everywhere, so that `pipeline_kwargs` may say it instead.
+        given = {k: v for k, v in values.items() if k in self.model_fields_set and v is not None}
+        return GenerationOptions.parse(given)
+
+    def _model_params(self, pipeline: Any) -> dict[str, Any]:
+        """Everything that changes an answer: this is the key of LangChain's cache."""
+        model = pipeline.model
+        options = self._options()
+        return {
+            # A model that came from no file is known by itself alone.
+            "model": model.name_or_path or _object_key(model),
+            "revision": getattr(model.config, "_commit_hash", None),
+            "quantization": quantization_of(model),
+            "config": model.config.to_json_string(),
+            "dtype": str(model.dtype),
+            "generation_config": model.generation_config.to_json_string(),
+            "adapters": {
+                name: _object_key(config)
+                for name, config in getattr(model, "peft_config", {}).items()
+            },
+            "active_adapters": adapter_state(model),
+            "pipeline": str(sorted(pipeline._generate_kwargs.items(), key=str)),
+            "pipeline_processors": [
+                _object_key(item)
+                for name in ("logits_processor", "stopping_criteria")
+                for item in pipeline._forward_params.get(name) or ()
+            ],
+            # LangChain puts the call's stops under "stop", over whatever stands there.
+            **{
+                "constructor_stop" if name == "stop" else name: getattr(options, name)
+                for name in OPTION_NAMES
+                if name not in ("logits_processor", "stopping_criteria", "batch_size")
+            },
+            "eos_reward": asdict(options.eos_reward) if options.eos_reward else None,
+            "logits_processor": [_object_key(item) for item in options.logits_processor],
+            "stopping_criteria": [_object_key(item) for item in options.stopping_criteria],
+        }
+
+    def _info(self, response: GenerationResponse) -> dict[str, Any]:
+        output_tokens = len(response.token_ids)
+        return {
+            "finish_reason": response.finish_reason,
+            "stop_reason": response.stop_reason,
+            "eos_source": response.eos_source,
+            "model_name": self.model_name,
+            "usage_metadata": {
+                "input_tokens": response.prompt_tokens,
+                "output_tokens": output_tokens,
+                "total_tokens": response.prompt_tokens + output_tokens,
+            },
+        }
+
+
+def _object_key(item: Any) -> str:
+    """A name for an object that no other object has had, in this process or another."""
+    known, key = _OBJECT_KEYS.get(id(item), (None, ""))
+    if known is None or known() is not item:  # an id is used again once its object is gone
+        key = f"{type(item).__name__} {uuid.uuid4().hex}"
+        try:
+            _OBJECT_KEYS[id(item)] = (ref(item), key)
+        except TypeError:  # no weak references to it: keep it, so that its id stays its own
+            _OBJECT_KEYS[id(item)] = (lambda: item, key)
+    return key
