@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
+    from langchain_llama_stop.chat_models import ChatLlamaStop
     from langchain_llama_stop.eos_reward import EosReward
     from langchain_llama_stop.generation import generate, stream_generate
     from langchain_llama_stop.llms import LlamaStopLLM
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
 
 __all__ = [
+    "ChatLlamaStop",
     "EosReward",
     "EosTokenRewardLogitsProcessor",
     "GenerationOptions",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ChatLlamaStop": "chat_models",
     "EosReward": "eos_reward",
     "EosTokenRewardLogitsProcessor": "logits_process",
     "GenerationOptions": "options",

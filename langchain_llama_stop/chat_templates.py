@@ -263,3 +263,21 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> list[
         if both[: len(anchor)] == anchor:
             return both[len(anchor) :]
     return ids
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """Finds the special token with which the template ends an answer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: The chat template (Jinja).
+
+    Returns:
+        Its id in a list; [] if an answer is not followed by one.
+    """
+    said = "\ue000"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    behind = str(text).partition(said)[2].lstrip()
+    special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return [i for token, i in special.items() if behind.startswith(token)][:1]
