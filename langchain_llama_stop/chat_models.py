@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    ChatMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import Message, chat_ids, chat_template, turn_end_ids
+from langchain_llama_stop.chat_templates import chat_ids, chat_template, turn_end_ids
+from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
+from langchain_llama_stop.messages import template_message
 from langchain_llama_stop.model_options import ModelOptions
 from langchain_llama_stop.options import (
     ALIASES,
@@ -31,6 +33,11 @@ from langchain_llama_stop.options import (
     refuse_unknown,
     resolve_aliases,
 )
+from langchain_llama_stop.structured_output import structured_output
+from langchain_llama_stop.tool_calling import call_begins, parse_tool_calls
+
+if TYPE_CHECKING:
+    from langchain_llama_stop.rows import GenerationResponse
 
 _LOADING = threading.Lock()
 
@@ -195,7 +202,8 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Returns:
             The number of tokens.
         """
-        return len(self._prompt(messages, self._options()))
+        formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._prompt(messages, self._options(), formatted))
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         """The options of one call, with the EOS ids of the template among the model's."""
@@ -213,7 +221,12 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         check_options(self.pipeline, options)
         return options
 
-    def _prompt(self, messages: Sequence[BaseMessage], options: GenerationOptions) -> list[int]:
+    def _prompt(
+        self,
+        messages: Sequence[BaseMessage],
+        options: GenerationOptions,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
         """The ids of a conversation."""
         from langchain_llama_stop.decoding import model_lock
         from langchain_llama_stop.rows import sentences
@@ -222,21 +235,126 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         pipeline = self.pipeline
         if not messages:
             raise ValueError("`messages` has to hold at least one message, but is empty.")
-        spoken = [_message(message) for message in messages]
+        spoken = [template_message(message) for message in messages]
         if spoken[-1]["role"] == "assistant":
             raise ValueError(
                 "The last of `messages` has to be a human's or a tool's, but is an AI message: "
                 "there is nothing to answer."
             )
+        if options.json_schema is not None and not tools:
+            text = f"Answer with JSON that fits this schema:\n{json.dumps(options.json_schema)}"
+            spoken.insert(0, {"role": "system", "content": text})
         template = chat_template(pipeline.tokenizer, self.model_name)
         with model_lock(pipeline.model):
-            ids = chat_ids(pipeline.tokenizer, spoken, template=template)
+            ids = chat_ids(pipeline.tokenizer, spoken, template=template, tools=tools)
             if options.answer_hint and spoken[-1]["role"] == "user":
                 budget = token_budget(pipeline, options, len(ids), first=True)
                 hint = options.answer_hint.format(sentences=sentences(budget))
                 spoken[-1] = {**spoken[-1], "content": f"{spoken[-1]['content']}\n\n{hint}"}
-                ids = chat_ids(pipeline.tokenizer, spoken, template=template)
+                ids = chat_ids(pipeline.tokenizer, spoken, template=template, tools=tools)
         return ids
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Gives the model tools.
+
+        Args:
+            tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
+            tool_choice: None or "auto" leaves it to the model, "none" calls none, "any" (also
+                "required", True) calls one of them, a name calls that one. Where a call is
+                demanded, decoding is constrained to it.
+            **kwargs: Options of the generation.
+
+        Returns:
+            The model with its tools.
+
+        Raises:
+            ValueError: If a tool cannot be described, or `tool_choice` names none of them.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        names = [tool["function"]["name"] for tool in formatted]
+        if isinstance(tool_choice, dict):
+            tool_choice = tool_choice.get("function", tool_choice).get("name")
+        choice = {True: "any", False: None, "required": "any"}.get(tool_choice, tool_choice)
+        if choice not in (None, "auto", "none", "any", *names):
+            raise ValueError(
+                f"`tool_choice` has to be 'auto', 'none', 'any' or one of {', '.join(names)}, but "
+                f"is {choice!r}."
+            )
+        return self.bind(tools=formatted, tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Makes the model answer with an object of a schema; decoding is constrained to it.
+
+        Args:
+            schema: A Pydantic class, TypedDict, or JSON schema.
+            method: "json_schema": the answer is the object. "function_calling": it is the
+                arguments of a tool call. "json_mode": it is any JSON object; the prompt has to
+                say which.
+            include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
+            **kwargs: Options of the generation.
+
+        Returns:
+            A runnable that gives an instance of the class, else a dict.
+
+        Raises:
+            ValueError: If `method` is another one.
+        """
+        kwargs.pop("strict", None)
+        return structured_output(self, schema, method, include_raw, kwargs)
+
+    def _task(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[list[int], GenerationOptions, list[str]]:
+        """The prompt of a call, its options, and the names of the tools it may call."""
+        kwargs = dict(kwargs)
+        kwargs.pop("ls_structured_output_format", None)
+        tools = kwargs.pop("tools", None) or []
+        choice = kwargs.pop("tool_choice", None)
+        tools = [] if choice == "none" else tools
+        if tools and choice not in (None, "auto"):
+            from langchain_llama_stop.constrained import tools_schema
+
+            chosen = [t for t in tools if choice in ("any", t["function"]["name"])]
+            kwargs["json_schema"] = tools_schema(chosen)
+        options = self._call_options(stop, kwargs)
+        ids = self._prompt(messages, options, tools)
+        return ids, options, [tool["function"]["name"] for tool in tools]
+
+    def _parsed(self, response: GenerationResponse, names: list[str]) -> tuple[str, dict[str, Any]]:
+        """Content of an answer, and the other fields of its message."""
+        info = self._info(response)
+        fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
+        content = response.text
+        if names:
+            text = content
+            if response.stop_reason is None:  # with special tokens: one of them may begin a call
+                ids = response.token_ids[: -1 if response.eos_source else None]
+                text = detokenizer(self.pipeline.tokenizer).decode(ids, special=True)
+            found = parse_tool_calls(text, names)
+            if found.calls or found.invalid:
+                content, info["finish_reason"] = found.content, "tool_calls"
+                fields["tool_calls"] = [
+                    {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
+                    for name, args in found.calls
+                ]
+                fields["invalid_tool_calls"] = [
+                    {"name": None, "args": body, "id": None, "error": error}
+                    for body, error in found.invalid
+                ]
+        return content, {**fields, "response_metadata": info}
 
     def _generate(
         self,
@@ -247,16 +365,13 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
     ) -> ChatResult:
         from langchain_llama_stop.generation import generate
 
-        options = self._call_options(stop, kwargs)
-        response = generate(self.pipeline, [self._prompt(messages, options)], options)[0]
-        info = self._info(response)
-        message = AIMessage(
-            content=response.text,
-            usage_metadata=info.pop("usage_metadata"),
-            response_metadata=info,
-        )
+        prompt, options, names = self._task(messages, stop, kwargs)
+        content, fields = self._parsed(generate(self.pipeline, [prompt], options)[0], names)
+        info = fields["response_metadata"]
         return ChatResult(
-            generations=[ChatGeneration(message=message, generation_info=info)],
+            generations=[
+                ChatGeneration(message=AIMessage(content=content, **fields), generation_info=info)
+            ],
             llm_output={"model_name": self.model_name},
         )
 
@@ -269,70 +384,32 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         from langchain_llama_stop.generation import stream_generate
 
-        options = self._call_options(stop, kwargs)
-        for piece in stream_generate(self.pipeline, self._prompt(messages, options), options):
-            message = AIMessageChunk(content=piece.text)
-            info: dict[str, Any] = {}
+        prompt, options, names = self._task(messages, stop, kwargs)
+        text, emitted = "", 0
+        for piece in stream_generate(self.pipeline, prompt, options):
+            text += piece.text
+            fields: dict[str, Any] = {}
             if piece.response:
-                info = self._info(piece.response)
-                message.usage_metadata = info.pop("usage_metadata")
-                message.response_metadata = info
-                message.chunk_position = "last"
-            chunk = ChatGenerationChunk(message=message, generation_info=info or None)
-            if run_manager:
-                run_manager.on_llm_new_token(piece.text, chunk=chunk)
-            yield chunk
-
-
-def _message(message: BaseMessage) -> Message:
-    """One LangChain message as the template takes it."""
-    content = _text(message.content)
-    if isinstance(message, SystemMessage):
-        return {"role": "system", "content": content}
-    if isinstance(message, HumanMessage):
-        return {"role": "user", "content": content}
-    if isinstance(message, ToolMessage):
-        return {
-            "role": "tool",
-            "content": content,
-            "name": message.name or "",
-            "tool_call_id": message.tool_call_id,
-        }
-    if isinstance(message, AIMessage):
-        spoken: Message = {"role": "assistant", "content": content}
-        if message.tool_calls:
-            spoken["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call["id"],
-                    "function": {"name": call["name"], "arguments": call["args"]},
-                }
-                for call in message.tool_calls
-            ]
-        return spoken
-    if isinstance(message, ChatMessage) and message.role in ("system", "user", "assistant"):
-        return {"role": message.role, "content": content}
-    raise ValueError(
-        f"`messages` has to hold system, human, AI and tool messages, but holds a "
-        f"{type(message).__name__}."
-    )
-
-
-def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
-    """The text of a message's content."""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for block in content:
-        if isinstance(block, str):
-            texts.append(block)
-        elif block.get("type") == "text":
-            texts.append(str(block["text"]))
-        elif block.get("type") == "json":
-            texts.append(json.dumps(block.get("json"), ensure_ascii=False))
-        elif block.get("type") not in ("tool_use", "tool_call"):  # these stand in `tool_calls` too
-            raise ValueError(
-                f"A message's content has to be text, but holds a block of type "
-                f"{block.get('type')!r}: this model reads text only."
-            )
-    return "\n".join(texts)
+                content, fields = self._parsed(piece.response, names)
+                fields["tool_call_chunks"] = [
+                    {
+                        "name": call["name"],
+                        "args": json.dumps(call["args"]),
+                        "id": call["id"],
+                        "index": index,
+                    }
+                    for index, call in enumerate(fields.pop("tool_calls", ()))
+                ]
+                new = content[emitted:]
+                fields["chunk_position"] = "last"
+            else:
+                end = call_begins(text) if names else len(text)  # what may be a call is held back
+                new, emitted = text[emitted:end], max(emitted, end)
+            if new or fields:
+                chunk = ChatGenerationChunk(
+                    message=AIMessageChunk(content=new, **fields),
+                    generation_info=fields.get("response_metadata"),
+                )
+                if run_manager:
+                    run_manager.on_llm_new_token(new, chunk=chunk)
+                yield chunk

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import llguidance.hf
@@ -96,9 +96,9 @@ class JsonSchemaProcessor(LogitsProcessor):
         self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
         self._eos = list(eos_token_ids)
         self._detokenizer = detokenizer(tokenizer)
-        self._tokenizer = _TOKENIZERS.get(tokenizer)
-        if self._tokenizer is None:
-            self._tokenizer = _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(tokenizer)
+        if tokenizer not in _TOKENIZERS:
+            _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
+        self._tokenizer = _TOKENIZERS[tokenizer]
         self._outside = [ids[0] for t in _OUTSIDE if (ids := ids_after_word(tokenizer, t))]
         whole = strict(schema)
         self._start = self._matcher(whole)
@@ -162,12 +162,10 @@ class JsonSchemaProcessor(LogitsProcessor):
 
     def _allowed(self, matcher: LLMatcher) -> torch.Tensor:
         """Which tokens may come next, (vocab,)."""
-        assert self._tokenizer is not None
         return _bits(self._mask(matcher))[: self._tokenizer.vocab_size]
 
     def _mask(self, matcher: LLMatcher) -> torch.Tensor:
         """The same as 32 bits a word, (words,)."""
-        assert self._tokenizer is not None
         mask = llguidance.torch.allocate_token_bitmask(1, self._tokenizer.vocab_size)
         llguidance.torch.fill_next_token_bitmask(matcher, mask, 0)
         return mask[0]

@@ -142,9 +142,24 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     user_processors, user_criteria = pipeline_callables(pipeline)
     processors = LogitsProcessorList([*user_processors, *options.logits_processor])
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
+    if options.json_schema is not None:
+        from langchain_llama_stop.constrained import JsonSchemaProcessor
+
+        with model_lock(model):  # it asks the tokenizer
+            processors.append(
+                JsonSchemaProcessor(
+                    tokenizer,
+                    options.json_schema,
+                    prompt_length=width,
+                    max_new_tokens=budget,
+                    eos_token_ids=eos,
+                )
+            )
     reward = landing = None
     least = config.min_new_tokens or 0
-    if options.eos_reward and options.eos_reward.hindsight and least < budget:
+    if options.json_schema is not None:
+        pass  # the schema says when it ends
+    elif options.eos_reward and options.eos_reward.hindsight and least < budget:
         with model_lock(model):  # it asks the tokenizer
             landing = Landing(
                 tokenizer,

@@ -46,6 +46,8 @@ class ModelOptions(BaseModel):
     it to its last true end, or "continue" it for up to three more budgets."""
     thinking_tokens: int = 0
     """Tokens that a reasoning model may think before the answer; `</think>` is rewarded then."""
+    json_schema: dict[str, Any] | None = None
+    """A JSON schema that the answer has to fit: decoding is constrained to it."""
     return_full_text: bool = False
     """Whether the prompt stands before the answer."""
     answer_hint: str | None = None

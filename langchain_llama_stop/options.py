@@ -40,6 +40,7 @@ class GenerationOptions:
             the last one.
         thinking_tokens: Tokens that a reasoning model may think before its answer, on top of
             `max_new_tokens`: `</think>` is rewarded as EOS is, with this budget. 0 is off.
+        json_schema: A JSON schema that the answer has to fit; it is complete within the budget.
         return_full_text: Whether the prompt stands before the answer.
         answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is
             filled in from the budget.
@@ -63,6 +64,7 @@ class GenerationOptions:
     eos_reward: EosReward | None = field(default_factory=EosReward)
     on_length: OnLength = "keep"
     thinking_tokens: int = 0
+    json_schema: Mapping[str, Any] | None = None
     return_full_text: bool = False
     answer_hint: str | None = None
     logits_processor: tuple[Any, ...] = ()
@@ -100,6 +102,10 @@ class GenerationOptions:
         if not isinstance(self.return_full_text, bool):
             raise ValueError(
                 f"`return_full_text` has to be True or False, but is {self.return_full_text!r}."
+            )
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise ValueError(
+                f"`json_schema` has to be a dict or None, but is {self.json_schema!r}."
             )
         hint = self.answer_hint
         if hint is not None and (not isinstance(hint, str) or not hint.strip()):

@@ -12,13 +12,14 @@ import langchain_llama_stop
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     ["_version", "marks", "gguf_cache"],
-    ["boundaries", "loading", "stop_sequences", "detokenization", "chat_templates"],
+    ["boundaries", "loading", "stop_sequences", "detokenization", "chat_templates", "tool_calling"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
-    ["settings", "logits_process", "stopping_criteria", "landing"],
+    ["settings", "logits_process", "stopping_criteria", "landing", "constrained"],
     ["rows"],
     ["generation", "model_options"],
-    ["llms", "chat_models"],
+    ["llms", "messages", "structured_output"],
+    ["chat_models"],
     ["cli"],
     ["__init__"],
 ]
@@ -47,7 +48,7 @@ def test_imports_point_downwards(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_only_the_langchain_layer_knows_langchain(path):
-    if path.stem not in ("llms", "chat_models", "cli"):
+    if path.stem not in ("llms", "chat_models", "messages", "structured_output", "cli"):
         assert not any(name.startswith("langchain_core") for name in imported(path))
 
 
