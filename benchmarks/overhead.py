@@ -17,7 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import ExponentialDecayLengthPenalty, LogitsProcessor
 
-from langchain_llama_stop import EosTokenRewardLogitsProcessor, LlamaStopLLM, load_pipeline
+from langchain_llama_stop import (
+    EosReward,
+    EosTokenRewardLogitsProcessor,
+    LlamaStopLLM,
+    load_pipeline,
+)
+from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.logits_process import InPlaceEosReward
 
 VOCABULARIES, BATCHES = (32_000, 128_000), (1, 32)
@@ -43,6 +49,27 @@ class ListIndexing(LogitsProcessor):
             )
             scores[:, self.eos] = 100 * ratio
         return scores
+
+
+class Look:
+    """The step of landing in hindsight, which is what `LlamaStopLLM` takes by default."""
+
+    def __init__(self, tokenizer, batch: int) -> None:
+        """Takes the tokenizer and the number of rows."""
+        self.tokenizer, self.batch = tokenizer, batch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> None:
+        """Looks at one step; the first of the zone begins anew."""
+        generated = input_ids.shape[1] - PROMPT
+        if generated == EosReward().zone(BUDGET):
+            self.landing = Landing(
+                self.tokenizer,
+                rows=self.batch,
+                max_new_tokens=BUDGET,
+                eos_token_ids=[self.tokenizer.eos_token_id],
+                reward=EosReward(),
+            )
+        self.landing.look(input_ids[:, PROMPT:].tolist(), scores)
 
 
 def microseconds(call: Callable[[], object], seconds: float = 0.4) -> float:
@@ -100,7 +127,8 @@ def processors(tokenizer) -> list[dict]:
             zone = range(ours.reward.zone(BUDGET), BUDGET)
             cases = {
                 "ours, outside the landing zone": (in_place, range(1, zone.start)),
-                "ours, inside": (in_place, zone),
+                "ours, inside, in hindsight": (Look(tokenizer, batch), zone),
+                "ours, inside, as the text comes": (in_place, zone),
                 "ours, inside, scores copied": (ours, zone),
                 "transformers' exponential decay": (decay, zone),
                 "list indexing": (naive, range(126, 128)),

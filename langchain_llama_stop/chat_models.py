@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,7 +24,7 @@ from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat_templates import chat_ids, chat_template, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.messages import template_message
+from langchain_llama_stop.messages import answer_fields, template_message, tool_call_chunks
 from langchain_llama_stop.model_options import ModelOptions
 from langchain_llama_stop.options import (
     ALIASES,
@@ -34,7 +33,7 @@ from langchain_llama_stop.options import (
     resolve_aliases,
 )
 from langchain_llama_stop.structured_output import structured_output
-from langchain_llama_stop.tool_calling import call_begins, parse_tool_calls
+from langchain_llama_stop.tool_calling import call_begins
 
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
@@ -81,8 +80,10 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
     """Further arguments of `from_pretrained`."""
     timeout: float | None = None
     """Seconds after which an answer is cut; its `finish_reason` is "length" then. None: never."""
+    streaming: bool = False
+    """Whether `invoke` streams inside, so that callbacks see the tokens."""
     max_retries: int | None = None
-    """Taken because LangChain's chat models take it; a model in this process has no network."""
+    """Taken as LangChain's chat models take it; a model in this process has no network."""
 
     _pipeline: Any = PrivateAttr(default=None)
     _checked: bool = PrivateAttr(default=False)
@@ -91,11 +92,13 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
     @classmethod
     def _known_arguments_only(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuses what is not an argument, resolves aliases."""
-        known = [*cls.model_fields, "pipeline", "model_name", *ALIASES]
+        known = [*cls.model_fields, "pipeline", "model_name", "api_key", *ALIASES]
         refuse_unknown(values, known, "option")
         values = resolve_aliases(values)
         if "model_name" in values:
             values.setdefault("model", values.pop("model_name"))
+        if "api_key" in values:  # what LangChain's chat models call it
+            values.setdefault("token", values.pop("api_key"))
         pipeline, model = values.get("pipeline"), values.get("model")
         if (pipeline is None) == (model is None):
             raise ValueError(
@@ -161,7 +164,9 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
             {k: v for k, v in kwargs.items() if k in (*ALIASES, *ModelOptions.model_fields)}
         )
         params = LangSmithParams(
-            ls_provider="llama_stop", ls_model_name=self.model_name, ls_model_type="chat"
+            ls_provider="llama_stop",
+            ls_model_name=kwargs.get("model") or self.model_name,
+            ls_model_type="chat",
         )
         if options.temperature is not None:
             params["ls_temperature"] = options.temperature
@@ -180,8 +185,6 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Returns:
             Token ids.
         """
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
         from langchain_llama_stop.decoding import model_lock
 
         with model_lock(self.pipeline.model):
@@ -335,26 +338,11 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
 
     def _parsed(self, response: GenerationResponse, names: list[str]) -> tuple[str, dict[str, Any]]:
         """Content of an answer, and the other fields of its message."""
-        info = self._info(response)
-        fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
-        content = response.text
-        if names:
-            text = content
-            if response.stop_reason is None:  # with special tokens: one of them may begin a call
-                ids = response.token_ids[: -1 if response.eos_source else None]
-                text = detokenizer(self.pipeline.tokenizer).decode(ids, special=True)
-            found = parse_tool_calls(text, names)
-            if found.calls or found.invalid:
-                content, info["finish_reason"] = found.content, "tool_calls"
-                fields["tool_calls"] = [
-                    {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
-                    for name, args in found.calls
-                ]
-                fields["invalid_tool_calls"] = [
-                    {"name": None, "args": body, "id": None, "error": error}
-                    for body, error in found.invalid
-                ]
-        return content, {**fields, "response_metadata": info}
+        special = ""
+        if names and response.stop_reason is None:  # one of these tokens may begin a call
+            ids = response.token_ids[: -1 if response.eos_source else None]
+            special = detokenizer(self.pipeline.tokenizer).decode(ids, special=True)
+        return answer_fields(response.text, self._info(response), special, names)
 
     def _generate(
         self,
@@ -391,15 +379,7 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
             fields: dict[str, Any] = {}
             if piece.response:
                 content, fields = self._parsed(piece.response, names)
-                fields["tool_call_chunks"] = [
-                    {
-                        "name": call["name"],
-                        "args": json.dumps(call["args"]),
-                        "id": call["id"],
-                        "index": index,
-                    }
-                    for index, call in enumerate(fields.pop("tool_calls", ()))
-                ]
+                fields["tool_call_chunks"] = tool_call_chunks(fields.pop("tool_calls", ()))
                 new = content[emitted:]
                 fields["chunk_position"] = "last"
             else:

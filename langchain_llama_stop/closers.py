@@ -46,13 +46,13 @@ class Closers:
     @cached_property
     def marks(self) -> list[int]:
         """Ids of the marks that close a sentence, as far as each is one token behind a word."""
-        found = [ids_after_word(self._detokenizer.tokenizer, mark) for mark in _MARKS]
-        return [ids[0] for ids in found if ids is not None and len(ids) == 1]
+        return [ids[0] for mark in _MARKS if len(ids := self.ids(mark)) == 1]
 
     @cached_property
     def first(self) -> list[int]:
         """Ids with which the usual ends begin: the marks, brackets, quotes, fences."""
-        return list(dict.fromkeys([*self.marks, *(self.ids(end)[0] for end in _FIRST)]))
+        ends = [self.ids(end) for end in _FIRST]
+        return list(dict.fromkeys([*self.marks, *(ids[0] for ids in ends if ids)]))
 
     def ids(self, end: str) -> list[int]:
         """Encodes what brings a text to its end.
@@ -61,14 +61,14 @@ class Closers:
             end: What is put behind the text, a full stop and a quote for instance.
 
         Returns:
-            Its ids, [] for "".
+            Its ids; [] for "", and if the vocabulary lacks it.
         """
         if end not in self._ids:
             tokenizer = self._detokenizer.tokenizer
             ids = ids_after_word(tokenizer, end)
             if ids is None:  # it would merge with the word: the plain encoding has to do
                 ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-            self._ids[end] = ids
+            self._ids[end] = [] if tokenizer.unk_token_id in ids else ids
         return self._ids[end]
 
     def may_end_after(self, token_id: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import llguidance.hf
-import llguidance.torch
+import llguidance.numpy
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from transformers import LogitsProcessor
@@ -166,9 +166,9 @@ class JsonSchemaProcessor(LogitsProcessor):
 
     def _mask(self, matcher: LLMatcher) -> torch.Tensor:
         """The same as 32 bits a word, (words,)."""
-        mask = llguidance.torch.allocate_token_bitmask(1, self._tokenizer.vocab_size)
-        llguidance.torch.fill_next_token_bitmask(matcher, mask, 0)
-        return mask[0]
+        mask = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
+        llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
+        return torch.from_numpy(mask[0])
 
     def _way_out(self, matcher: LLMatcher, ids: Sequence[int]) -> list[int]:
         """Ids of a short way to a complete value."""

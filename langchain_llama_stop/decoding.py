@@ -11,15 +11,26 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator
+from itertools import compress
+from operator import not_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import (
     Cache,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 CACHE = (
@@ -28,6 +39,18 @@ CACHE = (
     else "past_key_values"
 )
 """What the forward pass calls its keys and values: transformers 5.24 has renamed them."""
+
+WARPERS = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+"""The processors of sampling: transformers puts them behind all others."""
 
 _LOCKS: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -41,12 +64,15 @@ class Step(NamedTuple):
         finished: Which rows have now finished, (batch,).
         input_ids: Prompt and answer before this step, (batch, prompt_length + generated).
         logits: The model's own scores, (batch, vocab).
+        scores: The same after all processors but those of sampling (temperature and the like):
+            what is forbidden is -inf, (batch, vocab).
     """
 
     tokens: list[int]
     finished: list[bool]
     input_ids: torch.Tensor
     logits: torch.Tensor
+    scores: torch.Tensor
 
 
 def model_lock(model: PreTrainedModel) -> threading.RLock:
@@ -91,6 +117,9 @@ def decode_steps(
         One `Step` per token, until every row has finished.
     """
     lock = model_lock(model)
+    sampling = [isinstance(processor, WARPERS) for processor in logits_processor]
+    processors: Any = LogitsProcessorList(compress(logits_processor, map(not_, sampling)))
+    warpers: Any = LogitsProcessorList(compress(logits_processor, sampling))
     pad = generation_config.pad_token_id
     running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     cache: Cache | None = model_kwargs.get(CACHE)
@@ -123,17 +152,17 @@ def decode_steps(
                 # 2. Scores
                 own = logits[:, position]
                 scores = own.to(copy=True, dtype=torch.float32, device=input_ids.device)
-                scores = logits_processor(input_ids, scores)
+                scores = processors(input_ids, scores)
                 # 3. Choice
                 if generation_config.do_sample:
-                    tokens = _sample(scores, generators)
+                    tokens = _sample(warpers(input_ids, scores), generators)
                 else:
                     tokens = scores.argmax(dim=-1)  # (batch,)
                 tokens = torch.where(running, tokens, pad)
                 # 4. Stop
                 before, input_ids = input_ids, torch.cat([input_ids, tokens[:, None]], dim=-1)
                 running = running & ~stopping_criteria(input_ids, None)
-                steps.append(Step(tokens.tolist(), (~running).tolist(), before, own))
+                steps.append(Step(tokens.tolist(), (~running).tolist(), before, own, scores))
                 if all(steps[-1].finished):
                     break
                 if position < guessed and tokens[0] != guesses[0, position]:

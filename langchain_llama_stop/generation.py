@@ -32,7 +32,7 @@ from langchain_llama_stop.settings import (
     thinking_ids,
     with_pipeline_stops,
 )
-from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
+from langchain_llama_stop.stopping_criteria import AnswerBudget, StopSequenceCriteria
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     model, tokenizer, width = pipeline.model, pipeline.tokenizer, max(len(r.ids) for r in rows)
     budget = rows[0].budget
     eos = eos_token_ids(pipeline, options)
-    config = generation_config(pipeline, options, max_new_tokens=budget)
+    limit = rows[0].limit
+    config = generation_config(pipeline, options, max_new_tokens=limit)
     config.eos_token_id = eos
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
     # 1. Left-padded prompts, (batch, width)
@@ -156,10 +157,9 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
                 )
             )
     reward = landing = None
-    least = config.min_new_tokens or 0
     if options.json_schema is not None:
         pass  # the schema says when it ends
-    elif options.eos_reward and options.eos_reward.hindsight and least < budget:
+    elif options.eos_reward and options.eos_reward.hindsight:
         with model_lock(model):  # it asks the tokenizer
             landing = Landing(
                 tokenizer,
@@ -167,9 +167,8 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
                 max_new_tokens=budget,
                 eos_token_ids=eos,
                 reward=options.eos_reward,
-                min_new_tokens=least,
             )
-    elif options.eos_reward and least < budget:
+    elif options.eos_reward:
         reward = InPlaceEosReward(
             tokenizer,
             max_new_tokens=budget,
@@ -179,13 +178,11 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
         )
         processors.append(reward)
     if options.thinking_tokens:
-        thinking = ThinkingReward(
-            tokenizer,
-            thinking_tokens=options.thinking_tokens,
-            prompt_length=width,
-            thinking_ids=thinking_ids(tokenizer),
+        lengths: dict[str, Any] = {"prompt_length": width, "thinking_ids": thinking_ids(tokenizer)}
+        processors.append(
+            ThinkingReward(tokenizer, thinking_tokens=options.thinking_tokens, **lengths)
         )
-        processors.append(thinking)
+        criteria.append(AnswerBudget(max_new_tokens=budget, **lengths))
     if options.stop or options.stop_token_ids:
         criteria.append(
             StopSequenceCriteria(
@@ -208,7 +205,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     # 4. Steps
     if model.generation_config.max_length and not model.generation_config.max_new_tokens:
         # Said in the model's own terms: transformers warns of both in one call.
-        config.max_length, config.max_new_tokens = width + budget, None
+        config.max_length, config.max_new_tokens = width + limit, None
     steps: Iterator[Step] = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -225,9 +222,10 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
                 with model_lock(model):  # it asks the tokenizer
                     _look(landing, step, rows)
             _accept(step, rows, eos, reward, config.do_sample)
-            if landing:
-                with model_lock(model):
-                    _land(landing, rows, eos[0])
+            for i, row in enumerate(rows):
+                if landing and row.cut and row.landed is None:
+                    with model_lock(model):
+                        row.land(landing, i)
             yield
     except GeneratorExit:  # between two steps
         raise
@@ -241,12 +239,13 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
 
 def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
     """Judges the places that the rows have reached, before they take the step's tokens."""
-    running = next(row for row in rows if not row.finished)
-    if len(running.generated) < landing.first:
+    said = [row.said for row in rows]
+    said = [ids if ids is not None and len(ids) >= landing.first else None for ids in said]
+    if all(ids is None for ids in said):
         return
-    better = landing.look([None if row.finished else row.generated for row in rows], step.logits)
-    for row, best in zip(rows, better, strict=True):
-        if row.builder and not row.finished and (best or row.released is None):
+    better = landing.look(said, step.scores)
+    for row, ids, best in zip(rows, said, better, strict=True):
+        if row.builder and ids is not None and (best or row.released is None):
             row.released = row.settled()
 
 
@@ -268,11 +267,3 @@ def _accept(
                 else "model"
             )
         row.accept(step.tokens[i], step.finished[i])
-
-
-def _land(landing: Landing, rows: list[Row], eos: int) -> None:
-    """Ends the rows that have just used up their budget without an end of their own."""
-    for i, row in enumerate(rows):
-        cut = row.finished and not row.eos_source and len(row.generated) == row.budget
-        if cut and row.landed is None and row.trimmed()[1] is None:
-            row.land(landing.end(i, row.generated), eos)

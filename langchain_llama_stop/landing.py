@@ -8,6 +8,7 @@ model ends itself stays as it is, token for token, and every other one ends wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,49 +59,49 @@ class Landing:
         max_new_tokens: int,
         eos_token_ids: Sequence[int],
         reward: EosReward,
-        min_new_tokens: int = 0,
     ) -> None:
         """Begins the search for one batch.
 
         Args:
             tokenizer: The model's tokenizer.
             rows: Rows of the batch.
-            max_new_tokens: The token budget.
+            max_new_tokens: The token budget of an answer.
             eos_token_ids: All EOS ids.
             reward: The options.
-            min_new_tokens: Tokens before which no answer may end.
         """
         self.max_new_tokens, self.reward = max_new_tokens, reward
-        self.first = max(1, reward.zone(max_new_tokens), min_new_tokens)
+        self.first = reward.zone(max_new_tokens)
         self._detokenizer, self._closers = detokenizer(tokenizer), closers(tokenizer)
         self._eos = list(eos_token_ids)
         self._columns = [*self._eos, *self._closers.first]
         self._best: list[_Place | None] = [None] * rows
-        # Of rows without an end so far: how far under the best token the closers lie, per place.
-        self._gaps: list[list[list[float]]] = [[] for _ in range(rows)]
+        self._last: list[list[float]] = [[]] * rows  # the gaps of each row's newest place
+        # Of rows without an end so far: tokens and gaps of every place.
+        self._seen: list[list[tuple[int, list[float]]]] = [[] for _ in range(rows)]
 
-    def look(self, answers: Sequence[Sequence[int] | None], logits: torch.Tensor) -> list[bool]:
+    def look(self, answers: Sequence[Sequence[int] | None], scores: torch.Tensor) -> list[bool]:
         """Judges the place that each row has reached.
 
         Args:
-            answers: The ids of each row so far, all of one length; None for a finished row.
-            logits: The model's own scores for the next token, (batch, vocab).
+            answers: The ids of each answer so far; None for a row that is not in its zone.
+            scores: Scores for the next token, with what is forbidden at -inf, (batch, vocab).
 
         Returns:
             For each row, whether no end so far was better than this place.
         """
-        found = logits[:, torch.tensor(self._columns, device=logits.device)]  # (batch, columns)
-        gaps = (logits.amax(dim=1, keepdim=True) - found).float().tolist()
+        found = scores[:, torch.tensor(self._columns, device=scores.device)]  # (batch, columns)
+        gaps = (scores.amax(dim=1, keepdim=True) - found).float().tolist()
         better = [False] * len(answers)
         for i, ids in enumerate(answers):
             if ids is None:
                 continue
+            self._last[i] = gaps[i]
             place, best = self._judge(ids, gaps[i]), self._best[i]
             if place and (best is None or place.cost < best.cost):
                 self._best[i], better[i] = place, True
-                self._gaps[i].clear()
+                self._seen[i].clear()
             elif best is None:
-                self._gaps[i].append(gaps[i])
+                self._seen[i].append((len(ids), gaps[i]))
         return better
 
     def end(self, row: int, ids: Sequence[int]) -> list[int] | None:
@@ -115,42 +116,64 @@ class Landing:
         """
         place = self._best[row]
         if place is None and self.reward.close_sentence:
-            place = min(self._closings(row, ids), key=lambda p: p.cost, default=None)
+            place = self._close(row, ids)
         return [*ids[: place.tokens], *place.closing] if place else None
+
+    def forced(self, row: int, ids: Sequence[int]) -> list[int] | None:
+        """Puts EOS in place of an answer's last token; None if it is forbidden there."""
+        gap, eos = self._eos_gap(self._last[row])
+        return [*ids[:-1], eos] if gap < math.inf else None
 
     def _judge(self, ids: Sequence[int], gaps: list[float]) -> _Place | None:
         """The end at the place behind `ids`, if there is one."""
-        count, eos = len(ids), gaps[: len(self._eos)]
-        favourite = self._eos[eos.index(min(eos))]
+        gap, eos = self._eos_gap(gaps)
+        if not ids or gap == math.inf:
+            return None
+        count = len(ids)
         if self._closers.may_end_after(ids[-1]):
             text = self._detokenizer.decode(ids)
             if boundaries.may_end(text, self.reward.boundary):
-                return _Place(count, (favourite,), self._cost(count, min(eos)))
-        marks = gaps[len(eos) : len(eos) + len(self._closers.marks)]  # the first of the closers
-        if not self.reward.close_sentence or not marks or min(marks) > CLOSING_NATS[1]:
+                return _Place(count, (eos,), self._cost(count, gap))
+        near = dict(zip(self._columns[len(self._eos) :], gaps[len(self._eos) :], strict=True))
+        marks = self._closers.marks
+        mark = min(marks, key=near.__getitem__, default=None)
+        if mark is None or not self.reward.close_sentence or near[mark] > CLOSING_NATS[1]:
             return None
-        mark = self._closers.marks[marks.index(min(marks))]
-        if count + 2 > self.max_new_tokens or not boundaries.may_end(
-            self._detokenizer.decode([*ids, mark])
-        ):
+        if count + 2 > self.max_new_tokens or not self._ends(ids, [mark]):
             return None
-        return _Place(count, (mark, favourite), self._cost(count, min(marks) + _MARK))
+        return _Place(count, (mark, eos), self._cost(count, near[mark] + _MARK))
 
-    def _closings(self, row: int, ids: Sequence[int]) -> list[_Place]:
-        """The ends that closing what is open makes, one for each place in the zone."""
-        places = []
-        for count, gaps in enumerate(self._gaps[row], self.first):
-            text = self._detokenizer.decode(ids[:count])
-            end = closing(text)
+    def _close(self, row: int, ids: Sequence[int]) -> _Place | None:
+        """The cheapest of the ends that closing what is open makes, over all places."""
+        best: _Place | None = None
+        # Texts are judged as long as a place may still be the cheapest.
+        places = [(self._cost(n, min(g[len(self._eos) :])), n, g) for n, g in self._seen[row]]
+        for bound, count, gaps in sorted(places, key=lambda place: place[:2]):
+            if best and bound >= best.cost:
+                break
+            gap, eos = self._eos_gap(gaps)
+            end = closing(self._detokenizer.decode(ids[:count]))
             added = self._closers.ids(end)
-            if not end or count + len(added) + 1 > self.max_new_tokens:
+            if not added or count + len(added) + 1 > self.max_new_tokens or gap == math.inf:
                 continue
-            eos = gaps[: len(self._eos)]
-            column = self._columns.index(added[0]) if added[0] in self._columns else None
-            gap = (_UNKNOWN if column is None else gaps[column]) + _MIDLINE * end.startswith("\n")
-            favourite = self._eos[eos.index(min(eos))]
-            places.append(_Place(count, (*added, favourite), self._cost(count, gap)))
-        return places
+            known = dict(zip(self._columns, gaps, strict=True))
+            if any(known.get(token) == math.inf for token in added):
+                continue
+            gap = known.get(added[0], _UNKNOWN) + _MIDLINE * end.startswith("\n")
+            cost = self._cost(count, gap)
+            if (best is None or cost < best.cost) and self._ends(ids[:count], added):
+                best = _Place(count, (*added, eos), cost)
+        return best
+
+    def _ends(self, ids: Sequence[int], added: Sequence[int]) -> bool:
+        """Whether `added` behind `ids` is an end: not in the midst of a character, say."""
+        if self._detokenizer.decode(ids).endswith("\ufffd"):
+            return False
+        return boundaries.may_end(self._detokenizer.decode([*ids, *added]))
+
+    def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
+        """How far the best EOS lies under the best token, and its id."""
+        return min(zip(gaps, self._eos, strict=False), default=(math.inf, self._eos[0]))
 
     def _cost(self, tokens: int, gap: float) -> float:
         return landing_cost(self.reward, tokens, self.max_new_tokens, gap=gap)

@@ -13,6 +13,7 @@ from langchain_llama_stop.closers import closers
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.endings import closing
 from langchain_llama_stop.eos_reward import DECIDED, NONE, EosReward, Nudge, nudge
+from langchain_llama_stop.stopping_criteria import last_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -272,10 +273,7 @@ class ThinkingReward(InPlaceEosReward):
         """
         if input_ids.shape[1] - self.prompt_length >= self.max_new_tokens:
             return [NONE] * input_ids.shape[0]
-        begin, end = self.thinking_ids
-        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        begun = ((input_ids == begin) * place).amax(dim=1)  # (batch,): 0 without one
-        ended = ((input_ids == end) * place).amax(dim=1)
+        begun, ended = (last_place(input_ids, token) for token in self.thinking_ids)  # (batch,)
         thinks = (begun > ended).tolist()
         nudges = super().nudges(input_ids)
         return [n if t else NONE for n, t in zip(nudges, thinks, strict=True)]

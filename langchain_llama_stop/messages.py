@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from langchain_core.messages import (
 )
 
 from langchain_llama_stop.chat_templates import Message
+from langchain_llama_stop.tool_calling import parse_tool_calls
 
 
 def template_message(message: BaseMessage) -> Message:
@@ -80,3 +82,47 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
                 f"{block.get('type')!r}: this model reads text only."
             )
     return "\n".join(texts)
+
+
+def answer_fields(
+    text: str, info: dict[str, Any], special: str, names: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Takes an answer apart into what an `AIMessage` holds.
+
+    Args:
+        text: The answer.
+        info: Its metadata, `usage_metadata` among them.
+        special: The answer with its special tokens; "" if that is not known.
+        names: The tools that it may call.
+
+    Returns:
+        The content, and the message's other fields.
+    """
+    fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
+    found = parse_tool_calls(special or text, names) if names else None
+    if found and (found.calls or found.invalid):
+        text, info["finish_reason"] = found.content, "tool_calls"
+        fields["tool_calls"] = [
+            {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
+            for name, args in found.calls
+        ]
+        fields["invalid_tool_calls"] = [
+            {"name": None, "args": body, "id": None, "error": error}
+            for body, error in found.invalid
+        ]
+    return text, {**fields, "response_metadata": info}
+
+
+def tool_call_chunks(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Writes tool calls as the chunks of a stream, each whole in one.
+
+    Args:
+        calls: Tool calls of an `AIMessage`.
+
+    Returns:
+        Chunks for an `AIMessageChunk`.
+    """
+    return [
+        {"name": c["name"], "args": json.dumps(c["args"]), "id": c["id"], "index": index}
+        for index, c in enumerate(calls)
+    ]

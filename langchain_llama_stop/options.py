@@ -36,8 +36,8 @@ class GenerationOptions:
         stop_token_ids: Stop sequences of token ids.
         eos_reward: Options of the EOS reward; None is off.
         on_length: What becomes of an answer that its budget has cut: "keep"; "trim" to its last
-            true end; "continue" for `CONTINUATIONS` more budgets at most; a reward lands it in
-            the last one.
+            true end; "continue" for `CONTINUATIONS` more budgets at most; a reward then lands it
+            at the end of all of them, of which `start` is a share.
         thinking_tokens: Tokens that a reasoning model may think before its answer, on top of
             `max_new_tokens`: `</think>` is rewarded as EOS is, with this budget. 0 is off.
         json_schema: A JSON schema that the answer has to fit; it is complete within the budget.
@@ -102,6 +102,11 @@ class GenerationOptions:
         if not isinstance(self.return_full_text, bool):
             raise ValueError(
                 f"`return_full_text` has to be True or False, but is {self.return_full_text!r}."
+            )
+        if self.thinking_tokens and self.eos_reward and not self.eos_reward.hindsight:
+            raise ValueError(
+                f"`thinking_tokens` has to be 0 where `hindsight` is False, but is "
+                f"{self.thinking_tokens}: the budget of the answer begins behind the thinking."
             )
         if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
             raise ValueError(

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from langchain_llama_stop.boundaries import last_end
 from langchain_llama_stop.decoding import model_lock
 from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
+from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.settings import pipeline_callables, token_budget
+from langchain_llama_stop.settings import pipeline_callables, thinking_ids, token_budget
 from langchain_llama_stop.stop_sequences import (
     find_stop,
     held_back,
@@ -56,7 +57,8 @@ class Row:
     prompt: Prompt
     options: GenerationOptions
     ids: list[int] = field(init=False)  # of the prompt
-    budget: int = field(init=False)
+    budget: int = field(init=False)  # of the answer
+    limit: int = field(init=False)  # of all that is decoded: what is thought before it too
     prefix: str = ""  # what stands before the answer in the text
     generated: list[int] = field(default_factory=list)  # as the model has decoded it
     landed: list[int] | None = None  # the answer's ids, where they are not all of these
@@ -76,32 +78,69 @@ class Row:
             if options.return_full_text:
                 given = isinstance(prompt, str)
                 self.prefix = str(prompt) if given else self.detokenizer.decode(self.ids)
-            self.budget = token_budget(self.pipeline, options, len(self.ids))
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.answer_hint.format(sentences=sentences(first))
                 self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint))
-                self.budget = token_budget(self.pipeline, options, len(self.ids))
+
+            thinking = options.thinking_tokens
+            self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
+            self.limit = self.budget + thinking
+        self._begin, self._thinks, self._thinking_ids = 0, False, (-1, -1)
+        if thinking:
+            self._thinking_ids = thinking_ids(tokenizer)
+            begun, ended = (
+                max((n for n, i in enumerate(self.ids) if i == token), default=-1)
+                for token in self._thinking_ids
+            )
+            self._thinks = begun > ended
 
     def accept(self, token: int, finished: bool) -> None:
         """Takes the next token."""
         self.generated.append(token)
         self.finished = finished
+        if token in self._thinking_ids:
+            self._thinks = token == self._thinking_ids[0]
+            self._begin = len(self.generated)
         if self.builder and not finished:
             self.builder.push(token)
 
-    def land(self, ids: list[int] | None, eos: int) -> None:
-        """Ends an answer that has used up its budget.
+    @property
+    def said(self) -> list[int] | None:
+        """The ids of the answer so far, without the thinking; None where it has not begun."""
+        return None if self.finished or self._thinks else self.generated[self._begin :]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the budget has cut the answer."""
+        full = len(self.generated) - self._begin == self.budget or len(self.generated) == self.limit
+        return self.finished and not self.eos_source and full
+
+    def land(self, landing: Landing, index: int) -> None:
+        """Ends an answer that its budget has cut.
 
         Args:
-            ids: The answer's ids with EOS, as `Landing` has found them; None if it found no end.
-            eos: The id put in place of the last one then, unless EOS may not be forced.
+            landing: The search for its end.
+            index: Its row there.
         """
         assert self.options.eos_reward is not None
-        if ids is not None:
-            self.landed, self.eos_source = ids, "reward"
-        elif self.options.eos_reward.force_eos:
-            self.landed, self.eos_source = [*self.generated[:-1], eos], "forced"
+        if self._thinks or self.trimmed()[1] is not None:
+            return
+        thought, said = self.generated[: self._begin], self.generated[self._begin :]
+        if ids := landing.end(index, said):
+            self.landed, self.eos_source = thought + ids, "reward"
+        elif self.options.eos_reward.force_eos and (ids := landing.forced(index, said)):
+            self.landed, self.eos_source = thought + ids, "forced"
+        else:
+            return
+        # What closes the answer may complete a stop, which then ends it instead.
+        sequences = self.options.stop_token_ids
+        for count in range(len(thought) + 1, len(self.landed)):
+            if match_token_ids(self.landed[:count], sequences):
+                self.landed, self.eos_source = self.landed[:count], None
+                return
+        if self.trimmed()[1] is not None:
+            self.landed, self.eos_source = self.landed[:-1], None
 
     @property
     def answer(self) -> list[int]:
@@ -142,13 +181,15 @@ class Row:
             text = text[: len(self._visible(ids, len(full) - held_back(full, special_stops)))]
         if held := held_back_ids(ids, sequences) if sequences else 0:
             text = text[: len(self.detokenizer.decode(ids[:-held]))]
-        return text[: last_end(text)] if self._trims else text
+        return text[: self._last_end(text)] if self.options.on_length == "trim" else text
 
-    @property
-    def _trims(self) -> bool:
-        """Whether the answer will be trimmed to its last true end, should the budget cut it."""
-        reward = self.options.eos_reward
-        return self.options.on_length == "trim" and not (reward and reward.force_eos)
+    def _last_end(self, text: str) -> int:
+        """Where the last true end of the answer is in its text; 0 without one."""
+        if self._thinks:
+            return 0
+        thought = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+        end = last_end(text[thought:])
+        return thought + end if end else 0
 
     def _special_stops(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The stops to be looked for in the text with special tokens, if `ids` hold any."""
@@ -174,10 +215,10 @@ class Row:
         text, stop_reason = self.trimmed()
         # Without EOS, a stop or criteria of the user's, a limit has cut it: of tokens or of time.
         criteria = self.options.stopping_criteria or pipeline_callables(self.pipeline)[1]
-        stopped = criteria and len(self.generated) < self.budget
+        stopped = criteria and not self.cut
         cut = not (self.eos_source or stop_reason is not None or stopped)
-        if cut and self._trims:
-            text = text[: last_end(text)] or text  # without any end there is nothing to trim to
+        if cut and self.options.on_length == "trim":
+            text = text[: self._last_end(text)] or text  # without any end, nothing to trim to
         return GenerationResponse(
             text=self.prefix + text,
             token_ids=tuple(self.answer),

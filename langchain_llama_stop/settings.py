@@ -138,8 +138,8 @@ def token_budget(
     Args:
         pipeline: The pipeline.
         options: What is asked for.
-        prompt_tokens: Tokens of the prompt.
-        first: Without the thinking before it and the continuations behind it.
+        prompt_tokens: Tokens of the prompt, and of the thinking behind it.
+        first: Without the continuations behind the first budget.
 
     Returns:
         The number, at least 1.
@@ -160,9 +160,6 @@ def token_budget(
         # A model's own maximum is a limit (4096 for Llama 2), not a wish.
         max_length = defaults.max_length
         budget = min(DEFAULT_MAX_NEW_TOKENS, (max_length or math.inf) - prompt_tokens)
-    if not first:
-        budget *= 1 + CONTINUATIONS * (options.on_length == "continue")
-        budget += options.thinking_tokens
     window = getattr(pipeline.model.config.get_text_config(), "max_position_embeddings", None)
     room = budget if window is None else window - prompt_tokens
     if room < 1 or budget < 1:
@@ -171,8 +168,11 @@ def token_budget(
         )
         raise ValueError(
             f"The prompt has to leave room for an answer in {limit}, but has {prompt_tokens} "
-            f"tokens: shorten it."
+            f"tokens{', `thinking_tokens` among them' * (options.thinking_tokens > 0)}: shorten it."
         )
+    if options.on_length == "continue" and not first:
+        most = max_length - prompt_tokens if max_length else math.inf
+        budget = min(budget * (1 + CONTINUATIONS), most)
     return int(min(budget, room))
 
 

@@ -108,3 +108,46 @@ class StopSequenceCriteria(StoppingCriteria):
             return False
         tail = self._detokenizer.tail(ids, self._longest + newest, special=True)
         return any(stop in tail for stop in self._special_stop)
+
+
+class AnswerBudget(StoppingCriteria):
+    """Ends each row whose answer has used its budget up; what it has thought before does not count.
+
+    A pure function of `input_ids`, per row. An answer begins behind `</think>`, else at once.
+    """
+
+    def __init__(
+        self, *, max_new_tokens: int, prompt_length: int, thinking_ids: tuple[int, int]
+    ) -> None:
+        """Builds the criteria for one call of `generate`.
+
+        Args:
+            max_new_tokens: The token budget of an answer.
+            prompt_length: Width of the (left-padded) prompt, in tokens.
+            thinking_ids: The ids of `<think>` and `</think>`.
+        """
+        self.max_new_tokens, self.prompt_length = max_new_tokens, prompt_length
+        self.thinking_ids = thinking_ids
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Says which answers have used their budget up.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+            scores: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            True for each row to be stopped, (batch,), bool.
+        """
+        begun, ended = (last_place(input_ids, token) for token in self.thinking_ids)  # (batch,)
+        begin = ended.clamp(min=self.prompt_length)
+        return (begun <= ended) & (input_ids.shape[1] - begin >= self.max_new_tokens)
+
+
+def last_place(input_ids: torch.Tensor, token: int) -> torch.Tensor:
+    """Where a token stands last in each row, counted from 1; 0 where it does not, (batch,)."""
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    return ((input_ids == token) * places).amax(dim=1)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.closers import closers
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.llms import LlamaStopLLM
 from langchain_llama_stop.options import GenerationOptions
@@ -187,12 +190,77 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
     if plain.finish_reason == "stop":
         assert response == plain
         return
-    assert response.token_ids[-1] == tokenizer.eos_token_id
+    assert response.token_ids[-1] == tokenizer.eos_token_id or response.stop_reason
     if response.eos_source == "reward" and not response.stop_reason:
         text = tokenizer.decode(response.token_ids[:-1], skip_special_tokens=True)
         assert may_end(text, reward.get("boundary", "sentence")) or may_end(text)
     elif response.eos_source == "forced":
         assert response.token_ids[:-1] == plain.token_ids[:-1]
+
+
+# --- what is forbidden stays forbidden
+
+
+DOT = byte_ids(".")[0]
+MAT = [("A cat sat on the mat", DOT, 0.5)]
+
+
+class Forbid(LogitsProcessor):
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores):
+        return scores.index_fill(1, torch.tensor([self.token]), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"pipeline_kwargs": {"suppress_tokens": [DOT]}}, {"logits_processor": [Forbid(DOT)]}],
+)
+def test_a_forbidden_mark_is_not_set(kwargs):
+    assert land("A cat sat on the mat and went on", MAT, max_new_tokens=30).text[-4:] == "mat."
+    response = land("A cat sat on the mat and went on", MAT, max_new_tokens=30, **kwargs)
+    assert "." not in response.text and response.eos_source != "reward"
+
+
+def test_a_forbidden_eos_is_not_set():
+    response = land(LONG, logits_processor=[Forbid(EOS)])
+    assert (response.finish_reason, response.eos_source) == ("length", None)
+    assert len(response.token_ids) == 40 and EOS not in response.token_ids
+
+
+@pytest.mark.parametrize("own", [{"min_new_tokens": 30}, {"min_length": 32}])
+def test_the_least_length_of_the_models_own_config_holds(own):
+    pipeline = model("bytes", {"go": LONG})
+    pipeline.model.generation_config.update(**own)
+    response = generate(pipeline, ["go"], options(eos_reward={"start": 0.25}))[0]
+    assert len(response.token_ids) > 30
+
+
+def test_nothing_is_closed_in_the_midst_of_a_character():
+    for budget in range(24, 40):
+        pipeline = model("metaspace", {"go": "Look:\n```\nx = 1 " + "日本" * 20})
+        response = generate(pipeline, ["go"], options(max_new_tokens=budget))[0]
+        assert "\ufffd" not in response.text
+        assert response.eos_source == "forced" or may_end(response.text)
+        assert "\ufffd" not in land('{"name": "' + "日本語" * 20, max_new_tokens=budget).text
+
+
+def test_a_stop_id_within_what_closes_the_answer_is_found():
+    response = land('He said: "It is so' + "y" * 40, max_new_tokens=24, stop_token_ids=[DOT])
+    assert response.stop_reason == [DOT] and "." not in response.text
+    assert DOT in response.token_ids and response.eos_source is None
+
+
+def test_a_vocabulary_without_closers_does_without_them():
+    tokenizer = TOKENIZERS["bytes"]
+    vocabulary = {c: i for i, c in enumerate("abc .")} | {"</s>": 5}
+    small = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])), eos_token="</s>"
+    )
+    found = closers(small)
+    assert found.marks == found.first == [4] and found.ids(")") == []
+    assert tokenizer is not small
 
 
 # --- answers that are cut all the same
@@ -272,6 +340,42 @@ def test_who_does_not_think_or_has_thought_is_not_touched(answer):
     opts = options(eos_reward=False, thinking_tokens=12, max_new_tokens=28)
     assert generate(pipeline, ["go"], opts)[0] == plain
     assert plain.finish_reason == "stop"
+
+
+def test_an_answer_is_not_ended_within_the_thinking():
+    spoken = "<I see it. I think so. I go on and on>The answer is this one. And that is all there"
+    pipeline, _, end = thinking(spoken)
+    for kwargs in ({}, {"eos_reward": False, "on_length": "trim"}):
+        opts = options(thinking_tokens=45, max_new_tokens=30, **kwargs)
+        response = generate(pipeline, ["go"], opts)[0]
+        assert response.text.endswith("</think>The answer is this one.")
+        assert end in response.token_ids
+        chunks = list(stream_generate(pipeline, "go", opts))
+        assert "".join(c.text for c in chunks) == response.text
+
+
+@pytest.mark.parametrize("spoken", ["No thinking here. " * 9, "<Hm.>" + "No more of it. " * 9])
+def test_what_is_not_thought_is_no_budget_of_the_answer(spoken):
+    pipeline, _, _ = thinking(spoken)
+    opts = options(thinking_tokens=60, max_new_tokens=10, eos_reward=False)
+    response = generate(pipeline, ["go"], opts)[0]
+    assert response.finish_reason == "length"
+    assert len(response.token_ids) == 10 + 5 * spoken.startswith("<")
+
+
+def test_rows_that_think_and_rows_that_do_not_share_a_batch():
+    pipeline, begin, _ = thinking("<I see.>So it is. Yes, it is so, and it is not otherwise")
+    opts = options(thinking_tokens=20, max_new_tokens=30)
+    alone = generate(pipeline, ["go"], opts)[0]
+    prompts = ["go", pipeline.tokenizer.decode([*byte_ids("go"), begin]), "other"]
+    batch = generate(pipeline, prompts, opts)
+    assert batch[0] == alone and "</think>So it is" in alone.text
+    assert batch == [generate(pipeline, [p], opts)[0] for p in prompts]
+
+
+def test_thinking_needs_hindsight():
+    with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 where `hindsight`"):
+        options(thinking_tokens=5, eos_reward={"hindsight": False})
 
 
 def test_a_model_that_cannot_think_is_refused():

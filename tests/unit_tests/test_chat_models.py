@@ -1,0 +1,203 @@
+"""ChatLlamaStop on scripted models: one behaviour on every path."""
+
+import asyncio
+
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.tools import tool
+from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import BaseModel
+
+from langchain_llama_stop import ChatLlamaStop
+from langchain_llama_stop.chat_templates import chat_ids
+from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
+
+TOKENIZER = TOKENIZERS["byte_bpe"]
+QUESTION = "What is it?"
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str
+    age: int
+
+
+def pipeline(answer, messages=QUESTION, tools=()):
+    """A pipeline whose model gives one answer to one conversation."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    ids = chat_ids(TOKENIZER, messages, template=TOKENIZER.chat_template, tools=tools)
+    spoken = TOKENIZER(answer, add_special_tokens=False)["input_ids"]
+    eos, size = TOKENIZER.eos_token_id, len(TOKENIZER)
+    scores = scripted_answers({tuple(ids): spoken}, size, eos)
+    return make_pipeline(ScriptedLlama(size, scores, eos, eos), TOKENIZER)
+
+
+def chat(answer="It is a cat. And a dog.", messages=QUESTION, tools=(), **kwargs):
+    return ChatLlamaStop(pipeline=pipeline(answer, messages, tools), max_tokens=200, **kwargs)
+
+
+class TestStandard(ChatModelUnitTests):
+    @property
+    def chat_model_class(self):
+        return ChatLlamaStop
+
+    @property
+    def chat_model_params(self):
+        return {"model": "demo"}
+
+
+def test_every_path_gives_the_same_answer():
+    model = chat()
+    expected = model.invoke(QUESTION)
+    assert expected.content == "It is a cat. And a dog."
+    chunks = list(model.stream(QUESTION))
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    assert len(chunks) > 3 and chunks[-1].chunk_position == "last"
+    for other in (
+        whole,
+        asyncio.run(model.ainvoke(QUESTION)),
+        *model.batch([QUESTION, QUESTION]),
+        model.invoke([HumanMessage([{"type": "text", "text": QUESTION}])]),
+    ):
+        assert other.content == expected.content
+        assert other.usage_metadata == expected.usage_metadata
+        assert other.response_metadata == expected.response_metadata
+    assert expected.response_metadata["finish_reason"] == "stop"
+    assert expected.response_metadata["eos_source"] == "model"
+    assert expected.usage_metadata["output_tokens"] > 3
+
+
+def test_stops_of_constructor_and_call_both_apply():
+    model = chat(stop=["dog"])
+    assert model.invoke(QUESTION).content == "It is a cat. And a "
+    answer = model.invoke(QUESTION, stop=["cat"])
+    assert (answer.content, answer.response_metadata["stop_reason"]) == ("It is a ", "cat")
+    assert "".join(c.content for c in model.stream(QUESTION, stop=["cat"])) == "It is a "
+    assert model.bind(stop=["And"]).invoke(QUESTION).content == "It is a cat. "
+
+
+def test_the_token_that_ends_a_turn_ends_the_answer_though_no_config_names_it():
+    tokenizer = TOKENIZERS["bytes"]  # its EOS is not the <|im_end|> of its template
+    ids = chat_ids(
+        tokenizer, [{"role": "user", "content": QUESTION}], template=tokenizer.chat_template
+    )
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    spoken = [*b"A cat.", end, *b"And on."]
+    scores = scripted_answers({tuple(ids): spoken}, len(tokenizer), tokenizer.eos_token_id)
+    eos = tokenizer.eos_token_id
+    pipe = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
+    assert ChatLlamaStop(pipeline=pipe).invoke(QUESTION).content == "A cat."
+
+
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_a_call_of_the_models_own_is_found(choice):
+    text = 'I add. <tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    formatted = chat().bind_tools([add]).kwargs["tools"]
+    model = chat(text, tools=formatted).bind_tools([add], tool_choice=choice)
+    answer = model.invoke(QUESTION)
+    assert (answer.content, answer.response_metadata["finish_reason"]) == ("I add.", "tool_calls")
+    assert [(c["name"], c["args"]) for c in answer.tool_calls] == [("add", {"a": 1, "b": 2})]
+    whole = AIMessageChunk(content="")
+    for chunk in model.stream(QUESTION):
+        whole += chunk
+    assert whole.content == "I add." and whole.tool_calls[0]["args"] == {"a": 1, "b": 2}
+    assert chat(text).bind_tools([add], tool_choice="none").invoke(QUESTION).tool_calls == []
+
+
+def test_a_call_that_cannot_be_read_is_an_invalid_one():
+    formatted = chat().bind_tools([add]).kwargs["tools"]
+    model = chat("<tool_call>add(1, 2)</tool_call>", tools=formatted).bind_tools([add])
+    answer = model.invoke(QUESTION)
+    assert answer.tool_calls == [] and answer.invalid_tool_calls[0]["args"] == "add(1, 2)"
+
+
+@pytest.mark.parametrize("choice", ["any", "add", "required", True])
+def test_a_demanded_call_is_made_whatever_the_model_says(choice):
+    answer = chat().bind_tools([add], tool_choice=choice).invoke(QUESTION)
+    call = answer.tool_calls[0]
+    assert call["name"] == "add" and call["args"].keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output_is_of_its_class(method):
+    found = chat().with_structured_output(Person, method=method).invoke(QUESTION)
+    assert isinstance(found, Person)
+    found = (
+        chat()
+        .with_structured_output(Person.model_json_schema(), method=method, include_raw=True)
+        .invoke(QUESTION)
+    )
+    assert found["parsed"].keys() == {"name", "age"} and found["parsing_error"] is None
+    assert isinstance(found["raw"], AIMessage)
+
+
+def test_tokens_of_messages_are_counted_as_they_are_sent():
+    model = chat()
+    count = model.get_num_tokens_from_messages([HumanMessage(QUESTION)])
+    assert count == model.invoke(QUESTION).usage_metadata["input_tokens"]
+    with_tools = model.get_num_tokens_from_messages([HumanMessage(QUESTION)], tools=[add])
+    assert with_tools == (model.bind_tools([add]).invoke(QUESTION).usage_metadata["input_tokens"])
+
+
+def test_the_hint_stands_in_the_last_turn():
+    hinted = f"{QUESTION}\n\nIn 8 sentences."
+    model = chat(messages=hinted, answer_hint="In {sentences} sentences.")
+    assert model.invoke(QUESTION).content == "It is a cat. And a dog."
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ChatLlamaStop(), "Either `model` .* or `pipeline` has to be given, but neither"),
+        (lambda: ChatLlamaStop(model="demo", pipeline=pipeline("x")), "but both are"),
+        (lambda: ChatLlamaStop(model="demo", nonsense=1), "Unknown option 'nonsense'"),
+        (lambda: ChatLlamaStop(model="demo", max_tokens=0), "`max_new_tokens` has to be"),
+        (lambda: ChatLlamaStop(model="demo", timeout=0), "`timeout` has to be over 0"),
+        (lambda: ChatLlamaStop(pipeline="x"), "`pipeline` has to be a transformers pipeline"),
+        (lambda: chat().invoke([]), "`messages` has to hold at least one message"),
+        (lambda: chat().invoke([("human", "a"), ("ai", "b")]), "The last of `messages`"),
+        (lambda: chat().invoke([FunctionMessage("a", name="b")]), "holds a FunctionMessage"),
+        (
+            lambda: chat().invoke([HumanMessage([{"type": "image", "url": "x"}])]),
+            "holds a block of type 'image'",
+        ),
+        (
+            lambda: chat().bind_tools([add], tool_choice="sub"),
+            "`tool_choice` has to be .* add",
+        ),
+        (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be"),
+        (lambda: chat().invoke(QUESTION, nonsense=1), "Unknown option 'nonsense'"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_whole_conversation_is_rendered():
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage("1 + 2?"),
+        AIMessage("", tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}, "id": "7"}]),
+        ToolMessage("3", tool_call_id="7", name="add"),
+        HumanMessage(QUESTION),
+    ]
+    assert chat().get_num_tokens_from_messages(messages) > 40
+    assert isinstance(chat().invoke(messages).content, str)
