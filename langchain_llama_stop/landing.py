@@ -96,8 +96,8 @@ class Landing:
             if ids is None:
                 continue
             self._last[i] = gaps[i]
-            place, best = self._judge(ids, gaps[i]), self._best[i]
-            if place and (best is None or place.cost < best.cost):
+            best = self._best[i]
+            if place := self._judge(ids, gaps[i], best.cost if best else math.inf):
                 self._best[i], better[i] = place, True
                 self._seen[i].clear()
             elif best is None:
@@ -124,24 +124,28 @@ class Landing:
         gap, eos = self._eos_gap(self._last[row])
         return [*ids[:-1], eos] if gap < math.inf else None
 
-    def _judge(self, ids: Sequence[int], gaps: list[float]) -> _Place | None:
-        """The end at the place behind `ids`, if there is one."""
+    def _judge(self, ids: Sequence[int], gaps: list[float], most: float) -> _Place | None:
+        """The end at the place behind `ids`, if there is one that costs less than `most`."""
         gap, eos = self._eos_gap(gaps)
         if not ids or gap == math.inf:
             return None
         count = len(ids)
+        cost = self._cost(count, gap)
         if self._closers.may_end_after(ids[-1]):
+            if cost >= most:
+                return None
             text = self._detokenizer.decode(ids)
             if boundaries.may_end(text, self.reward.boundary):
-                return _Place(count, (eos,), self._cost(count, gap))
+                return _Place(count, (eos,), cost)
         near = dict(zip(self._columns[len(self._eos) :], gaps[len(self._eos) :], strict=True))
         marks = self._closers.marks
         mark = min(marks, key=near.__getitem__, default=None)
         if mark is None or not self.reward.close_sentence or near[mark] > CLOSING_NATS[1]:
             return None
-        if count + 2 > self.max_new_tokens or not self._ends(ids, [mark]):
+        cost = self._cost(count, near[mark] + _MARK)
+        if cost >= most or count + 2 > self.max_new_tokens or not self._ends(ids, [mark]):
             return None
-        return _Place(count, (mark, eos), self._cost(count, near[mark] + _MARK))
+        return _Place(count, (mark, eos), cost)
 
     def _close(self, row: int, ids: Sequence[int]) -> _Place | None:
         """The cheapest of the ends that closing what is open makes, over all places."""
