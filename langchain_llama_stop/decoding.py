@@ -11,8 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator
-from itertools import compress
-from operator import not_
+from itertools import takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -117,9 +116,9 @@ def decode_steps(
         One `Step` per token, until every row has finished.
     """
     lock = model_lock(model)
-    sampling = [isinstance(processor, WARPERS) for processor in logits_processor]
-    processors: Any = LogitsProcessorList(compress(logits_processor, map(not_, sampling)))
-    warpers: Any = LogitsProcessorList(compress(logits_processor, sampling))
+    last = list(takewhile(lambda p: isinstance(p, WARPERS), reversed(logits_processor)))
+    processors: Any = LogitsProcessorList(logits_processor[: len(logits_processor) - len(last)])
+    warpers: Any = LogitsProcessorList(reversed(last))
     pad = generation_config.pad_token_id
     running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     cache: Cache | None = model_kwargs.get(CACHE)
