@@ -240,7 +240,7 @@ def print_table(console: Console, title: str, results: dict[str, dict]) -> None:
 
 
 def chart(report: dict, file: Path) -> None:
-    """Draws landed and used, a bar for each method, a panel for each budget (greedy)."""
+    """Draws landed and used, a bar for each method, a panel for each budget (greedy only)."""
     import matplotlib.pyplot as plt
 
     greedy = {k: v for k, v in report["results"].items() if k.endswith(" 0")}
@@ -292,7 +292,8 @@ def main() -> None:
             args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False))
             title = f"{len(prompts)} prompts, budget {budget}, temperature {temperature:g}"
             print_table(console, title, results)
-    chart(report, args.chart)
+    if 0 in args.temperatures:
+        chart(report, args.chart)
 
 
 if __name__ == "__main__":
