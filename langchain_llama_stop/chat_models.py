@@ -21,11 +21,11 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import chat_ids, chat_template, turn_end_ids
+from langchain_llama_stop.chat_templates import chat_ids, chat_template, plain_ids, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.messages import answer_fields, template_message, tool_call_chunks
-from langchain_llama_stop.model_options import ModelOptions
+from langchain_llama_stop.model_options import ModelOptions, check_task
 from langchain_llama_stop.options import (
     ALIASES,
     GenerationOptions,
@@ -86,7 +86,6 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
     """Taken as LangChain's chat models take it; a model in this process has no network."""
 
     _pipeline: Any = PrivateAttr(default=None)
-    _checked: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -105,13 +104,8 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
                 "Either `model` (a hub id, folder, .gguf file, or 'demo') or `pipeline` has to be "
                 f"given, but {'neither is' if model is None else 'both are'}."
             )
-        task = getattr(pipeline, "task", None)
-        if pipeline is not None and task != "text-generation":
-            raise ValueError(
-                f"`pipeline` has to be a transformers pipeline for 'text-generation', but is "
-                f"{f'one for {task!r}' if task else repr(pipeline)}: use `load_pipeline(...)`, or "
-                "give `model`."
-            )
+        if pipeline is not None:
+            check_task(pipeline, "give `model`")
         return values
 
     @model_validator(mode="after")
@@ -185,13 +179,12 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Returns:
             Token ids.
         """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         from langchain_llama_stop.decoding import model_lock
 
         with model_lock(self.pipeline.model):
-            ids: list[int] = self.pipeline.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True
-            )["input_ids"]
-        return ids
+            return plain_ids(self.pipeline.tokenizer, text)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
@@ -212,7 +205,7 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         """The options of one call, with the EOS ids of the template among the model's."""
         from langchain_llama_stop.settings import check_options, eos_token_ids
 
-        options = self._options().updated({**kwargs, "stop": stop} if stop is not None else kwargs)
+        options = self._asked(stop, kwargs)
         tokenizer = self.pipeline.tokenizer
         template = chat_template(tokenizer, self.model_name)
         eos = eos_token_ids(self.pipeline, options)

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop.closers import ids_behind
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -77,7 +79,6 @@ def chat_ids(
     *,
     template: str,
     tools: Sequence[Mapping[str, Any]] = (),
-    prefill: bool = False,
 ) -> list[int]:
     """Renders and encodes a conversation.
 
@@ -86,7 +87,6 @@ def chat_ids(
         messages: The messages, at least one; neighbours of one role are merged.
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form; told in the system message where the template knows none.
-        prefill: Whether the last message is the beginning of the answer.
 
     Returns:
         The ids of the prompt, up to where the answer begins.
@@ -106,8 +106,7 @@ def chat_ids(
                 marked,
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=template,
-                add_generation_prompt=not prefill,
-                continue_final_message=prefill,
+                add_generation_prompt=True,
                 tokenize=False,
             )
         except Exception as error:  # a template raises what it likes
@@ -236,7 +235,7 @@ def _encode(
             while found := control.search(text):
                 # Its two halves are encoded apart, so that not even its plain ids come about.
                 middle = (found.start() + found.end()) // 2
-                ids += _plain(tokenizer, run + text[:middle], bool(ids))
+                ids += plain_ids(tokenizer, run + text[:middle], inside=bool(ids))
                 run, text = "", text[middle:]
             run += text
             continue
@@ -244,24 +243,33 @@ def _encode(
         for found in control.finditer(text):
             if found[0] not in special:
                 continue
-            ids += _plain(tokenizer, run + text[end : found.start()], bool(ids))
+            ids += plain_ids(tokenizer, run + text[end : found.start()], inside=bool(ids))
             ids.append(int(tokenizer.convert_tokens_to_ids(found[0])))  # type: ignore[arg-type]
             run, end = "", found.end()
         run += text[end:]
-    return ids + _plain(tokenizer, run, bool(ids))
+    return ids + plain_ids(tokenizer, run, inside=bool(ids))
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> list[int]:
-    """Encodes text without special tokens, `inside`: not at the beginning of the prompt."""
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = False) -> list[int]:
+    """Encodes text in which nothing is read as a special token.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: Any text.
+        inside: Whether it stands behind another: a space that the encoder puts before a text
+            belongs to the first one only.
+
+    Returns:
+        Its ids.
+    """
     if not text:
         return []
-    settings = {"add_special_tokens": False, "split_special_tokens": True}
-    ids: list[int] = tokenizer(text, **settings)["input_ids"]
-    if inside:  # where the encoder puts a space before a text, it belongs to the first one only
-        anchor: list[int] = tokenizer("\n", **settings)["input_ids"]
-        both: list[int] = tokenizer("\n" + text, **settings)["input_ids"]
-        if both[: len(anchor)] == anchor:
-            return both[len(anchor) :]
+    behind = ids_behind(tokenizer, "\n", text, split_special_tokens=True) if inside else None
+    if behind is not None:
+        return behind
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     return ids
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from langchain_llama_stop.detokenization import Detokenizer, detokenizer
@@ -65,7 +65,7 @@ class Closers:
         """
         if end not in self._ids:
             tokenizer = self._detokenizer.tokenizer
-            ids = ids_after_word(tokenizer, end)
+            ids = ids_behind(tokenizer, "x", end)
             if ids is None:  # it would merge with the word: the plain encoding has to do
                 ids = tokenizer(end, add_special_tokens=False)["input_ids"]
             self._ids[end] = [] if tokenizer.unk_token_id in ids else ids
@@ -95,16 +95,20 @@ def _inside_sentence(piece: str) -> bool:
     return not last or last.isalnum() or last in _NO_END
 
 
-def ids_after_word(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
-    """Encodes a text as it is encoded right behind a word, where no space or marker goes before.
+def ids_behind(
+    tokenizer: PreTrainedTokenizerBase, before: str, text: str, **settings: Any
+) -> list[int] | None:
+    """Encodes a text as it is encoded behind another, where no space or marker goes before it.
 
     Args:
         tokenizer: The model's tokenizer.
+        before: What stands before it: a word, a line.
         text: The text.
+        **settings: For the tokenizer.
 
     Returns:
-        Its ids; None if it merges with the word.
+        Its ids; None if it merges with what stands before.
     """
-    word: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
-    both: list[int] = tokenizer("x" + text, add_special_tokens=False)["input_ids"]
-    return both[len(word) :] if both[: len(word)] == word else None
+    first: list[int] = tokenizer(before, add_special_tokens=False, **settings)["input_ids"]
+    both: list[int] = tokenizer(before + text, add_special_tokens=False, **settings)["input_ids"]
+    return both[len(first) :] if both[: len(first)] == first else None

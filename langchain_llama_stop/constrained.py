@@ -17,7 +17,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from transformers import LogitsProcessor
 
-from langchain_llama_stop.closers import ids_after_word
+from langchain_llama_stop.closers import ids_behind
 from langchain_llama_stop.detokenization import detokenizer
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class JsonSchemaProcessor(LogitsProcessor):
         if tokenizer not in _TOKENIZERS:
             _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
         self._tokenizer = _TOKENIZERS[tokenizer]
-        self._outside = [ids[0] for t in _OUTSIDE if (ids := ids_after_word(tokenizer, t))]
+        self._outside = [ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))]
         whole = strict(schema)
         self._start = self._matcher(whole)
         self._known: dict[tuple[int, ...], LLMatcher] = {(): self._start}
@@ -129,14 +129,14 @@ class JsonSchemaProcessor(LogitsProcessor):
             if not set(ids).isdisjoint(self._eos):  # finished; what follows is padding
                 continue
             matcher = known[ids] = self._after(ids)
-            allowed = self._allowed(matcher)  # (vocab,)
-            if matcher.is_accepting():
-                allowed[self._eos] = True
             way = self._way_out(matcher, ids)
-            left = self.max_new_tokens - len(ids)
-            if len(way) + 1 + self._reserve >= left:
-                allowed = torch.zeros_like(allowed)
+            if len(way) + 1 + self._reserve >= self.max_new_tokens - len(ids):
+                allowed = torch.zeros(self._tokenizer.vocab_size, dtype=torch.bool)  # (vocab,)
                 allowed[way[:1] or self._eos] = True
+            else:
+                allowed = self._allowed(matcher)
+                if matcher.is_accepting():
+                    allowed[self._eos] = True
             size = scores.shape[1]
             allowed = torch.nn.functional.pad(allowed, (0, max(0, size - len(allowed))))[:size]
             scores[row, ~allowed.to(scores.device)] = -torch.inf

@@ -7,6 +7,7 @@ batches, each batch is decoded by `decoding.decode_steps`, and each row follows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -143,22 +144,19 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     user_processors, user_criteria = pipeline_callables(pipeline)
     processors = LogitsProcessorList([*user_processors, *options.logits_processor])
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
-    if options.json_schema is not None:
+    reward = landing = None
+    if options.json_schema is not None:  # the schema says where the answer ends
         from langchain_llama_stop.constrained import JsonSchemaProcessor
 
         with model_lock(model):  # it asks the tokenizer
-            processors.append(
-                JsonSchemaProcessor(
-                    tokenizer,
-                    options.json_schema,
-                    prompt_length=width,
-                    max_new_tokens=budget,
-                    eos_token_ids=eos,
-                )
+            constraint = JsonSchemaProcessor(
+                tokenizer,
+                options.json_schema,
+                prompt_length=width,
+                max_new_tokens=budget,
+                eos_token_ids=eos,
             )
-    reward = landing = None
-    if options.json_schema is not None:
-        pass  # the schema says when it ends
+        processors.append(constraint)
     elif options.eos_reward and options.eos_reward.hindsight:
         with model_lock(model):  # it asks the tokenizer
             landing = Landing(
@@ -219,8 +217,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     try:
         for step in steps:
             if landing:
-                with model_lock(model):  # it asks the tokenizer
-                    _look(landing, step, rows)
+                _look(landing, step, rows, model_lock(model))
             _accept(step, rows, eos, reward, config.do_sample)
             for i, row in enumerate(rows):
                 if landing and row.cut and row.landed is None:
@@ -237,16 +234,16 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
             reuse.put([*rows[0].ids, *rows[0].generated], past[CACHE])
 
 
-def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
+def _look(landing: Landing, step: Step, rows: list[Row], lock: AbstractContextManager[Any]) -> None:
     """Judges the places that the rows have reached, before they take the step's tokens."""
-    said = [row.said for row in rows]
-    said = [ids if ids is not None and len(ids) >= landing.first else None for ids in said]
+    said = [row.said(landing.first) for row in rows]
     if all(ids is None for ids in said):
         return
-    better = landing.look(said, step.scores)
-    for row, ids, best in zip(rows, said, better, strict=True):
-        if row.builder and ids is not None and (best or row.released is None):
-            row.released = row.settled()
+    with lock:  # it asks the tokenizer
+        better = landing.look(said, step.scores)
+        for row, ids, best in zip(rows, said, better, strict=True):
+            if row.builder and ids is not None and (best or row.released is None):
+                row.released = row.settled()
 
 
 def _accept(

@@ -143,7 +143,9 @@ class Landing:
         if mark is None or not self.reward.close_sentence or near[mark] > CLOSING_NATS[1]:
             return None
         cost = self._cost(count, near[mark] + _MARK)
-        if cost >= most or count + 2 > self.max_new_tokens or not self._ends(ids, [mark]):
+        if cost >= most or count + 2 > self.max_new_tokens:
+            return None
+        if not self._ends(self._detokenizer.decode(ids), [*ids, mark]):
             return None
         return _Place(count, (mark, eos), cost)
 
@@ -156,7 +158,8 @@ class Landing:
             if best and bound >= best.cost:
                 break
             gap, eos = self._eos_gap(gaps)
-            end = closing(self._detokenizer.decode(ids[:count]))
+            text = self._detokenizer.decode(ids[:count])
+            end = closing(text)
             added = self._closers.ids(end)
             if not added or count + len(added) + 1 > self.max_new_tokens or gap == math.inf:
                 continue
@@ -165,15 +168,13 @@ class Landing:
                 continue
             gap = known.get(added[0], _UNKNOWN) + _MIDLINE * end.startswith("\n")
             cost = self._cost(count, gap)
-            if (best is None or cost < best.cost) and self._ends(ids[:count], added):
+            if (best is None or cost < best.cost) and self._ends(text, [*ids[:count], *added]):
                 best = _Place(count, (*added, eos), cost)
         return best
 
-    def _ends(self, ids: Sequence[int], added: Sequence[int]) -> bool:
-        """Whether `added` behind `ids` is an end: not in the midst of a character, say."""
-        if self._detokenizer.decode(ids).endswith("\ufffd"):
-            return False
-        return boundaries.may_end(self._detokenizer.decode([*ids, *added]))
+    def _ends(self, text: str, closed: Sequence[int]) -> bool:
+        """Whether the ids of a text that was closed end it: not in the midst of a character."""
+        return not text.endswith("\ufffd") and boundaries.may_end(self._detokenizer.decode(closed))
 
     def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
         """How far the best EOS lies under the best token, and its id."""

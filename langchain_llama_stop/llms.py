@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.model_options import ModelOptions
+from langchain_llama_stop.model_options import ModelOptions, check_task
 from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
@@ -48,13 +48,7 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
         refuse_unknown(values, [*cls.model_fields, *ALIASES], "option")
         values = resolve_aliases(values)
         pipeline: Any = values.get("pipeline")
-        task = getattr(pipeline, "task", None)
-        if task != "text-generation":
-            raise ValueError(
-                f"`pipeline` has to be a transformers pipeline for 'text-generation', but is "
-                f"{f'one for {task!r}' if task else repr(pipeline)}: use `load_pipeline(...)`, or "
-                f"`LlamaStopLLM.from_model_id(...)`."
-            )
+        check_task(pipeline, "`LlamaStopLLM.from_model_id(...)`")
         values.setdefault("model_id", pipeline.model.name_or_path)
         return values
 
@@ -222,7 +216,7 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
         call = dict(kwargs)
         if "skip_prompt" in call:  # what HuggingFacePipeline calls it
             call.setdefault("return_full_text", not call.pop("skip_prompt"))
-        options = self._options().updated({**call, "stop": stop} if stop is not None else call)
+        options = self._asked(stop, call)
         check_options(self.pipeline, options)
         return options
 

@@ -83,6 +83,10 @@ class ModelOptions(BaseModel):
         given = {k: v for k, v in values.items() if k in self.model_fields_set and v is not None}
         return GenerationOptions.parse(given)
 
+    def _asked(self, stop: list[str] | None, call: dict[str, Any]) -> GenerationOptions:
+        """The options of one call; stops of the constructor stay in force."""
+        return self._options().updated({**call, "stop": stop} if stop is not None else call)
+
     def _model_params(self, pipeline: Any) -> dict[str, Any]:
         """Everything that changes an answer: this is the key of LangChain's cache."""
         model = pipeline.model
@@ -142,3 +146,22 @@ def _object_key(item: Any) -> str:
         except TypeError:  # no weak references to it: keep it, so that its id stays its own
             _OBJECT_KEYS[id(item)] = (lambda: item, key)
     return key
+
+
+def check_task(pipeline: Any, instead: str) -> None:
+    """Refuses what is no pipeline for text generation.
+
+    Args:
+        pipeline: What was given as one.
+        instead: Where else a model comes from, for the message.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    task = getattr(pipeline, "task", None)
+    if task != "text-generation":
+        raise ValueError(
+            f"`pipeline` has to be a transformers pipeline for 'text-generation', but is "
+            f"{f'one for {task!r}' if task else repr(pipeline)}: use `load_pipeline(...)`, or "
+            f"{instead}."
+        )

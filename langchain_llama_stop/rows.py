@@ -76,13 +76,12 @@ class Row:
         with model_lock(self.pipeline.model):
             self.ids = token_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
             if options.return_full_text:
-                given = isinstance(prompt, str)
-                self.prefix = str(prompt) if given else self.detokenizer.decode(self.ids)
+                decode = self.detokenizer.decode
+                self.prefix = prompt if isinstance(prompt, str) else decode(self.ids)
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.answer_hint.format(sentences=sentences(first))
                 self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint))
-
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
             self.limit = self.budget + thinking
@@ -105,10 +104,14 @@ class Row:
         if self.builder and not finished:
             self.builder.push(token)
 
-    @property
-    def said(self) -> list[int] | None:
-        """The ids of the answer so far, without the thinking; None where it has not begun."""
-        return None if self.finished or self._thinks else self.generated[self._begin :]
+    def said(self, least: int) -> list[int] | None:
+        """The ids of the answer so far, without the thinking; None under `least` of them."""
+        going = not self.finished and not self._thinks
+        return (
+            self.generated[self._begin :]
+            if going and len(self.generated) - self._begin >= least
+            else None
+        )
 
     @property
     def cut(self) -> bool:

@@ -12,10 +12,10 @@ import langchain_llama_stop
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     ["_version", "marks", "gguf_cache"],
-    ["boundaries", "loading", "stop_sequences", "detokenization", "chat_templates", "tool_calling"],
+    ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
-    ["settings", "stopping_criteria", "landing", "constrained"],
+    ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],
     ["logits_process"],
     ["rows"],
     ["generation", "model_options"],

@@ -201,3 +201,7 @@ def test_a_whole_conversation_is_rendered():
     ]
     assert chat().get_num_tokens_from_messages(messages) > 40
     assert isinstance(chat().invoke(messages).content, str)
+
+
+def test_tokens_can_be_counted_in_a_way_of_ones_own():
+    assert chat(custom_get_token_ids=lambda text: [7]).get_token_ids("It is.") == [7]
