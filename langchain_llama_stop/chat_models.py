@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import (
+    BaseChatModel,
+    LangSmithParams,
+    LanguageModelInput,
+    ModelProfile,
+)
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -17,14 +23,19 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat_templates import chat_ids, chat_template, plain_ids, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.messages import answer_fields, template_message, tool_call_chunks
+from langchain_llama_stop.messages import (
+    answer_fields,
+    format_choice,
+    format_tools,
+    template_message,
+    tool_call_chunks,
+)
 from langchain_llama_stop.model_options import ModelOptions, check_task
 from langchain_llama_stop.options import (
     ALIASES,
@@ -33,7 +44,7 @@ from langchain_llama_stop.options import (
     resolve_aliases,
 )
 from langchain_llama_stop.structured_output import structured_output
-from langchain_llama_stop.tool_calling import call_begins
+from langchain_llama_stop.tool_calling import call_begins, call_form, call_grammar
 
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
@@ -137,7 +148,35 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
                         trust_remote_code=self.trust_remote_code,
                         model_kwargs=self.model_kwargs,
                     )
+                    if self.profile is not None:
+                        self.profile.update(self._context_length())
         return self._pipeline
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        self._pipeline = self.given_pipeline
+        return ModelProfile(
+            name=self.model_name,
+            open_weights=True,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            pdf_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
+            temperature=True,
+            **self._context_length(),
+        )
+
+    def _context_length(self) -> ModelProfile:
+        """What the model's config tells of it, once it is loaded."""
+        if self._pipeline is None:
+            return {}
+        config = self._pipeline.model.config.get_text_config()
+        window = getattr(config, "max_position_embeddings", None)
+        return {} if window is None else {"max_input_tokens": window}
 
     @property
     def model_name(self) -> str:
@@ -198,8 +237,7 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Returns:
             The number of tokens.
         """
-        formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(self._prompt(messages, self._options(), formatted))
+        return len(self._prompt(messages, self._options(), format_tools(tools or ())))
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         """The options of one call, with the EOS ids of the template among the model's."""
@@ -222,6 +260,7 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         messages: Sequence[BaseMessage],
         options: GenerationOptions,
         tools: Sequence[dict[str, Any]] = (),
+        continue_final_message: bool = False,
     ) -> list[int]:
         """The ids of a conversation."""
         from langchain_llama_stop.decoding import model_lock
@@ -232,22 +271,35 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         if not messages:
             raise ValueError("`messages` has to hold at least one message, but is empty.")
         spoken = [template_message(message) for message in messages]
-        if spoken[-1]["role"] == "assistant":
+        if (spoken[-1]["role"] == "assistant") is not bool(continue_final_message):
             raise ValueError(
-                "The last of `messages` has to be a human's or a tool's, but is an AI message: "
-                "there is nothing to answer."
+                "The last of `messages` has to be an AI message for `continue_final_message=True`."
+                if continue_final_message
+                else "The last of `messages` has to be a human's or a tool's, but is an AI message:"
+                " `continue_final_message=True` goes on with it."
             )
-        if options.json_schema is not None and not tools:
+        if continue_final_message and (not spoken[-1]["content"] or "tool_calls" in spoken[-1]):
+            raise ValueError(
+                "The AI message that `continue_final_message` goes on with has to hold a text and "
+                f"no tool calls, but is {messages[-1]!r}."
+            )
+        if options.json_schema is not None:
             text = f"Answer with JSON that fits this schema:\n{json.dumps(options.json_schema)}"
             spoken.insert(0, {"role": "system", "content": text})
         template = chat_template(pipeline.tokenizer, self.model_name)
         with model_lock(pipeline.model):
-            ids = chat_ids(pipeline.tokenizer, spoken, template=template, tools=tools)
+            settings: dict[str, Any] = {
+                "template": template,
+                "tools": tools,
+                "continue_final_message": continue_final_message,
+                "split_special_tokens": options.split_special_tokens is not False,
+            }
+            ids = chat_ids(pipeline.tokenizer, spoken, **settings)
             if options.answer_hint and spoken[-1]["role"] == "user":
                 budget = token_budget(pipeline, options, len(ids), first=True)
                 hint = options.answer_hint.format(sentences=sentences(budget))
                 spoken[-1] = {**spoken[-1], "content": f"{spoken[-1]['content']}\n\n{hint}"}
-                ids = chat_ids(pipeline.tokenizer, spoken, template=template, tools=tools)
+                ids = chat_ids(pipeline.tokenizer, spoken, **settings)
         return ids
 
     def bind_tools(
@@ -262,9 +314,10 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Args:
             tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
             tool_choice: None or "auto" leaves it to the model, "none" calls none, "any" (also
-                "required", True) calls one of them, a name calls that one. Where a call is
-                demanded, decoding is constrained to it.
-            **kwargs: Options of the generation.
+                "required", True) calls some of them, a name calls that one. A call is always one
+                of these tools with arguments of its schema: decoding is constrained to it.
+            **kwargs: Options of the generation, `response_format` in OpenAI's form among them: a
+                JSON schema that an answer has to fit which calls no tool.
 
         Returns:
             The model with its tools.
@@ -272,16 +325,11 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Raises:
             ValueError: If a tool cannot be described, or `tool_choice` names none of them.
         """
-        formatted = [convert_to_openai_tool(tool) for tool in tools]
-        names = [tool["function"]["name"] for tool in formatted]
-        if isinstance(tool_choice, dict):
-            tool_choice = tool_choice.get("function", tool_choice).get("name")
-        choice = {True: "any", False: None, "required": "any"}.get(tool_choice, tool_choice)
-        if choice not in (None, "auto", "none", "any", *names):
-            raise ValueError(
-                f"`tool_choice` has to be 'auto', 'none', 'any' or one of {', '.join(names)}, but "
-                f"is {choice!r}."
-            )
+        kwargs.pop("strict", None)  # decoding is always held to the schemas
+        if response_format := kwargs.pop("response_format", None):  # as OpenAI writes it
+            kwargs["json_schema"] = response_format["json_schema"]["schema"]
+        formatted = format_tools(tools)
+        choice = format_choice(tool_choice, formatted)
         return self.bind(tools=formatted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
@@ -297,8 +345,8 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         Args:
             schema: A Pydantic class, TypedDict, or JSON schema.
             method: "json_schema": the answer is the object. "function_calling": it is the
-                arguments of a tool call. "json_mode": it is any JSON object; the prompt has to
-                say which.
+                arguments of a tool call. "json_mode": as "json_schema", but the model is not told
+                the schema; the prompt has to say it.
             include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
             **kwargs: Options of the generation.
 
@@ -317,16 +365,15 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         """The prompt of a call, its options, and the names of the tools it may call."""
         kwargs = dict(kwargs)
         kwargs.pop("ls_structured_output_format", None)
-        tools = kwargs.pop("tools", None) or []
-        choice = kwargs.pop("tool_choice", None)
+        tools, choice = kwargs.pop("tools", None) or [], kwargs.pop("tool_choice", None)
         tools = [] if choice == "none" else tools
-        if tools and choice not in (None, "auto"):
-            from langchain_llama_stop.constrained import tools_schema
-
-            chosen = [t for t in tools if choice in ("any", t["function"]["name"])]
-            kwargs["json_schema"] = tools_schema(chosen)
+        prefill = kwargs.pop("continue_final_message", False)
         options = self._call_options(stop, kwargs)
-        ids = self._prompt(messages, options, tools)
+        ids = self._prompt(messages, options, tools, continue_final_message=prefill)
+        if tools:
+            form = call_form(chat_template(self.pipeline.tokenizer, self.model_name))
+            grammar = call_grammar(tools, form, choice=choice, schema=options.json_schema)
+            options = replace(options, json_schema=None, grammar=grammar)
         return ids, options, [tool["function"]["name"] for tool in tools]
 
     def _parsed(self, response: GenerationResponse, names: list[str]) -> tuple[str, dict[str, Any]]:

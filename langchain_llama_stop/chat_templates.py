@@ -37,6 +37,17 @@ LLAMA_2 = (
 )
 """Llama 2's template, for tokenizers of that family that carry none."""
 
+_EXAMPLE: tuple[Message, ...] = (
+    {"role": "user", "content": "What time is it in Rome?"},
+    {
+        "role": "assistant",
+        "content": '<tool_call>\n{"name": "get_time", "arguments": {"city": "Rome"}}\n</tool_call>',
+    },
+    {"role": "user", "content": "Result of get_time: 10:45"},
+    {"role": "assistant", "content": "It is 10:45 in Rome."},
+)
+"""How tools are used, for models whose template knows none: small ones call none otherwise."""
+
 _MARK = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
 
@@ -79,6 +90,8 @@ def chat_ids(
     *,
     template: str,
     tools: Sequence[Mapping[str, Any]] = (),
+    continue_final_message: bool = False,
+    split_special_tokens: bool = True,
 ) -> list[int]:
     """Renders and encodes a conversation.
 
@@ -86,16 +99,22 @@ def chat_ids(
         tokenizer: The model's tokenizer.
         messages: The messages, at least one; neighbours of one role are merged.
         template: The chat template (Jinja).
-        tools: Tools in OpenAI's form; told in the system message where the template knows none.
+        tools: Tools in OpenAI's form; told in the system message where the template knows none,
+            with one exchange behind it that shows how they are used.
+        continue_final_message: Whether the last message is an answer that has begun.
+        split_special_tokens: Whether contents are plain text; else control tokens in them are
+            read as such.
 
     Returns:
-        The ids of the prompt, up to where the answer begins.
+        The ids of the prompt, up to where the answer begins or goes on.
 
     Raises:
         ValueError: If the template cannot render the conversation.
     """
     if tools and not re.search(r"\btools\b", template):
-        messages = [{"role": "system", "content": tools_text(tools)}, *messages]
+        count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
+        told = {"role": "system", "content": tools_text(tools)}
+        messages = [told, *messages[:count], *_EXAMPLE, *messages[count:]]
         tools = ()
     contents: list[str] = []
     for view in _views(_merged(messages), template):
@@ -106,7 +125,7 @@ def chat_ids(
                 marked,
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=template,
-                add_generation_prompt=True,
+                add_generation_prompt=not continue_final_message,
                 tokenize=False,
             )
         except Exception as error:  # a template raises what it likes
@@ -115,6 +134,12 @@ def chat_ids(
         segments = list(_segments(str(text), contents))
         found = [number for number, _ in segments if number is not None]
         if sorted(found) == list(range(len(contents))):
+            if continue_final_message:
+                segments = segments[: 1 + [n for n, _ in segments].index(len(contents) - 1)]
+            if not split_special_tokens:
+                whole = "".join(text for _, text in segments)
+                ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+                return ids
             return _encode(tokenizer, template, segments)
         problem = "it leaves out or repeats what messages say"
     raise ValueError(

@@ -1,97 +1,82 @@
-"""Answers that are JSON of a given schema, complete within the token budget.
+"""Answers that fit a grammar, complete within the token budget.
 
 llguidance says which tokens may come next. What it does not know is the budget: a way to the end
-is therefore worked out at each step, and taken in time.
+is therefore known at each step, and taken in time.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import llguidance.hf
 import llguidance.numpy
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.closers import ids_behind
 from langchain_llama_stop.detokenization import detokenizer
+from langchain_llama_stop.grammars import Grammar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LONGEST = 1024  # tokens of a way to the end: a schema that needs more cannot be closed
-_OUTSIDE = ("}", "]", ",", "0", '"', "null", "false", "[", "{", ":")  # of strings, the best first
+_OUTSIDE = ("}", "]", ",", " 0", "0", ' "', '"', " null", "null", " false", "false")
+_OUTSIDE += (" [", "[", " {", "{", ":", " ")  # of strings, the best first
+_TRIED = 8  # tokens whose ways are measured where the budget is short
 _TOKENIZERS: WeakKeyDictionary[PreTrainedTokenizerBase, LLTokenizer] = WeakKeyDictionary()
 
 
-def tools_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The schema of a call of one of some tools.
+class _State(NamedTuple):
+    """Where a row stands.
 
-    Args:
-        tools: Tools in OpenAI's form.
-
-    Returns:
-        A JSON schema of {"name": …, "arguments": {…}}.
+    Attributes:
+        matcher: What the grammar makes of its answer.
+        way: Ids of a way to a complete answer.
+        begin: Ids of the answer up to where it was complete last.
     """
-    calls = []
-    for tool in tools:
-        function = tool.get("function", tool)
-        calls.append(
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": function["name"]},
-                    "arguments": function.get("parameters") or {"type": "object"},
-                },
-                "required": ["name", "arguments"],
-            }
-        )
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+    matcher: LLMatcher
+    way: list[int]
+    begin: int
 
 
-def strict(schema: Any) -> Any:
-    """A schema whose objects hold the properties they name and no others, unless it says so."""
-    if isinstance(schema, Mapping):
-        closed = {key: strict(value) for key, value in schema.items()}
-        if "properties" in closed and isinstance(closed["properties"], dict):
-            closed.setdefault("additionalProperties", False)
-        return closed
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    return schema
+class GrammarProcessor(LogitsProcessor):
+    """Allows the tokens that lead to an answer of a grammar, and only these, within the budget.
 
+    What it returns depends on `input_ids`, `scores` and its construction alone; the states it
+    keeps are those of the last call, so that a row costs one token per step.
 
-class JsonSchemaProcessor(LogitsProcessor):
-    """Allows the tokens that lead to JSON of a schema, and only these, within the budget.
-
-    What it returns depends on `input_ids` and its construction alone; the matchers it keeps are
-    those of the last call, so that a row costs one token per step.
+    Attributes:
+        free: Whether the grammar lets an answer end anywhere, as long as it holds no call: such an
+            answer is not ended here.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        schema: Mapping[str, Any],
+        grammar: Grammar,
         *,
         prompt_length: int,
         max_new_tokens: int,
         eos_token_ids: Sequence[int],
     ) -> None:
-        """Compiles the schema.
+        """Compiles the grammar.
 
         Args:
             tokenizer: The model's tokenizer.
-            schema: A JSON schema.
+            grammar: The grammar.
             prompt_length: Width of the (left-padded) prompt, in tokens.
             max_new_tokens: The token budget of the call, EOS included.
             eos_token_ids: All EOS ids.
 
         Raises:
-            ValueError: If the schema cannot be compiled, or its smallest value needs more tokens.
+            ValueError: If the grammar cannot be compiled, or its smallest answer needs more
+                tokens.
         """
         self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
         self._eos = list(eos_token_ids)
@@ -99,22 +84,23 @@ class JsonSchemaProcessor(LogitsProcessor):
         if tokenizer not in _TOKENIZERS:
             _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
         self._tokenizer = _TOKENIZERS[tokenizer]
-        self._outside = [ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))]
-        whole = strict(schema)
-        self._start = self._matcher(whole)
-        self._known: dict[tuple[int, ...], LLMatcher] = {(): self._start}
-        least = len(self._way_out(self._start, ())) + 1
+        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))}
+        self._outside, self._quote = list(firsts.values()), firsts.get('"')
+        start = self._matcher(grammar.lark)
+        self._start = _State(start, self._way_out(start, ()), 0)
+        self.free = start.is_accepting()
+        least = len(self._start.way) + 1
         if least > max_new_tokens:
             raise ValueError(
                 f"`max_new_tokens` has to be {least} or more for this schema, whose smallest "
                 f"value takes so many tokens, but is {max_new_tokens}."
             )
-        # One token can make a whole sub-value due: an optional property, another item.
-        parts = [self._way_out(self._matcher(part), ()) for part in _parts(whole, whole)]
+        parts = [self._way_out(self._matcher(part), ()) for part in grammar.parts]
         self._reserve = max(map(len, parts), default=0) + 4
+        self._known: dict[tuple[int, ...], _State] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Forbids what does not lead to a value of the schema.
+        """Forbids what does not lead to an answer of the grammar.
 
         Args:
             input_ids: Prompt and answer so far, (batch, prompt_length + generated).
@@ -124,88 +110,114 @@ class JsonSchemaProcessor(LogitsProcessor):
             New scores, (batch, vocab).
         """
         scores = scores.clone()
-        known: dict[tuple[int, ...], LLMatcher] = {(): self._start}
+        known: dict[tuple[int, ...], _State] = {}
         for row, ids in enumerate(map(tuple, input_ids[:, self.prompt_length :].tolist())):
             if not set(ids).isdisjoint(self._eos):  # finished; what follows is padding
                 continue
-            matcher = known[ids] = self._after(ids)
-            way = self._way_out(matcher, ids)
-            if len(way) + 1 + self._reserve >= self.max_new_tokens - len(ids):
-                allowed = torch.zeros(self._tokenizer.vocab_size, dtype=torch.bool)  # (vocab,)
-                allowed[way[:1] or self._eos] = True
-            else:
-                allowed = self._allowed(matcher)
-                if matcher.is_accepting():
-                    allowed[self._eos] = True
-            size = scores.shape[1]
-            allowed = torch.nn.functional.pad(allowed, (0, max(0, size - len(allowed))))[:size]
-            scores[row, ~allowed.to(scores.device)] = -torch.inf
+            state = known[ids] = self._after(ids)
+            complete = state.matcher.is_accepting()
+            left = self.max_new_tokens - len(ids) - 1  # without EOS
+            allowed = self._allowed(state.matcher, scores.shape[1]).to(scores.device)  # (vocab,)
+            if len(state.way) >= left and not (complete and self.free):
+                allowed = self._only(state.way[:1] or self._eos, allowed)
+            elif complete and not allowed[scores[row].argmax()]:
+                # What the model would rather say cannot stand behind a complete answer.
+                allowed = self._only(self._eos, allowed)
+            elif len(state.way) + self._reserve >= left:
+                best = scores[row].masked_fill(~allowed, -torch.inf).topk(_TRIED).indices.tolist()
+                best = [token for token in best if allowed[token]]
+                late = [token for token in best if self._late(ids, token, left, known)]
+                if complete and self.free:
+                    allowed[late] = False
+                else:
+                    in_time = [token for token in best if token not in late]
+                    allowed = self._only(in_time or state.way[:1] or self._eos, allowed)
+            scores[row, ~allowed] = -torch.inf
         self._known = known
         return scores
 
-    def _matcher(self, schema: Any) -> LLMatcher:
-        grammar = LLMatcher.grammar_from_json_schema(
-            json.dumps(schema), defaults={"whitespace_flexible": False}
-        )
-        if error := LLMatcher.validate_grammar(grammar, self._tokenizer):
-            raise ValueError(f"`json_schema` cannot be compiled: {error}")
-        return LLMatcher(self._tokenizer, grammar)
+    def _late(
+        self, ids: tuple[int, ...], token: int, left: int, known: dict[tuple[int, ...], _State]
+    ) -> bool:
+        """Whether too little is left for a way to the end behind one more token."""
+        if token in self._eos:
+            return False
+        state = known[(*ids, token)] = self._after((*ids, token))
+        return len(state.way) > left - 1
 
-    def _after(self, ids: tuple[int, ...]) -> LLMatcher:
-        """The state behind some ids."""
-        before = self._known.get(ids[:-1])
-        if ids in self._known:
-            return self._known[ids]
-        matcher = (before or self._start).deep_copy()
-        matcher.consume_tokens(list(ids[-1:] if before else ids))
+    def _matcher(self, lark: str) -> LLMatcher:
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"The schema or grammar cannot be compiled: {matcher.get_error()}")
         return matcher
 
-    def _allowed(self, matcher: LLMatcher) -> torch.Tensor:
-        """Which tokens may come next, (vocab,)."""
-        return _bits(self._mask(matcher))[: self._tokenizer.vocab_size]
+    def _after(self, ids: tuple[int, ...]) -> _State:
+        """The state behind some ids."""
+        if ids in self._known:
+            return self._known[ids]
+        before, new = self._known.get(ids[:-1], self._start), ids[-1:]
+        if ids[:-1] not in self._known:
+            before, new = self._start, ids
+        if not new:
+            return before
+        matcher = before.matcher.deep_copy()
+        matcher.consume_tokens(list(new))
+        if matcher.is_accepting():
+            return _State(matcher, [], len(ids))
+        # The way of before often leads on: a string that has grown is closed as it was.
+        for way in (before.way[1:], before.way):
+            if way and matcher.validate_tokens(way) == len(way) and _leads_out(matcher, way):
+                return _State(matcher, way, before.begin)
+        return _State(matcher, self._way_out(matcher, ids[before.begin :]), before.begin)
 
-    def _mask(self, matcher: LLMatcher) -> torch.Tensor:
-        """The same as 32 bits a word, (words,)."""
+    def _allowed(self, matcher: LLMatcher, size: int) -> torch.Tensor:
+        """Which tokens may come next, (size,)."""
+        bits = np.unpackbits(self._mask(matcher).view(np.uint8), bitorder="little")  # (32 * words,)
+        bits = bits[: min(size, self._tokenizer.vocab_size)]
+        allowed = torch.zeros(size, dtype=torch.bool)
+        allowed[: len(bits)] = torch.from_numpy(bits.astype(bool))
+        allowed[self._eos] = matcher.is_accepting()
+        return allowed
+
+    def _only(self, ids: list[int], allowed: torch.Tensor) -> torch.Tensor:
+        only = torch.zeros_like(allowed)
+        only[ids] = True
+        return only
+
+    def _mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Which tokens may come next, 32 bits a word, (words,)."""
         mask = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-        return torch.from_numpy(mask[0])
+        return mask[0]
 
     def _way_out(self, matcher: LLMatcher, ids: Sequence[int]) -> list[int]:
-        """Ids of a short way to a complete value."""
-        if matcher.is_accepting():
-            return []
+        """Ids of a short way to a complete answer; `ids` are those since it was complete last."""
         matcher, way = matcher.deep_copy(), list[int]()
         while not matcher.is_accepting() and len(way) < _LONGEST:
             forced = matcher.compute_ff_tokens()
             if not forced:
                 mask = self._mask(matcher)
-                text = self._detokenizer.decode([*ids, *way])
-                wanted = [self._outside[_OUTSIDE.index('"')]] if _in_string(text) else self._outside
-                first = next((t for t in wanted if int(mask[t >> 5]) >> (t & 31) & 1), None)
-                forced = [int(_bits(mask).nonzero()[0]) if first is None else first]
+                inside = _in_string(self._detokenizer.decode([*ids, *way]))
+                wanted = [self._quote] if inside else self._outside
+                first = next(
+                    (t for t in wanted if t is not None and int(mask[t >> 5]) >> (t & 31) & 1), None
+                )
+                forced = [_first(mask) if first is None else first]
             if not matcher.consume_tokens(forced):
                 break
             way += forced
         return way
 
 
-def _bits(mask: torch.Tensor) -> torch.Tensor:
-    """The bits of 32-bit words, lowest first, (32 * words,)."""
-    return ((mask[:, None] >> torch.arange(32, dtype=torch.int32)) & 1).bool().flatten()
+def _leads_out(matcher: LLMatcher, way: list[int]) -> bool:
+    """Whether an answer is complete behind a way that can be gone."""
+    matcher = matcher.deep_copy()
+    return matcher.consume_tokens(way) and matcher.is_accepting()
 
 
-def _parts(schema: Any, whole: Any) -> Iterator[dict[str, Any]]:
-    """The schemas within a schema, each with the definitions it may refer to."""
-    if isinstance(schema, list):
-        for item in schema:
-            yield from _parts(item, whole)
-    if not isinstance(schema, dict):
-        return
-    if schema.keys() & {"type", "anyOf", "oneOf", "allOf", "enum", "const", "$ref"}:
-        shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
-        yield {**shared, **schema}
-    for value in schema.values():
-        yield from _parts(value, whole)
+def _first(mask: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    """The first of the tokens that may come next."""
+    return int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax())
 
 
 def _in_string(text: str) -> bool:

@@ -144,35 +144,33 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     user_processors, user_criteria = pipeline_callables(pipeline)
     processors = LogitsProcessorList([*user_processors, *options.logits_processor])
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
-    reward = landing = None
-    if options.json_schema is not None:  # the schema says where the answer ends
-        from langchain_llama_stop.constrained import JsonSchemaProcessor
+    reward = landing = constraint = None
+    if grammar := options.answer_grammar:
+        from langchain_llama_stop.constrained import GrammarProcessor
 
         with model_lock(model):  # it asks the tokenizer
-            constraint = JsonSchemaProcessor(
-                tokenizer,
-                options.json_schema,
-                prompt_length=width,
-                max_new_tokens=budget,
-                eos_token_ids=eos,
+            constraint = GrammarProcessor(
+                tokenizer, grammar, prompt_length=width, max_new_tokens=budget, eos_token_ids=eos
             )
         processors.append(constraint)
-    elif options.eos_reward and options.eos_reward.hindsight:
+    # A grammar says itself where the answer ends.
+    wanted = options.eos_reward if constraint is None or constraint.free else None
+    if wanted and wanted.hindsight:
         with model_lock(model):  # it asks the tokenizer
             landing = Landing(
                 tokenizer,
                 rows=len(rows),
                 max_new_tokens=budget,
                 eos_token_ids=eos,
-                reward=options.eos_reward,
+                reward=wanted,
             )
-    elif options.eos_reward:
+    elif wanted:
         reward = InPlaceEosReward(
             tokenizer,
             max_new_tokens=budget,
             prompt_length=width,
             eos_token_id=eos,
-            reward=options.eos_reward,
+            reward=wanted,
         )
         processors.append(reward)
     if options.thinking_tokens:

@@ -1,4 +1,4 @@
-"""LangChain's messages in the form that chat templates take."""
+"""LangChain's messages and tools in the form that chat templates take, and answers back."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_llama_stop.chat_templates import Message
+from langchain_llama_stop.grammars import compile_error, json_grammar
 from langchain_llama_stop.tool_calling import parse_tool_calls
 
 
@@ -82,6 +84,70 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
                 f"{block.get('type')!r}: this model reads text only."
             )
     return "\n".join(texts)
+
+
+def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Writes tools in OpenAI's form.
+
+    Args:
+        tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
+
+    Returns:
+        One dict per tool, with name and parameters.
+
+    Raises:
+        ValueError: If one cannot be described, has no schema, or one that cannot be compiled.
+    """
+    formatted = []
+    for tool in tools:
+        try:
+            described = convert_to_openai_tool(tool)
+        except Exception as error:  # LangChain raises what it meets
+            raise ValueError(
+                f"`tools` has to hold functions with a docstring, Pydantic classes, LangChain "
+                f"tools or dicts in OpenAI's form, but holds {tool!r}: {error}"
+            ) from error
+        function = described.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("parameters"), dict):
+            raise ValueError(
+                f"Each of `tools` has to have a schema of its arguments (`parameters`), but "
+                f"{tool!r} has none: for a tool without arguments give "
+                "{'type': 'object', 'properties': {}}."
+            )
+        if problem := compile_error(json_grammar(function["parameters"])):
+            raise ValueError(
+                f"The schema of the tool {function['name']!r} has to be one that decoding can be "
+                f"constrained to, but cannot be compiled: {problem}"
+            )
+        formatted.append(described)
+    return formatted
+
+
+def format_choice(
+    choice: str | dict[str, Any] | bool | None, tools: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """Reads `tool_choice`.
+
+    Args:
+        choice: As LangChain and OpenAI write it.
+        tools: The tools, in OpenAI's form.
+
+    Returns:
+        None, "auto", "none", "any", or the name of a tool.
+
+    Raises:
+        ValueError: If it names none of the tools.
+    """
+    names = [tool["function"]["name"] for tool in tools]
+    if isinstance(choice, dict):
+        choice = choice.get("function", choice).get("name")
+    known = {True: "any", False: None, "required": "any"}.get(choice, choice)
+    if known not in (None, "auto", "none", "any", *names):
+        raise ValueError(
+            f"`tool_choice` has to be 'auto', 'none', 'any' or one of {', '.join(names)}, but "
+            f"is {known!r}."
+        )
+    return known
 
 
 def answer_fields(

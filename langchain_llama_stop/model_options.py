@@ -11,6 +11,7 @@ from weakref import ref
 from pydantic import BaseModel, Field
 
 from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.grammars import Grammar
 from langchain_llama_stop.loading import adapter_state, quantization_of
 from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength
 
@@ -48,8 +49,18 @@ class ModelOptions(BaseModel):
     """Tokens that a reasoning model may think before the answer; `</think>` is rewarded then."""
     json_schema: dict[str, Any] | None = None
     """A JSON schema that the answer has to fit: decoding is constrained to it."""
+    grammar: str | Grammar | None = None
+    """The same as a grammar in llguidance's Lark form."""
     return_full_text: bool = False
     """Whether the prompt stands before the answer."""
+    split_special_tokens: bool | None = None
+    """Whether control tokens (`</s>`) in a text are read as plain text. None: in the messages of a
+    chat they are, in a prompt, which brings its own template, not."""
+    logprobs: bool = False
+    """Whether metadata holds the log-probability of each token under the model, before any
+    processor and without temperature."""
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens to give with each token; sets `logprobs`."""
     answer_hint: str | None = None
     """A sentence put into the prompt ("Answer in {sentences} sentences or fewer."); the number is
     filled in from the budget."""
@@ -123,7 +134,9 @@ class ModelOptions(BaseModel):
 
     def _info(self, response: GenerationResponse) -> dict[str, Any]:
         output_tokens = len(response.token_ids)
+        logprobs = {} if response.logprobs is None else {"logprobs": {"content": response.logprobs}}
         return {
+            **logprobs,
             "finish_reason": response.finish_reason,
             "stop_reason": response.stop_reason,
             "eos_source": response.eos_source,

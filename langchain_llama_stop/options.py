@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.grammars import Grammar, json_grammar
 from langchain_llama_stop.stop_sequences import parse_stop, parse_stop_token_ids
 
 _READERS: dict[str, Callable[[object], Any]] = {
     "stop": parse_stop,
     "stop_token_ids": parse_stop_token_ids,
     "eos_reward": EosReward.parse,
+    "grammar": Grammar.parse,
 }
 OnLength = Literal["keep", "trim", "continue"]
 CONTINUATIONS = 3
@@ -41,7 +43,12 @@ class GenerationOptions:
         thinking_tokens: Tokens that a reasoning model may think before its answer, on top of
             `max_new_tokens`: `</think>` is rewarded as EOS is, with this budget. 0 is off.
         json_schema: A JSON schema that the answer has to fit; it is complete within the budget.
+        grammar: The same as a grammar in llguidance's Lark form, instead of `json_schema`.
         return_full_text: Whether the prompt stands before the answer.
+        split_special_tokens: Whether control tokens (`</s>`) in a text are read as plain text. None:
+            in the messages of a chat they are, in a prompt, which brings its template, not.
+        logprobs: Whether to give the log-probability of each token under the model.
+        top_logprobs: How many of the likeliest tokens to give with each; sets `logprobs`.
         answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is
             filled in from the budget.
         logits_processor: The user's own processors, run before the EOS reward.
@@ -65,7 +72,11 @@ class GenerationOptions:
     on_length: OnLength = "keep"
     thinking_tokens: int = 0
     json_schema: Mapping[str, Any] | None = None
+    grammar: Grammar | None = None
     return_full_text: bool = False
+    split_special_tokens: bool | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
     answer_hint: str | None = None
     logits_processor: tuple[Any, ...] = ()
     stopping_criteria: tuple[Any, ...] = ()
@@ -99,10 +110,13 @@ class GenerationOptions:
                 f"`on_length` has to be one of {', '.join(map(repr, get_args(OnLength)))}, "
                 f"but is {self.on_length!r}."
             )
-        if not isinstance(self.return_full_text, bool):
-            raise ValueError(
-                f"`return_full_text` has to be True or False, but is {self.return_full_text!r}."
-            )
+        for name in ("return_full_text", "logprobs", "split_special_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value, name) != (None, "split_special_tokens"):
+                raise ValueError(f"`{name}` has to be True or False, but is {value!r}.")
+        _integer("top_logprobs", self.top_logprobs, 0)
+        if self.top_logprobs:
+            object.__setattr__(self, "logprobs", True)
         if self.thinking_tokens and self.eos_reward and not self.eos_reward.hindsight:
             raise ValueError(
                 f"`thinking_tokens` has to be 0 where `hindsight` is False, but is "
@@ -112,6 +126,8 @@ class GenerationOptions:
             raise ValueError(
                 f"`json_schema` has to be a dict or None, but is {self.json_schema!r}."
             )
+        if self.grammar and self.json_schema is not None:
+            raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
         hint = self.answer_hint
         if hint is not None and (not isinstance(hint, str) or not hint.strip()):
             raise ValueError(f"`answer_hint` has to be a sentence or None, but is {hint!r}.")
@@ -126,6 +142,12 @@ class GenerationOptions:
             for item in getattr(self, name):
                 if not callable(item):
                     raise ValueError(f"`{name}` has to hold callables, but holds {item!r}.")
+
+    @property
+    def answer_grammar(self) -> Grammar | None:
+        """What the answer has to fit, if anything."""
+        schema = self.json_schema
+        return self.grammar or (None if schema is None else json_grammar(schema))
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:

@@ -12,6 +12,8 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from langchain_llama_stop.grammars import json_grammar
+
 
 def structured_output(
     chat: BaseChatModel,
@@ -36,19 +38,24 @@ def structured_output(
         ValueError: If `method` is another one.
     """
     known = isinstance(schema, type) and is_basemodel_subclass(schema)
+    traced = {"kwargs": {"method": method}, "schema": convert_to_json_schema(schema)}
     parser: Runnable[Any, Any]
     llm: Runnable[Any, Any]
     if method == "function_calling":
         name = convert_to_openai_tool(schema)["function"]["name"]
-        llm = chat.bind_tools([schema], tool_choice=name, **options)
+        llm = chat.bind_tools(
+            [schema], tool_choice=name, ls_structured_output_format=traced, **options
+        )
         parser = (
             PydanticToolsParser(tools=[schema], first_tool_only=True)
             if known
             else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
         )
     elif method in ("json_schema", "json_mode"):
-        wanted = {"type": "object"} if method == "json_mode" else convert_to_json_schema(schema)
-        llm = chat.bind(json_schema=wanted, **options)
+        wanted = convert_to_json_schema(schema)
+        # In JSON mode the prompt tells the schema; decoding is held to it all the same.
+        held = {"grammar": json_grammar(wanted)} if method == "json_mode" else {"json_schema": wanted}
+        llm = chat.bind(**held, ls_structured_output_format=traced, **options)
         parser = PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
     else:
         raise ValueError(

@@ -1,15 +1,111 @@
-"""Tool calls out of text, in the forms that Llama-family models write them."""
+"""Tool calls in the forms that Llama-family models write them: out of text, and as a grammar."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from langchain_llama_stop.grammars import Grammar, json_grammar, json_rule
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"
 _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+
+
+class CallForm(NamedTuple):
+    """How a family of models writes a call.
+
+    Attributes:
+        trigger: How a call begins.
+        name: What stands between that and the name, which is written as JSON.
+        arguments: What stands between the name and the arguments.
+        end: What stands behind the arguments.
+        between: What stands between two calls.
+    """
+
+    trigger: str
+    name: str
+    arguments: str
+    end: str
+    between: str
+
+
+HERMES = CallForm("<tool_call>", '\n{"name": ', ', "arguments": ', "}\n</tool_call>", "\n")
+LLAMA_3 = CallForm('{"name": ', "", ', "parameters": ', "}", "; ")
+
+
+def call_form(template: str) -> CallForm:
+    """Finds how calls are written under a chat template.
+
+    Args:
+        template: The chat template (Jinja).
+
+    Returns:
+        Llama 3's form where the template asks for `parameters`, else that of Hermes and Qwen,
+        which `chat_templates.tools_text` asks for too.
+    """
+    own = "tools" in template and "<tool_call>" not in template
+    return LLAMA_3 if own and '"parameters"' in template else HERMES
+
+
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    form: CallForm,
+    *,
+    choice: str | None,
+    schema: Mapping[str, Any] | None = None,
+) -> Grammar:
+    """Makes a grammar of answers that may call tools.
+
+    Args:
+        tools: Tools in OpenAI's form, with parameters.
+        form: How calls are written.
+        choice: "any" demands calls, a name one call of that tool; None and "auto" leave it to the
+            model: an answer is free until a call begins, and nothing stands behind the calls.
+        schema: What an answer that calls no tool has to fit; None leaves it free.
+
+    Returns:
+        The grammar.
+    """
+    functions = [tool["function"] for tool in tools]
+    named = [f for f in functions if f["name"] == choice]
+    calls = "\n".join(
+        f"call_{i}: {_text(form.name + json.dumps(f['name']) + form.arguments)} "
+        f"{json_rule(f['parameters'])} {_text(form.end)}"
+        for i, f in enumerate(named or functions)
+    )
+    calls += f"\ncall: {' | '.join(f'call_{i}' for i in range(len(named or functions)))}"
+    begin, between = _text(form.trigger), _text(form.between + form.trigger)
+    one = f"start: {begin} call\n{calls}"
+    parts = [one, *(part for f in functions for part in json_grammar(f["parameters"]).parts)]
+    if named:
+        return Grammar(one, tuple(parts))
+    several = f"call ({between} call)*"
+    if choice == "any":
+        return Grammar(f"start: {begin} {several}\n{calls}", tuple(parts))
+    if schema is not None:
+        parts += json_grammar(schema).parts
+        return Grammar(
+            f"start: {json_rule(schema)} | {begin} {several}\n{calls}", tuple(parts)
+        )
+    if form.trigger[0] == "<":  # it may stand behind text
+        free = f"start: TEXT | head {several}\nhead[lazy]: TEXT {begin}\nTEXT: /(.|\\n)*/"
+    else:
+        free = f"start: TEXT | {begin} {several}\nTEXT: /{_not_beginning_with(form.trigger)}/"
+    return Grammar(f"{free}\n{calls}", tuple(parts))
+
+
+def _text(text: str) -> str:
+    """A text as a Lark grammar writes it."""
+    return json.dumps(text)
+
+
+def _not_beginning_with(prefix: str) -> str:
+    """A regular expression for texts that do not begin with another."""
+    ways = [f"{re.escape(prefix[:i])}([^{re.escape(c)}](.|\\n)*)?" for i, c in enumerate(prefix)]
+    return "|".join(ways)
 
 
 class Parsed(NamedTuple):

@@ -11,7 +11,7 @@ import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
-    ["_version", "marks", "gguf_cache"],
+    ["_version", "marks", "gguf_cache", "grammars"],
     ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],

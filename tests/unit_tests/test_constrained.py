@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_llama_stop.constrained import JsonSchemaProcessor, tools_schema
+from langchain_llama_stop.constrained import GrammarProcessor
+from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
@@ -78,43 +79,27 @@ def test_an_answer_fits_its_schema_and_its_budget(schema, name, seed, budget):
 
 def test_a_budget_that_just_suffices():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    opts = {"json_schema": schema, "max_new_tokens": len('{"a":0}') + 1}
+    opts = {"json_schema": schema, "max_new_tokens": len('{"a": 0}') + 1}
     response = generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))[0]
     assert json.loads(response.text).keys() == {"a"}
     opts["max_new_tokens"] -= 1
-    with pytest.raises(ValueError, match="`max_new_tokens` has to be 8 or more for this schema"):
+    with pytest.raises(ValueError, match="`max_new_tokens` has to be 9 or more for this schema"):
         generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))
 
 
 def test_a_schema_that_cannot_be_compiled_is_refused():
     opts = GenerationOptions.parse({"json_schema": {"type": "colour"}})
-    with pytest.raises(ValueError, match="`json_schema` cannot be compiled: .*colour"):
+    with pytest.raises(ValueError, match="The schema or grammar cannot be compiled: .*colour"):
         generate(pipeline("bytes", 1), ["go"], opts)
 
 
 def test_the_processor_keeps_no_state_that_matters():
     tokenizer = TOKENIZERS["bytes"]
     make = {"prompt_length": 1, "max_new_tokens": 40, "eos_token_ids": [tokenizer.eos_token_id]}
-    one = JsonSchemaProcessor(tokenizer, SCHEMAS[0], **make)
+    one = GrammarProcessor(tokenizer, json_grammar(SCHEMAS[0]), **make)
     scores = torch.zeros(1, len(tokenizer))
-    texts = ['{"name":"ab', '{"', '{"name":"abc","age":1', ""]
+    texts = ['{"name": "ab', '{"', '{"name": "abc", "age": 1', ""]
     for text in [*texts, *texts[::-1]]:
         ids = torch.tensor([[0, *text.encode()]])
-        fresh = JsonSchemaProcessor(tokenizer, SCHEMAS[0], **make)
+        fresh = GrammarProcessor(tokenizer, json_grammar(SCHEMAS[0]), **make)
         assert torch.equal(one(ids, scores), fresh(ids, scores))
-
-
-def test_tools_become_one_schema():
-    tools = [
-        {"function": {"name": "add", "parameters": ADDRESS}},
-        {"function": {"name": "now"}},
-    ]
-    for name, arguments, fits in (
-        ("add", {"street": "a", "city": "b"}, True),
-        ("add", {}, False),
-        ("now", {}, True),
-        ("sub", {}, False),
-    ):
-        call = {"name": name, "arguments": arguments}
-        validator = jsonschema.Draft202012Validator(tools_schema(tools))
-        assert validator.is_valid(call) is fits
