@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import (
@@ -26,17 +25,21 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import chat_ids, chat_template, plain_ids, turn_end_ids
+from langchain_llama_stop.chat_templates import (
+    chat_template,
+    knows_tools,
+    plain_ids,
+    turn_end_ids,
+)
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.messages import (
     answer_fields,
     format_choice,
     format_tools,
-    template_message,
     tool_call_chunks,
 )
-from langchain_llama_stop.model_options import ModelOptions, check_task
+from langchain_llama_stop.model_options import ModelOptions, check_task, model_profile
 from langchain_llama_stop.options import (
     ALIASES,
     GenerationOptions,
@@ -148,35 +151,12 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
                         trust_remote_code=self.trust_remote_code,
                         model_kwargs=self.model_kwargs,
                     )
-                    if self.profile is not None:
-                        self.profile.update(self._context_length())
+                    self.profile = {**self._resolve_model_profile(), **(self.profile or {})}
         return self._pipeline
 
     def _resolve_model_profile(self) -> ModelProfile:
-        self._pipeline = self.given_pipeline
-        return ModelProfile(
-            name=self.model_name,
-            open_weights=True,
-            text_inputs=True,
-            text_outputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            pdf_inputs=False,
-            tool_calling=True,
-            tool_choice=True,
-            structured_output=True,
-            temperature=True,
-            **self._context_length(),
-        )
-
-    def _context_length(self) -> ModelProfile:
-        """What the model's config tells of it, once it is loaded."""
-        if self._pipeline is None:
-            return {}
-        config = self._pipeline.model.config.get_text_config()
-        window = getattr(config, "max_position_embeddings", None)
-        return {} if window is None else {"max_input_tokens": window}
+        pipeline = self.given_pipeline or self._pipeline
+        return cast(ModelProfile, model_profile(self.model or "", pipeline))
 
     @property
     def model_name(self) -> str:
@@ -260,47 +240,15 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         messages: Sequence[BaseMessage],
         options: GenerationOptions,
         tools: Sequence[dict[str, Any]] = (),
-        continue_final_message: bool = False,
+        **settings: Any,
     ) -> list[int]:
         """The ids of a conversation."""
-        from langchain_llama_stop.decoding import model_lock
-        from langchain_llama_stop.rows import sentences
-        from langchain_llama_stop.settings import token_budget
+        from langchain_llama_stop.prompts import conversation_ids
 
-        pipeline = self.pipeline
-        if not messages:
-            raise ValueError("`messages` has to hold at least one message, but is empty.")
-        spoken = [template_message(message) for message in messages]
-        if (spoken[-1]["role"] == "assistant") is not bool(continue_final_message):
-            raise ValueError(
-                "The last of `messages` has to be an AI message for `continue_final_message=True`."
-                if continue_final_message
-                else "The last of `messages` has to be a human's or a tool's, but is an AI message:"
-                " `continue_final_message=True` goes on with it."
-            )
-        if continue_final_message and (not spoken[-1]["content"] or "tool_calls" in spoken[-1]):
-            raise ValueError(
-                "The AI message that `continue_final_message` goes on with has to hold a text and "
-                f"no tool calls, but is {messages[-1]!r}."
-            )
-        if options.json_schema is not None:
-            text = f"Answer with JSON that fits this schema:\n{json.dumps(options.json_schema)}"
-            spoken.insert(0, {"role": "system", "content": text})
-        template = chat_template(pipeline.tokenizer, self.model_name)
-        with model_lock(pipeline.model):
-            settings: dict[str, Any] = {
-                "template": template,
-                "tools": tools,
-                "continue_final_message": continue_final_message,
-                "split_special_tokens": options.split_special_tokens is not False,
-            }
-            ids = chat_ids(pipeline.tokenizer, spoken, **settings)
-            if options.answer_hint and spoken[-1]["role"] == "user":
-                budget = token_budget(pipeline, options, len(ids), first=True)
-                hint = options.answer_hint.format(sentences=sentences(budget))
-                spoken[-1] = {**spoken[-1], "content": f"{spoken[-1]['content']}\n\n{hint}"}
-                ids = chat_ids(pipeline.tokenizer, spoken, **settings)
-        return ids
+        template = chat_template(self.pipeline.tokenizer, self.model_name)
+        return conversation_ids(
+            self.pipeline, messages, options, template=template, tools=tools, **settings
+        )
 
     def bind_tools(
         self,
@@ -369,10 +317,19 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         tools = [] if choice == "none" else tools
         prefill = kwargs.pop("continue_final_message", False)
         options = self._call_options(stop, kwargs)
-        ids = self._prompt(messages, options, tools, continue_final_message=prefill)
+        free = choice in (None, "auto")
+        ids = self._prompt(
+            messages, options, tools, show_example=free, continue_final_message=prefill
+        )
         if tools:
-            form = call_form(chat_template(self.pipeline.tokenizer, self.model_name))
-            grammar = call_grammar(tools, form, choice=choice, schema=options.json_schema)
+            template = chat_template(self.pipeline.tokenizer, self.model_name)
+            grammar = call_grammar(
+                tools,
+                call_form(template),
+                choice=choice,
+                several=knows_tools(template),
+                schema=options.json_schema,
+            )
             options = replace(options, json_schema=None, grammar=grammar)
         return ids, options, [tool["function"]["name"] for tool in tools]
 

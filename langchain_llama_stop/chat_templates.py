@@ -46,7 +46,7 @@ _EXAMPLE: tuple[Message, ...] = (
     {"role": "user", "content": "Result of get_time: 10:45"},
     {"role": "assistant", "content": "It is 10:45 in Rome."},
 )
-"""How tools are used, for models whose template knows none: small ones call none otherwise."""
+"""How tools are used."""
 
 _MARK = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
@@ -90,6 +90,7 @@ def chat_ids(
     *,
     template: str,
     tools: Sequence[Mapping[str, Any]] = (),
+    show_example: bool = True,
     continue_final_message: bool = False,
     split_special_tokens: bool = True,
 ) -> list[int]:
@@ -99,8 +100,9 @@ def chat_ids(
         tokenizer: The model's tokenizer.
         messages: The messages, at least one; neighbours of one role are merged.
         template: The chat template (Jinja).
-        tools: Tools in OpenAI's form; told in the system message where the template knows none,
-            with one exchange behind it that shows how they are used.
+        tools: Tools in OpenAI's form; told in the system message where the template knows none.
+        show_example: Whether one exchange behind it shows then how they are used: a small model
+            that may choose calls none otherwise.
         continue_final_message: Whether the last message is an answer that has begun.
         split_special_tokens: Whether contents are plain text; else control tokens in them are
             read as such.
@@ -111,10 +113,11 @@ def chat_ids(
     Raises:
         ValueError: If the template cannot render the conversation.
     """
-    if tools and not re.search(r"\btools\b", template):
+    if tools and not knows_tools(template):
         count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
         told = {"role": "system", "content": tools_text(tools)}
-        messages = [told, *messages[:count], *_EXAMPLE, *messages[count:]]
+        example = _EXAMPLE if show_example else ()
+        messages = [told, *messages[:count], *example, *messages[count:]]
         tools = ()
     contents: list[str] = []
     for view in _views(_merged(messages), template):
@@ -148,6 +151,18 @@ def chat_ids(
     )
 
 
+def knows_tools(template: str) -> bool:
+    """Says whether a chat template tells the model of tools itself.
+
+    Args:
+        template: The chat template (Jinja).
+
+    Returns:
+        Whether it does.
+    """
+    return re.search(r"\btools\b", template) is not None
+
+
 def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
     """Tells a model of its tools, for templates that know none.
 
@@ -161,7 +176,7 @@ def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
     return (
         "You can call these functions:\n"
         + "\n".join(lines)
-        + "\n\nTo call a function, answer with nothing but this, for each call:\n"
+        + "\n\nTo call a function, answer with nothing but this:\n"
         '<tool_call>\n{"name": <the function>, "arguments": <its arguments as JSON>}\n</tool_call>'
     )
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LONGEST = 1024  # tokens of a way to the end: a schema that needs more cannot be closed
-_OUTSIDE = ("}", "]", ",", " 0", "0", ' "', '"', " null", "null", " false", "false")
-_OUTSIDE += (" [", "[", " {", "{", ":", " ")  # of strings, the best first
+_OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f" {word}")] + [" "]
+"""What may come next outside of strings, the best first."""
 _TRIED = 8  # tokens whose ways are measured where the budget is short
 _TOKENIZERS: WeakKeyDictionary[PreTrainedTokenizerBase, LLTokenizer] = WeakKeyDictionary()
 
@@ -188,7 +188,8 @@ class GrammarProcessor(LogitsProcessor):
         """Which tokens may come next, 32 bits a word, (words,)."""
         mask = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-        return mask[0]
+        words: np.ndarray[Any, np.dtype[np.int32]] = mask[0]
+        return words
 
     def _way_out(self, matcher: LLMatcher, ids: Sequence[int]) -> list[int]:
         """Ids of a short way to a complete answer; `ids` are those since it was complete last."""

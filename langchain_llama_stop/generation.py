@@ -261,4 +261,6 @@ def _accept(
                 if reward
                 else "model"
             )
+        if row.options.logprobs:
+            row.rate(step.tokens[i], step.logits[i].float().log_softmax(dim=-1))
         row.accept(step.tokens[i], step.finished[i])

@@ -140,8 +140,8 @@ def format_choice(
     """
     names = [tool["function"]["name"] for tool in tools]
     if isinstance(choice, dict):
-        choice = choice.get("function", choice).get("name")
-    known = {True: "any", False: None, "required": "any"}.get(choice, choice)
+        choice = str(choice.get("function", choice).get("name"))
+    known = {True: "any", False: None, "required": "any", None: None}.get(choice, str(choice))
     if known not in (None, "auto", "none", "any", *names):
         raise ValueError(
             f"`tool_choice` has to be 'auto', 'none', 'any' or one of {', '.join(names)}, but "

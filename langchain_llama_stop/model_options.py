@@ -161,6 +161,28 @@ def _object_key(item: Any) -> str:
     return key
 
 
+def model_profile(name: str, pipeline: Any) -> dict[str, Any]:
+    """What a chat model can do, in LangChain's terms.
+
+    Args:
+        name: Its name; "" for the pipeline's.
+        pipeline: Its pipeline; None if it is not loaded yet.
+
+    Returns:
+        The fields of a `ModelProfile`; the context length from the model's config, once loaded.
+    """
+    profile: dict[str, Any] = {"name": name, "open_weights": True, "temperature": True}
+    for kind in ("text", "image", "audio", "video"):
+        profile |= {f"{kind}_inputs": kind == "text", f"{kind}_outputs": kind == "text"}
+    profile |= {"tool_calling": True, "tool_choice": True, "structured_output": True}
+    if pipeline is not None:
+        profile["name"] = name or pipeline.model.name_or_path
+        config = pipeline.model.config.get_text_config()
+        if window := getattr(config, "max_position_embeddings", None):
+            profile["max_input_tokens"] = window
+    return profile
+
+
 def check_task(pipeline: Any, instead: str) -> None:
     """Refuses what is no pipeline for text generation.
 

@@ -45,8 +45,8 @@ class GenerationOptions:
         json_schema: A JSON schema that the answer has to fit; it is complete within the budget.
         grammar: The same as a grammar in llguidance's Lark form, instead of `json_schema`.
         return_full_text: Whether the prompt stands before the answer.
-        split_special_tokens: Whether control tokens (`</s>`) in a text are read as plain text. None:
-            in the messages of a chat they are, in a prompt, which brings its template, not.
+        split_special_tokens: Whether control tokens (`</s>`) in a text are read as plain text.
+            None: in messages they are, in a prompt, which brings its own template, not.
         logprobs: Whether to give the log-probability of each token under the model.
         top_logprobs: How many of the likeliest tokens to give with each; sets `logprobs`.
         answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is

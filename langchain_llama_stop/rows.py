@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_llama_stop.boundaries import last_end
 from langchain_llama_stop.decoding import model_lock
@@ -19,6 +20,9 @@ from langchain_llama_stop.stop_sequences import (
     held_back_ids,
     match_token_ids,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENS_PER_SENTENCE = 25
 """Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
@@ -35,6 +39,9 @@ class GenerationResponse:
         finish_reason: "stop", or "length" for an answer that its budget (or `max_time`) cut.
         stop_reason: None for EOS; else the stop string or the token ids that matched.
         eos_source: Who ended the answer: "model", "reward", "forced", or None without EOS.
+        logprobs: One dict per id of `token_ids`, if asked for: `token` (its text), `logprob`
+            (natural; None for one that landing has set), `top_logprobs` (the likeliest, each with
+            `token` and `logprob`).
     """
 
     text: str
@@ -43,6 +50,7 @@ class GenerationResponse:
     finish_reason: Literal["stop", "length"]
     stop_reason: str | list[int] | None
     eos_source: Literal["model", "reward", "forced"] | None
+    logprobs: list[dict[str, Any]] | None = None
 
 
 Prompt = str | Sequence[int]
@@ -65,6 +73,7 @@ class Row:
     released: str | None = None  # of a stream in the landing zone: what no end can take back
     finished: bool = False
     eos_source: Literal["model", "reward", "forced"] | None = None
+    logprobs: list[dict[str, Any]] = field(default_factory=list)  # of `generated`, if asked for
     builder: TextBuilder | None = None  # streams only: what is not streamed is decoded once
 
     def __post_init__(self) -> None:
@@ -74,14 +83,18 @@ class Row:
         tokenizer, options, prompt = self.pipeline.tokenizer, self.options, self.prompt
         self.detokenizer: Detokenizer = detokenizer(tokenizer)
         with model_lock(self.pipeline.model):
-            self.ids = token_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+            settings = {"split_special_tokens": True} if options.split_special_tokens else {}
+            if isinstance(prompt, str):
+                self.ids = token_ids(tokenizer, prompt, **settings)
+            else:
+                self.ids = list(prompt)
             if options.return_full_text:
                 decode = self.detokenizer.decode
                 self.prefix = prompt if isinstance(prompt, str) else decode(self.ids)
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.answer_hint.format(sentences=sentences(first))
-                self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint))
+                self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
             self.limit = self.budget + thinking
@@ -103,6 +116,38 @@ class Row:
             self._begin = len(self.generated)
         if self.builder and not finished:
             self.builder.push(token)
+
+    def rate(self, token: int, logprobs: torch.Tensor) -> None:
+        """Notes how likely the next token is; `logprobs` are those of the vocabulary, (vocab,)."""
+        count = self.options.top_logprobs or 0
+        tokens = [token, *logprobs.topk(count).indices.tolist()]
+        with model_lock(self.pipeline.model):  # it asks the tokenizer
+            first, *top = (
+                {
+                    "token": self.detokenizer.decode([i], special=True),
+                    "logprob": float(logprobs[i]),
+                }
+                for i in tokens
+            )
+        self.logprobs.append({**first, "top_logprobs": top})
+
+    def _rated(self) -> list[dict[str, Any]] | None:
+        """The log-probabilities of the answer, which may have been ended before its last token."""
+        if not self.options.logprobs:
+            return None
+        pairs = zip(self.answer, self.generated, strict=False)
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return [
+            *self.logprobs[:kept],
+            *(
+                {
+                    "token": self.detokenizer.decode([i], special=True),
+                    "logprob": None,
+                    "top_logprobs": [],
+                }
+                for i in self.answer[kept:]
+            ),
+        ]
 
     def said(self, least: int) -> list[int] | None:
         """The ids of the answer so far, without the thinking; None under `least` of them."""
@@ -229,6 +274,7 @@ class Row:
             finish_reason="length" if cut else "stop",
             stop_reason=stop_reason,
             eos_source=self.eos_source,
+            logprobs=self._rated(),
         )
 
 
@@ -237,17 +283,18 @@ def sentences(budget: int) -> int:
     return max(1, budget // TOKENS_PER_SENTENCE)
 
 
-def token_ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str, **settings: Any) -> list[int]:
     """Encodes a prompt, with one BOS where the tokenizer adds one and the text has it already.
 
     Args:
         tokenizer: The model's tokenizer.
         text: The prompt.
+        **settings: For the tokenizer.
 
     Returns:
         Its ids, as the model gets them.
     """
-    ids: list[int] = tokenizer(text)["input_ids"]
+    ids: list[int] = tokenizer(text, **settings)["input_ids"]
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         return ids[1:]
     return ids

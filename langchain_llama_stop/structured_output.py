@@ -54,8 +54,9 @@ def structured_output(
     elif method in ("json_schema", "json_mode"):
         wanted = convert_to_json_schema(schema)
         # In JSON mode the prompt tells the schema; decoding is held to it all the same.
-        held = {"grammar": json_grammar(wanted)} if method == "json_mode" else {"json_schema": wanted}
-        llm = chat.bind(**held, ls_structured_output_format=traced, **options)
+        told = method == "json_schema"
+        options["json_schema" if told else "grammar"] = wanted if told else json_grammar(wanted)
+        llm = chat.bind(ls_structured_output_format=traced, **options)
         parser = PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
     else:
         raise ValueError(

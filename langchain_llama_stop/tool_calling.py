@@ -55,6 +55,7 @@ def call_grammar(
     form: CallForm,
     *,
     choice: str | None,
+    several: bool = True,
     schema: Mapping[str, Any] | None = None,
 ) -> Grammar:
     """Makes a grammar of answers that may call tools.
@@ -64,6 +65,7 @@ def call_grammar(
         form: How calls are written.
         choice: "any" demands calls, a name one call of that tool; None and "auto" leave it to the
             model: an answer is free until a call begins, and nothing stands behind the calls.
+        several: Whether one answer may hold several calls.
         schema: What an answer that calls no tool has to fit; None leaves it free.
 
     Returns:
@@ -82,18 +84,16 @@ def call_grammar(
     parts = [one, *(part for f in functions for part in json_grammar(f["parameters"]).parts)]
     if named:
         return Grammar(one, tuple(parts))
-    several = f"call ({between} call)*"
+    rest = f"call ({between} call)*" if several else "call"
     if choice == "any":
-        return Grammar(f"start: {begin} {several}\n{calls}", tuple(parts))
+        return Grammar(f"start: {begin} {rest}\n{calls}", tuple(parts))
     if schema is not None:
         parts += json_grammar(schema).parts
-        return Grammar(
-            f"start: {json_rule(schema)} | {begin} {several}\n{calls}", tuple(parts)
-        )
+        return Grammar(f"start: {json_rule(schema)} | {begin} {rest}\n{calls}", tuple(parts))
     if form.trigger[0] == "<":  # it may stand behind text
-        free = f"start: TEXT | head {several}\nhead[lazy]: TEXT {begin}\nTEXT: /(.|\\n)*/"
+        free = f"start: TEXT | head {rest}\nhead[lazy]: TEXT {begin}\nTEXT: /(.|\\n)*/"
     else:
-        free = f"start: TEXT | {begin} {several}\nTEXT: /{_not_beginning_with(form.trigger)}/"
+        free = f"start: TEXT | {begin} {rest}\nTEXT: /{_not_beginning_with(form.trigger)}/"
     return Grammar(f"{free}\n{calls}", tuple(parts))
 
 

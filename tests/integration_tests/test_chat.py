@@ -3,6 +3,8 @@
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
+from langchain_huggingface import ChatHuggingFace
+from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
@@ -56,7 +58,7 @@ def test_a_demanded_tool_is_called(chat):
     model = chat.bind_tools([magic_function], tool_choice="any")
     answer = model.invoke("What is the value of magic_function(3)? Use the tool.")
     call = answer.tool_calls[0]
-    assert call["name"] == "magic_function" and isinstance(call["args"]["input"], int)
+    assert (call["name"], call["args"]) == ("magic_function", {"input": 3})
     assert answer.response_metadata["finish_reason"] == "tool_calls"
 
 
@@ -66,3 +68,27 @@ def test_structured_output_is_complete_within_its_budget(chat, budget):
     found = model.invoke("Tell me a joke about cats.")
     assert isinstance(found["parsed"], Joke)
     assert found["raw"].usage_metadata["output_tokens"] <= budget
+
+
+def test_a_graph_streams_what_the_model_says(chat):
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", lambda state: {"messages": [chat.invoke(state["messages"])]})
+    graph.add_edge(START, "model")
+    question = {"messages": [("human", "Name a river.")]}
+    pieces = [piece for piece, _ in graph.compile().stream(question, stream_mode="messages")]
+    assert len(pieces) > 3
+    assert "".join(p.content for p in pieces) == chat.invoke("Name a river.").content
+
+
+def test_an_answer_that_has_begun_is_continued(chat):
+    begun = [("human", "Name a river in France."), ("ai", "A river in France is the")]
+    answer = chat.invoke(begun, continue_final_message=True).content
+    assert answer and answer[0] == " " and may_end(answer)
+
+
+def test_chat_huggingface_takes_the_llm(demo_pipeline):
+    llm = LlamaStopLLM(pipeline=demo_pipeline, max_tokens=32, temperature=0)
+    other = ChatHuggingFace(llm=llm, tokenizer=demo_pipeline.tokenizer)
+    answer = other.invoke("Name a river.", stop=["river"])
+    assert answer.content and "river" not in answer.content
+    assert may_end(other.invoke("Name a river.").content)

@@ -13,7 +13,7 @@ import torch
 from langchain_core.tools import render_text_description
 from langchain_huggingface import HuggingFacePipeline
 
-from langchain_llama_stop import llms
+from langchain_llama_stop import chat_models, llms
 from langchain_llama_stop.boundaries import may_end
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
@@ -28,7 +28,8 @@ def example(demo_pipeline, monkeypatch):
         assert (model, quantization) == ("demo", "nf4")
         return demo_pipeline
 
-    monkeypatch.setattr(llms, "load_pipeline", load_pipeline)
+    for module in (llms, chat_models):
+        monkeypatch.setattr(module, "load_pipeline", load_pipeline)
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -41,7 +42,7 @@ def example(demo_pipeline, monkeypatch):
 
 def test_every_example_is_tested_and_says_what_it_shows():
     found = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert found == ["chain", "landing", "paris", "rag", "react_agent"]
+    assert found == ["agent", "chain", "landing", "paris", "rag", "react_agent", "structured"]
     for name in found:
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert text.lstrip("r").startswith('"""') and f"python examples/{name}.py" in text
@@ -109,6 +110,29 @@ def test_react_agent(example, capsys, demo_pipeline):
     plain = HuggingFacePipeline(pipeline=demo_pipeline)
     text = plain.invoke(prompt, stop=["\nObservation:"], pipeline_kwargs=settings)
     assert "\nObservation:" in text  # the plain pipeline does not read `stop`
+
+
+def test_agent(example, capsys):
+    conversations = example("agent").main()
+    out = capsys.readouterr().out
+    for messages, name, args in zip(
+        conversations,
+        ("get_weather", "get_opening_hours"),
+        ({"location": "San Francisco"}, {"museum": "Louvre"}),
+        strict=True,
+    ):
+        called, result, answer = messages[-3:]
+        assert [(c["name"], c["args"]) for c in called.tool_calls] == [(name, args)]
+        assert called.response_metadata["finish_reason"] == "tool_calls"
+        assert result.tool_call_id == called.tool_calls[0]["id"]
+        assert may_end(answer.content) and not answer.tool_calls
+        assert answer.content in out
+
+
+def test_structured(example, capsys):
+    long, short = example("structured").main()
+    assert long.city == short.city == "Paris"
+    assert "`max_new_tokens` has to be" in capsys.readouterr().out
 
 
 def test_the_first_lines_of_the_readme(capsys):

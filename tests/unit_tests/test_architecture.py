@@ -11,7 +11,7 @@ import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
-    ["_version", "marks", "gguf_cache", "grammars"],
+    ["_version", "marks", "gguf_cache", "grammars", "testing"],
     ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
@@ -20,6 +20,7 @@ LAYERS = [
     ["rows"],
     ["generation", "model_options"],
     ["llms", "messages", "structured_output"],
+    ["prompts"],
     ["chat_models"],
     ["cli"],
     ["__init__"],
@@ -49,7 +50,8 @@ def test_imports_point_downwards(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_only_the_langchain_layer_knows_langchain(path):
-    if path.stem not in ("llms", "chat_models", "messages", "structured_output", "cli"):
+    known = ("llms", "chat_models", "messages", "prompts", "structured_output", "cli", "testing")
+    if path.stem not in known:
         assert not any(name.startswith("langchain_core") for name in imported(path))
 
 

@@ -1,6 +1,7 @@
 """ChatLlamaStop on scripted models: one behaviour on every path."""
 
 import asyncio
+import json
 
 import pytest
 from langchain_core.messages import (
@@ -17,10 +18,12 @@ from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop.chat_templates import chat_ids
+from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
 
 TOKENIZER = TOKENIZERS["byte_bpe"]
 QUESTION = "What is it?"
+USER = [{"role": "user", "content": QUESTION}]
 
 
 @tool
@@ -49,6 +52,12 @@ def pipeline(answer, messages=QUESTION, tools=()):
 
 def chat(answer="It is a cat. And a dog.", messages=QUESTION, tools=(), **kwargs):
     return ChatLlamaStop(pipeline=pipeline(answer, messages, tools), max_tokens=200, **kwargs)
+
+
+COLOURED = {
+    "type": "function",
+    "function": {"name": "paint", "parameters": {"type": "colour"}},
+}
 
 
 class TestStandard(ChatModelUnitTests):
@@ -108,7 +117,7 @@ def test_the_token_that_ends_a_turn_ends_the_answer_though_no_config_names_it():
 
 @pytest.mark.parametrize("choice", [None, "auto"])
 def test_a_call_of_the_models_own_is_found(choice):
-    text = 'I add. <tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    text = 'I add. <tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
     formatted = chat().bind_tools([add]).kwargs["tools"]
     model = chat(text, tools=formatted).bind_tools([add], tool_choice=choice)
     answer = model.invoke(QUESTION)
@@ -121,11 +130,70 @@ def test_a_call_of_the_models_own_is_found(choice):
     assert chat(text).bind_tools([add], tool_choice="none").invoke(QUESTION).tool_calls == []
 
 
-def test_a_call_that_cannot_be_read_is_an_invalid_one():
+def test_a_call_of_the_models_own_is_held_to_its_tools():
     formatted = chat().bind_tools([add]).kwargs["tools"]
-    model = chat("<tool_call>add(1, 2)</tool_call>", tools=formatted).bind_tools([add])
-    answer = model.invoke(QUESTION)
-    assert answer.tool_calls == [] and answer.invalid_tool_calls[0]["args"] == "add(1, 2)"
+    for wrong in ("add(1, 2)", '\n{"name": "sub"', '\n{"name": "add", "arguments": {"c": "x"'):
+        model = chat(f"So: <tool_call>{wrong}", tools=formatted).bind_tools([add])
+        answer = model.invoke(QUESTION)
+        assert answer.content == "So:" and answer.invalid_tool_calls == []
+        assert [c["name"] for c in answer.tool_calls] == ["add"]
+        assert all(isinstance(answer.tool_calls[0]["args"][n], int) for n in "ab")
+
+
+def test_a_tool_call_or_an_answer_of_a_schema():
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    given = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    answer = chat().bind_tools([add], strict=True, **given).invoke(QUESTION)
+    assert answer.tool_calls or json.loads(answer.content).keys() == {"n"}
+
+
+def test_an_answer_that_has_begun_is_continued():
+    begun = [("human", QUESTION), ("ai", "It is a cat.")]
+    ids = chat_ids(TOKENIZER, USER, template=TOKENIZER.chat_template)
+    ids += TOKENIZER("It is a cat.", add_special_tokens=False)["input_ids"]
+    spoken = TOKENIZER(" And a dog.", add_special_tokens=False)["input_ids"]
+    eos, size = TOKENIZER.eos_token_id, len(TOKENIZER)
+    scores = scripted_answers({tuple(ids): spoken}, size, eos)
+    model = ChatLlamaStop(pipeline=make_pipeline(ScriptedLlama(size, scores, eos, eos), TOKENIZER))
+    assert model.invoke(begun, continue_final_message=True).content == " And a dog."
+    with pytest.raises(ValueError, match="`continue_final_message=True`, but is"):
+        model.invoke(QUESTION, continue_final_message=True)
+
+
+def test_log_probabilities_of_every_token():
+    answer = chat().invoke(QUESTION, top_logprobs=2)
+    entries = answer.response_metadata["logprobs"]["content"]
+    assert len(entries) == answer.usage_metadata["output_tokens"]
+    assert "".join(e["token"] for e in entries).startswith(answer.content)
+    for entry in entries:
+        assert entry["logprob"] <= 0 and len(entry["top_logprobs"]) == 2
+        assert entry["top_logprobs"][0]["logprob"] >= entry["logprob"]
+    landed = chat().invoke(QUESTION, logprobs=True, max_tokens=entries_until(entries, "."))
+    assert landed.response_metadata["eos_source"] == "reward"
+    assert landed.response_metadata["logprobs"]["content"][-1]["logprob"] is None
+    assert "logprobs" not in chat().invoke(QUESTION).response_metadata
+
+
+def entries_until(entries, text):
+    """Tokens up to the first that ends with a text, and EOS."""
+    return next(n for n, e in enumerate(entries) if e["token"].endswith(text)) + 2
+
+
+def test_the_profile_is_that_of_the_models_config():
+    model = chat()
+    window = model.pipeline.model.config.max_position_embeddings
+    assert model.profile["max_input_tokens"] == window and model.profile["tool_calling"]
+    assert "max_input_tokens" not in ChatLlamaStop(model="demo").profile
+
+
+def test_control_tokens_in_messages_are_text_unless_asked_otherwise():
+    eos = TOKENIZER.eos_token
+    plain, read = (
+        chat(split_special_tokens=value)._prompt([HumanMessage(eos)], opts)
+        for value in (None, False)
+        for opts in [GenerationOptions(split_special_tokens=value)]
+    )
+    assert read.count(TOKENIZER.eos_token_id) == plain.count(TOKENIZER.eos_token_id) + 1
 
 
 @pytest.mark.parametrize("choice", ["any", "add", "required", True])
@@ -183,6 +251,13 @@ def test_the_hint_stands_in_the_last_turn():
             "`tool_choice` has to be .* add",
         ),
         (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be"),
+        (lambda: chat().bind_tools([{"type": "web_search"}]), "`tools` has to hold|has to have a"),
+        (lambda: chat().bind_tools([3]), "`tools` has to hold functions .* but holds 3"),
+        (
+            lambda: chat().bind_tools([{"type": "function", "function": {"name": "now"}}]),
+            "has to have a schema of its arguments",
+        ),
+        (lambda: chat().bind_tools([COLOURED]), "schema of the tool 'paint' .* cannot be compiled"),
         (lambda: chat().invoke(QUESTION, nonsense=1), "Unknown option 'nonsense'"),
     ],
 )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.constrained import GrammarProcessor
-from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.generation import generate, stream_generate
+from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
 
