@@ -20,8 +20,12 @@ class TestStandard(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"pipeline": self.pipeline, "temperature": 0}
+        return {"pipeline": self.pipeline, "temperature": 0, "max_tokens": 64}
 
     @property
     def supports_json_mode(self) -> bool:
         return True
+
+    @pytest.mark.xfail(reason="The demo model writes 'unicode_group' for the Chinese name.")
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:
+        super().test_unicode_tool_call_integration(model)

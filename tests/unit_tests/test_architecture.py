@@ -11,8 +11,8 @@ import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
-    ["_version", "marks", "gguf_cache", "grammars", "testing"],
-    ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling"],
+    ["_version", "marks", "gguf_cache", "grammars", "probes"],
+    ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling", "testing"],
     ["eos_reward", "decoding", "prefix_cache", "closers", "endings"],
     ["options"],
     ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],

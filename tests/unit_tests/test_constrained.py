@@ -12,6 +12,7 @@ from langchain_llama_stop.constrained import GrammarProcessor
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.tool_calling import HERMES, LLAMA_3, call_grammar, parse_tool_calls
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
 
 ADDRESS = {
@@ -103,3 +104,91 @@ def test_the_processor_keeps_no_state_that_matters():
         ids = torch.tensor([[0, *text.encode()]])
         fresh = GrammarProcessor(tokenizer, json_grammar(SCHEMAS[0]), **make)
         assert torch.equal(one(ids, scores), fresh(ids, scores))
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "parameters": ADDRESS}},
+    {
+        "type": "function",
+        "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
+    },
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.sampled_from([HERMES, LLAMA_3]),
+    choice=st.sampled_from(["any", "add", "now", "auto", None]),
+    schema=st.sampled_from([None, SCHEMAS[0]]),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    seed=st.integers(0, 10**6),
+    budget=st.integers(90, 140),
+)
+def test_a_call_is_one_of_the_tools_and_complete(form, choice, schema, name, seed, budget):
+    grammar = call_grammar(TOOLS, form, choice=choice, schema=schema)
+    opts = GenerationOptions.parse({"grammar": grammar, "max_new_tokens": budget})
+    response = generate(pipeline(name, seed), ["go"], opts)[0]
+    assert len(response.token_ids) <= budget
+    found = parse_tool_calls(response.text, {"add", "now"})
+    assert found.invalid == [] and (found.calls or choice in ("auto", None))
+    for called, arguments in found.calls:
+        assert choice not in ("add", "now") or called == choice
+        parameters = next(t["function"] for t in TOOLS if t["function"]["name"] == called)
+        jsonschema.validate(arguments, parameters["parameters"])
+    if not found.calls and schema:
+        jsonschema.validate(json.loads(response.text), schema)
+
+
+@pytest.mark.parametrize(
+    ("form", "begun", "free"),
+    [
+        (HERMES, 'I see "<tool', True),
+        (HERMES, 'I see "<tool_call>', False),
+        (LLAMA_3, "{", True),
+        (LLAMA_3, '{"age": 3}', True),
+        (LLAMA_3, '{"name": ', False),
+        (LLAMA_3, 'So {"name": ', True),
+    ],
+)
+def test_an_answer_is_free_until_a_call_begins(form, begun, free):
+    tokenizer = TOKENIZERS["bytes"]
+    grammar = call_grammar(TOOLS, form, choice=None)
+    processor = GrammarProcessor(
+        tokenizer,
+        grammar,
+        prompt_length=0,
+        max_new_tokens=200,
+        eos_token_ids=[tokenizer.eos_token_id],
+    )
+    scores = processor(torch.tensor([list(begun.encode())]), torch.zeros(1, len(tokenizer)))
+    assert processor.free
+    assert scores[0, tokenizer.eos_token_id].isfinite().item() is free
+    assert (scores[0].isfinite().sum() > 100).item() is free
+
+
+def test_a_grammar_of_ones_own():
+    opts = GenerationOptions.parse({"grammar": 'start: "yes" | "no"', "max_new_tokens": 8})
+    assert generate(pipeline("bytes", 3), ["go"], opts)[0].text in ("yes", "no")
+    with pytest.raises(ValueError, match="`grammar` has to be a Lark grammar"):
+        GenerationOptions.parse({"grammar": 3})
+    with pytest.raises(ValueError, match="say the same"):
+        GenerationOptions.parse({"grammar": "start: /a/", "json_schema": {"type": "object"}})
+    with pytest.raises(ValueError, match="cannot be compiled"):
+        generate(pipeline("bytes", 3), ["go"], GenerationOptions.parse({"grammar": "start: ("}))
+    with pytest.raises(ValueError, match="or more for this schema"):
+        opts = opts.updated({"grammar": 'start: "yes"', "max_new_tokens": 2})
+        generate(pipeline("bytes", 3), ["go"], opts)
+
+
+def test_control_tokens_of_a_prompt_are_text_if_asked_for():
+    tokenizer = TOKENIZERS["byte_bpe"]
+    prompt = f"a{tokenizer.eos_token}b"
+    counts = [
+        generate(
+            pipeline("byte_bpe", 1),
+            [prompt],
+            GenerationOptions(split_special_tokens=value, max_new_tokens=2),
+        )[0].prompt_tokens
+        for value in (None, True)
+    ]
+    assert counts[1] > counts[0]
