@@ -44,8 +44,9 @@ def stops_in(answer: str, kind: str, share: float = 0.2) -> list[str]:
         share: How much of the answer precedes the stop at least.
 
     Returns:
-        One stop; two for "several", where the one that begins first completes last, and for "never
-        complete", where both only begin to match, one of them at the end of the answer.
+        One stop; two for "several", where the one that begins first completes last, by one
+        character, and for "never complete", where both only begin to match, one of them at the end
+        of the answer.
 
     Raises:
         ValueError: If the answer is too short for it.
@@ -64,7 +65,7 @@ def stops_in(answer: str, kind: str, share: float = 0.2) -> list[str]:
         elif kind != "word":
             start, end = start + 1, end - 1
         if answer.find(answer[start:end]) == start >= share * len(answer):
-            inner, outer = answer[start:end], answer[max(0, start - 4) : end + 4]
+            inner, outer = answer[start:end], answer[max(0, start - 4) : end + 1]
             return [outer, inner] if kind == "several" else [inner]
     raise ValueError(f"The answer {answer!r} holds no stop ({kind}): give other `prompts`.")
 
