@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := quantization,examples,bench,test
 
-.PHONY: help install demo test lint unit integration bench bench-termination clean
+.PHONY: help install demo test lint unit integration bench bench-conformance bench-termination clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,6 +41,9 @@ integration: $(STAMP) ## tests on the real demo model
 
 bench: $(STAMP) ## what our code costs, beside others
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others (minutes)
+	@$(BIN)/python benchmarks/conformance.py $(ARGS)
 
 bench-termination: $(STAMP) ## how answers end under each known method (half an hour)
 	@$(BIN)/python benchmarks/termination.py $(ARGS)
