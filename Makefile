@@ -5,6 +5,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in as many processes as there are cores, at most four: each loads the demo model.
+TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := quantization,examples,bench,test
 
 .PHONY: help install demo test lint unit integration bench bench-conformance bench-termination clean
@@ -34,10 +36,10 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/mypy
 
 unit: $(STAMP) ## tests on fakes and tiny models, seconds
-	@$(BIN)/python -m pytest tests/unit_tests
+	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests
 
 integration: $(STAMP) ## tests on the real demo model
-	@$(BIN)/python -m pytest tests/integration_tests
+	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
 
 bench: $(STAMP) ## what our code costs, beside others
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)

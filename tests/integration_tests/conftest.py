@@ -1,22 +1,31 @@
+"""The demo model, converted once and loaded once per process of tests."""
+
 import os
-import tempfile
 from collections.abc import Iterator
 
 import pytest
+import torch
 from transformers import TextGenerationPipeline
 
 from langchain_llama_stop.loading import load_pipeline
 
 
+# One thread per process: at one row of so small a model a second one costs time.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def converted_models() -> Iterator[str]:
-    """Keep the converted demo model for this session; LLAMA_STOP_CACHE keeps it for longer."""
+def converted_models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """Keep the converted demo model for this run; LLAMA_STOP_CACHE keeps it for longer."""
     if os.environ.get("LLAMA_STOP_CACHE"):
         yield os.environ["LLAMA_STOP_CACHE"]
         return
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMA_STOP_CACHE", folder)
-        yield folder
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # the folder that all processes of this run have in common
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_STOP_CACHE", str(folder / "models"))
+        yield str(folder / "models")
 
 
 @pytest.fixture(scope="session")

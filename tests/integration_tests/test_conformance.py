@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
@@ -14,10 +13,7 @@ class OnDemoModel:
     def shared(self, demo_pipeline: Any) -> Any:
         self.pipeline, self.passes = demo_pipeline, 0
         hook = demo_pipeline.model.register_forward_pre_hook(self.count)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # at one row of so small a model, a second thread costs time
         yield
-        torch.set_num_threads(threads)
         hook.remove()
 
     def count(self, *args: Any) -> None:
