@@ -9,7 +9,6 @@ from transformers import TextGenerationPipeline
 
 from langchain_llama_stop.loading import load_pipeline
 
-
 # One thread per process: at one row of so small a model a second one costs time.
 torch.set_num_threads(1)
 
