@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := quantization,examples,bench,test
 
-.PHONY: help install demo test lint unit integration bench bench-conformance bench-termination clean
+.PHONY: help install demo test lint unit integration bench bench-speed bench-growth bench-conformance \
+	bench-termination clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +44,12 @@ integration: $(STAMP) ## tests on the real demo model
 
 bench: $(STAMP) ## what our code costs, beside others
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-speed: $(STAMP) ## what the same work costs beside peers (twenty minutes)
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+bench-growth: $(STAMP) ## how cost grows with prompt, batch, answer, history (twenty minutes)
+	@$(BIN)/python benchmarks/growth.py $(ARGS)
 
 bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others (minutes)
 	@$(BIN)/python benchmarks/conformance.py $(ARGS)

@@ -200,9 +200,9 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        from langchain_llama_stop.decoding import model_lock
+        from langchain_llama_stop.jobs import tokenizer_lock
 
-        with model_lock(self.pipeline.model):
+        with tokenizer_lock(self.pipeline.tokenizer):
             return plain_ids(self.pipeline.tokenizer, text)
 
     def get_num_tokens_from_messages(

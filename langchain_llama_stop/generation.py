@@ -1,13 +1,13 @@
 """From prompts to answers: the only place that calls the model.
 
-`generate` and `stream_generate` share every step: prompts become rows, rows become left-padded
-batches, each batch is decoded by `decoding.decode_steps`, and each row follows its own tokens.
+`generate` and `stream_generate` share every step: prompts become rows, rows become jobs of one
+batch each, the model's scheduler runs the passes that `decoding.decode_steps` asks for, together
+with those of other calls, and each row follows its own tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from langchain_llama_stop.decoding import CACHE, Step, decode_steps, model_lock
+from langchain_llama_stop.decoding import Step, decode_steps
 from langchain_llama_stop.detokenization import TextBuilder
+from langchain_llama_stop.guessing import (
+    LONG_PROMPT,
+    LOOKUP_TOKENS,
+    Assistant,
+    Guesser,
+    PromptLookup,
+)
+from langchain_llama_stop.jobs import Job, tokenizer_lock
+from langchain_llama_stop.kv_cache import can_share
 from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.logits_process import (
     EosTokenRewardLogitsProcessor,
@@ -24,8 +33,8 @@ from langchain_llama_stop.logits_process import (
     ThinkingReward,
 )
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.prefix_cache import PrefixCache
 from langchain_llama_stop.rows import GenerationResponse, Prompt, Row
+from langchain_llama_stop.scheduling import Scheduler
 from langchain_llama_stop.settings import (
     eos_token_ids,
     generation_config,
@@ -70,9 +79,14 @@ def generate(
         raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
+    scheduler = Scheduler.of(pipeline.model)
     for batch in _batches(rows, options.batch_size):
-        for _ in _decode(pipeline, batch, options):
-            pass
+        job = _prepare(pipeline, batch, options)
+        scheduler.submit(job)
+        try:
+            scheduler.drive(job)
+        finally:
+            scheduler.leave(job)
     return [row.response() for row in rows]
 
 
@@ -81,7 +95,7 @@ def stream_generate(
 ) -> Iterator[TextChunk]:
     """Answers one prompt, piece by piece.
 
-    The model works while the iterator is pulled, and not otherwise: closing it ends the answer.
+    The model works while the iterator is pulled, or for others: closing it ends the answer.
 
     Args:
         pipeline: A transformers text-generation pipeline.
@@ -99,14 +113,19 @@ def stream_generate(
     row.builder = TextBuilder(row.detokenizer)
     if row.prefix:
         yield TextChunk(row.prefix)
-    emitted = 0
-    for _ in _decode(pipeline, [row], options):
-        if row.finished:
-            break
-        text = row.emittable()
-        if len(text) > emitted:
-            yield TextChunk(text[emitted:])
-            emitted = len(text)
+    scheduler, job = Scheduler.of(pipeline.model), _prepare(pipeline, [row], options)
+    scheduler.submit(job)
+    emitted = steps = 0
+    try:
+        while not job.over:
+            scheduler.drive(job, since=steps)
+            # Another caller may be at the next step already: only what is ready is read.
+            steps, text = job.steps, row.ready
+            if not job.over and len(text) > emitted:
+                yield TextChunk(text[emitted:])
+                emitted = len(text)
+    finally:
+        scheduler.leave(job)
     response = row.response()
     yield TextChunk(response.text[len(row.prefix) + emitted :], response)
 
@@ -124,8 +143,8 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Iterator[None]:
-    """Decodes one batch; after each step the rows have taken their tokens."""
+def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
+    """Prepares the decoding of one batch; after each step the rows have taken their tokens."""
     model, tokenizer, width = pipeline.model, pipeline.tokenizer, max(len(r.ids) for r in rows)
     budget = rows[0].budget
     eos = eos_token_ids(pipeline, options)
@@ -148,7 +167,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     if grammar := options.answer_grammar:
         from langchain_llama_stop.constrained import GrammarProcessor
 
-        with model_lock(model):  # it asks the tokenizer
+        with tokenizer_lock(tokenizer):
             constraint = GrammarProcessor(
                 tokenizer, grammar, prompt_length=width, max_new_tokens=budget, eos_token_ids=eos
             )
@@ -156,7 +175,7 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     # A grammar says itself where the answer ends.
     wanted = options.eos_reward if constraint is None or constraint.free else None
     if wanted and wanted.hindsight:
-        with model_lock(model):  # it asks the tokenizer
+        with tokenizer_lock(tokenizer):
             landing = Landing(
                 tokenizer,
                 rows=len(rows),
@@ -191,57 +210,68 @@ def _decode(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Itera
     generators = None
     if options.seed is not None:
         generators = [torch.Generator(device).manual_seed(options.seed) for _ in rows]
-    lookup = options.prompt_lookup_num_tokens or 0
-    if len(rows) > 1 or config.do_sample or config.use_cache is False:
-        lookup = 0
-    # 3. Keys and values that an earlier prompt has left
-    alone = len(rows) == 1 and config.use_cache is not False
-    reuse = PrefixCache.of(model, options.prefix_cache) if alone else None
-    past = {CACHE: reuse.take(rows[0].ids)} if reuse else {}
-    # 4. Steps
+    alone = config.use_cache is False or not can_share(model.config)
+
+    # 3. Steps
+    def on_step(step: Step) -> None:
+        if landing:
+            _look(landing, step, rows)
+        _accept(step, rows, eos, reward, config.do_sample)
+        for i, row in enumerate(rows):
+            if landing and row.cut and row.landed is None:
+                row.land(landing, i)
+            if row.builder and not row.finished:
+                row.ready = row.emittable()
+
     if model.generation_config.max_length and not model.generation_config.max_new_tokens:
         # Said in the model's own terms: transformers warns of both in one call.
         config.max_length, config.max_new_tokens = width + limit, None
-    steps: Iterator[Step] = model.generate(
+    decode = partial(
+        decode_steps,
+        on_step=on_step,
+        generators=generators,
+        guesser=None if alone else _guesser(rows, options, config.do_sample),
+    )
+    passes = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         generation_config=config,
         logits_processor=processors,
         stopping_criteria=criteria,
-        custom_generate=partial(decode_steps, generators=generators, lookup=lookup),
-        **past,
+        custom_generate=decode,
     )
-    whole = True
-    try:
-        for step in steps:
-            if landing:
-                _look(landing, step, rows, model_lock(model))
-            _accept(step, rows, eos, reward, config.do_sample)
-            for i, row in enumerate(rows):
-                if landing and row.cut and row.landed is None:
-                    with model_lock(model):
-                        row.land(landing, i)
-            yield
-    except GeneratorExit:  # between two steps
-        raise
-    except BaseException:  # a forward pass may have been left in the middle of its layers
-        whole = False
-        raise
-    finally:
-        if reuse and whole:
-            reuse.put([*rows[0].ids, *rows[0].generated], past[CACHE])
+    return Job(
+        passes,
+        [row.ids for row in rows],
+        [row.generated for row in rows],
+        tokenizer=tokenizer,
+        most_rows=options.batch_size,
+        prefix_cache=0 if alone else options.prefix_cache,
+        alone=alone,
+    )
 
 
-def _look(landing: Landing, step: Step, rows: list[Row], lock: AbstractContextManager[Any]) -> None:
+def _guesser(rows: list[Row], options: GenerationOptions, sampled: bool) -> Guesser | None:
+    """What guesses tokens ahead, where that pays: one row, greedy, and something to look up."""
+    if len(rows) > 1 or sampled:
+        return None
+    if options.assistant_model is not None:
+        return Assistant(options.assistant_model)
+    count = options.prompt_lookup_num_tokens
+    if count is None and len(rows[0].ids) >= LONG_PROMPT:
+        count = LOOKUP_TOKENS
+    return PromptLookup(count) if count else None
+
+
+def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
     """Judges the places that the rows have reached, before they take the step's tokens."""
     said = [row.said(landing.first) for row in rows]
     if all(ids is None for ids in said):
         return
-    with lock:  # it asks the tokenizer
-        better = landing.look(said, step.scores)
-        for row, ids, best in zip(rows, said, better, strict=True):
-            if row.builder and ids is not None and (best or row.released is None):
-                row.released = row.settled()
+    better = landing.look(said, step.scores)
+    for row, ids, best in zip(rows, said, better, strict=True):
+        if row.builder and ids is not None and (best or row.released is None):
+            row.released = row.settled()
 
 
 def _accept(

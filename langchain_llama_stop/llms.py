@@ -177,10 +177,10 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        from langchain_llama_stop.decoding import model_lock
+        from langchain_llama_stop.jobs import tokenizer_lock
         from langchain_llama_stop.rows import token_ids
 
-        with model_lock(self.pipeline.model):
+        with tokenizer_lock(self.pipeline.tokenizer):
             return token_ids(self.pipeline.tokenizer, text)
 
     @property

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, Field
 
 from langchain_llama_stop.eos_reward import EosReward
@@ -17,6 +19,15 @@ from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLeng
 
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
+
+_NO_KEY = (
+    *("logits_processor", "stopping_criteria"),  # in the key by other names
+    *("batch_size", "prefix_cache", "prompt_lookup_num_tokens", "assistant_model"),  # speed alone
+)
+"""Options that are left out where the key of LangChain's cache lists all of them."""
+
+_WAITING = ThreadPoolExecutor(max_workers=64, thread_name_prefix="llama-stop")
+"""Threads of awaited calls: all but the one that leads wait for their answers."""
 
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
@@ -70,11 +81,15 @@ class ModelOptions(BaseModel):
     """Your own transformers stopping criteria."""
     batch_size: int = 8
     """Prompts per left-padded batch."""
-    prefix_cache: int = 0
-    """Tokens whose keys and values are kept for the next prompts; 0 is off."""
+    prefix_cache: int = 4096
+    """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
+    Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
     prompt_lookup_num_tokens: int | None = None
-    """Tokens guessed ahead from the prompt (greedy, one prompt at a time); 0 or None is off."""
-
+    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: 10 for
+    prompts of 128 tokens or more, else off."""
+    assistant_model: Any = Field(default=None, exclude=True)
+    """A small transformers model of the same vocabulary that guesses ahead instead; a wrong guess
+    changes no token."""
     pipeline_kwargs: dict[str, Any] | None = None
     """Further settings of transformers' `GenerationConfig`."""
 
@@ -87,6 +102,18 @@ class ModelOptions(BaseModel):
     def model_name(self) -> str:
         """The model's name, as it stands in metadata and traces."""
         raise NotImplementedError
+
+    async def _agenerate(
+        self, prompts: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Any:
+        """`_generate` in a thread of its own pool.
+
+        asyncio's own pool has only a few threads more than there are cores; what waits there
+        cannot share its passes with the others.
+        """
+        callbacks = run_manager.get_sync() if run_manager else None
+        generate = self._generate  # type: ignore[attr-defined]
+        return await run_in_executor(_WAITING, generate, prompts, stop, callbacks, **kwargs)
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}
@@ -125,7 +152,7 @@ class ModelOptions(BaseModel):
             **{
                 "constructor_stop" if name == "stop" else name: getattr(options, name)
                 for name in OPTION_NAMES
-                if name not in ("logits_processor", "stopping_criteria", "batch_size")
+                if name not in _NO_KEY
             },
             "eos_reward": asdict(options.eos_reward) if options.eos_reward else None,
             "logits_processor": [_object_key(item) for item in options.logits_processor],

@@ -54,9 +54,12 @@ class GenerationOptions:
         logits_processor: The user's own processors, run before the EOS reward.
         stopping_criteria: The user's own criteria.
         batch_size: Prompts per batch.
-        prefix_cache: Tokens whose keys and values are kept for later prompts; 0 is off.
+        prefix_cache: Tokens whose keys and values are kept for prompts that begin the same way; 0
+            is off.
         prompt_lookup_num_tokens: Tokens guessed ahead from the text so far, greedy and one prompt
-            at a time; 0 is off.
+            at a time; 0 is off. None: 10 for prompts of 128 tokens or more, else off.
+        assistant_model: A small transformers model of the same vocabulary that guesses ahead
+            instead.
         pipeline_kwargs: Further settings of transformers' `GenerationConfig`.
     """
 
@@ -81,8 +84,9 @@ class GenerationOptions:
     logits_processor: tuple[Any, ...] = ()
     stopping_criteria: tuple[Any, ...] = ()
     batch_size: int = 8
-    prefix_cache: int = 0
+    prefix_cache: int = 4096
     prompt_lookup_num_tokens: int | None = None
+    assistant_model: Any = None
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

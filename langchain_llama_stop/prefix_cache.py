@@ -1,34 +1,57 @@
 """Keys and values of earlier prompts, kept for prompts that begin the same way.
 
-A conversation sends all of its past with every turn. What the model has computed for it is kept
-here, found again by token ids (never by text), and continued.
+A conversation sends all of its past with every turn, and all prompts of a RAG app begin with the
+same instructions. What the model has computed for them is kept here, found again by token ids
+(never by text), and continued.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from transformers import DynamicCache, PreTrainedModel
-
+from langchain_llama_stop.kv_cache import LayerStates
 from langchain_llama_stop.loading import adapter_state
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SHORTEST = 32
+"""Tokens under which a common prefix is not used: reading it again costs next to nothing, and in
+low precision another way of computing it may round differently."""
 
 _CACHES: WeakKeyDictionary[PreTrainedModel, PrefixCache] = WeakKeyDictionary()
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What is known of a text.
+
+    Attributes:
+        ids: Its tokens.
+        states: Their keys and values, never written to.
+        prompt: How many of the tokens were a prompt.
+        logits: The model's scores behind that prompt, (vocab,): the same prompt again needs no
+            forward pass, and gets the very same answer in any precision.
+    """
+
+    ids: tuple[int, ...]
+    states: LayerStates
+    prompt: int = 0
+    logits: torch.Tensor | None = None
+
+
 class PrefixCache:
-    """The kept keys and values of one model, bounded in tokens; the longest unused go first."""
+    """The known prefixes of one model, bounded in tokens; the longest unused go first."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Begins empty.
-
-        Args:
-            model: The model that computes the keys and values.
-        """
-        self._config = model.config
+    def __init__(self) -> None:
+        """Begins empty."""
         self._lock = threading.Lock()
-        self._entries: list[tuple[tuple[int, ...], DynamicCache]] = []  # the newest last
+        self._entries: list[Prefix] = []  # the last used last
         self._adapters: object = None
         self.limit = 0
 
@@ -45,7 +68,7 @@ class PrefixCache:
         """
         if not limit:
             return None
-        cache = _CACHES.setdefault(model, cls(model))
+        cache = _CACHES.setdefault(model, cls())
         adapters = {name: id(config) for name, config in getattr(model, "peft_config", {}).items()}
         state = (adapters, adapter_state(model))
         with cache._lock:
@@ -57,46 +80,57 @@ class PrefixCache:
     @property
     def tokens(self) -> int:
         """Tokens kept now."""
-        return sum(len(ids) for ids, _ in self._entries)
+        return sum(len(entry.ids) for entry in self._entries)
 
-    def take(self, ids: Sequence[int]) -> DynamicCache:
-        """Takes the entry that shares the longest prefix with a prompt out of the cache.
+    def find(self, ids: Sequence[int]) -> tuple[Prefix | None, int]:
+        """Finds what is known of the beginning of a prompt.
 
         Args:
             ids: The prompt.
 
         Returns:
-            Keys and values of a proper prefix of `ids`, for the caller alone; empty if there is
-            no entry that shares one.
+            The entry and how many of its tokens to use: all of the prompt's if their scores are
+            known too, else at most all but the last. None and 0 where there is too little.
         """
         with self._lock:
-            shared = [_common(ids[:-1], kept) for kept, _ in self._entries]
-            best = max(range(len(shared)), key=shared.__getitem__, default=None)
-            if best is None or not shared[best]:
-                return DynamicCache(config=self._config)
-            kept, cache = self._entries.pop(best)
-            length = shared[best]
-        if surplus := cache.get_seq_length() - length:
-            cache.crop(-surplus)
-        return cache
+            best, length = None, SHORTEST - 1
+            for entry in self._entries:
+                shared = common(ids, entry.ids)
+                if shared == len(ids) and (entry.logits is None or entry.prompt != shared):
+                    shared -= 1
+                if shared > length:
+                    best, length = entry, shared
+            if best is None:
+                return None, 0
+            self._entries.remove(best)
+            self._entries.append(best)
+            return best, length
 
-    def put(self, ids: Sequence[int], cache: DynamicCache) -> None:
-        """Keeps the keys and values of a finished generation.
+    def put(self, entry: Prefix) -> None:
+        """Keeps an entry, in place of those that it continues.
 
         Args:
-            ids: Prompt and answer.
-            cache: Their keys and values, which may lack those of the newest tokens.
+            entry: The entry; what is over the limit is cut off.
         """
-        length = cache.get_seq_length()
-        if not 0 < length <= len(ids):  # nothing was computed, or more than the caller has seen
-            return
+        if len(entry.ids) > self.limit:
+            states = [s and (s[0][:, : self.limit], s[1][:, : self.limit]) for s in entry.states]
+            states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view on the rest
+            entry = Prefix(entry.ids[: self.limit], states)
         with self._lock:
-            self._entries.append((tuple(ids[:length]), cache))
-            while self._entries and self.tokens > self.limit:
+            if any(common(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
+                return  # nothing new
+            self._entries = [e for e in self._entries if common(e.ids, entry.ids) < len(e.ids)]
+            self._entries.append(entry)
+            while self.tokens > self.limit:
                 self._entries.pop(0)
 
+    def clear(self) -> None:
+        """Forgets everything, which frees its memory."""
+        with self._lock:
+            self._entries.clear()
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix of two sequences of ids."""
     length = min(len(a), len(b))
     if tuple(a[:length]) == tuple(b[:length]):

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from langchain_llama_stop.chat_templates import Message, chat_ids
-from langchain_llama_stop.decoding import model_lock
+from langchain_llama_stop.jobs import tokenizer_lock
 from langchain_llama_stop.messages import template_message
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.rows import sentences
@@ -58,7 +58,7 @@ def conversation_ids(
         "continue_final_message": continue_final_message,
         "split_special_tokens": options.split_special_tokens is not False,
     }
-    with model_lock(pipeline.model):
+    with tokenizer_lock(pipeline.tokenizer):
         ids = chat_ids(pipeline.tokenizer, spoken, **settings)
         if options.answer_hint and spoken[-1]["role"] == "user":
             budget = token_budget(pipeline, options, len(ids), first=True)

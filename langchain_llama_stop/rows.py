@@ -9,8 +9,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_llama_stop.boundaries import last_end
-from langchain_llama_stop.decoding import model_lock
 from langchain_llama_stop.detokenization import Detokenizer, TextBuilder, detokenizer
+from langchain_llama_stop.jobs import tokenizer_lock
 from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.settings import pipeline_callables, thinking_ids, token_budget
@@ -70,6 +70,7 @@ class Row:
     prefix: str = ""  # what stands before the answer in the text
     generated: list[int] = field(default_factory=list)  # as the model has decoded it
     landed: list[int] | None = None  # the answer's ids, where they are not all of these
+    ready: str = ""  # of a stream: what may be given away
     released: str | None = None  # of a stream in the landing zone: what no end can take back
     finished: bool = False
     eos_source: Literal["model", "reward", "forced"] | None = None
@@ -82,7 +83,7 @@ class Row:
             raise ValueError("The prompt has to hold at least one character, but is empty.")
         tokenizer, options, prompt = self.pipeline.tokenizer, self.options, self.prompt
         self.detokenizer: Detokenizer = detokenizer(tokenizer)
-        with model_lock(self.pipeline.model):
+        with tokenizer_lock(tokenizer):
             settings = {"split_special_tokens": True} if options.split_special_tokens else {}
             if isinstance(prompt, str):
                 self.ids = token_ids(tokenizer, prompt, **settings)
@@ -121,14 +122,10 @@ class Row:
         """Notes how likely the next token is; `logprobs` are those of the vocabulary, (vocab,)."""
         count = self.options.top_logprobs or 0
         tokens = [token, *logprobs.topk(count).indices.tolist()]
-        with model_lock(self.pipeline.model):  # it asks the tokenizer
-            first, *top = (
-                {
-                    "token": self.detokenizer.decode([i], special=True),
-                    "logprob": float(logprobs[i]),
-                }
-                for i in tokens
-            )
+        first, *top = (
+            {"token": self.detokenizer.decode([i], special=True), "logprob": float(logprobs[i])}
+            for i in tokens
+        )
         self.logprobs.append({**first, "top_logprobs": top})
 
     def _rated(self) -> list[dict[str, Any]] | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from langchain_llama_stop.options import CONTINUATIONS, GenerationOptions
@@ -95,13 +95,15 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
                 f"`eos_token_id` has to be under {vocabulary}, the size of the vocabulary, but is "
                 f"{token_id}: mend it in `pipeline_kwargs`, else in `model.generation_config`."
             )
-    if DynamicCache(config=pipeline.model.config).is_sliding.count(True):
-        for name in ("prefix_cache", "prompt_lookup_num_tokens"):
-            if value := getattr(options, name):
-                raise ValueError(
-                    f"`{name}` has to be 0 for this model, but is {value}: its attention slides "
-                    "over a window, and keys and values that have left it cannot come back."
-                )
+    if options.assistant_model is not None:
+        given = getattr(options.assistant_model, "config", None)
+        size = getattr(given, "vocab_size", None)
+        if size != pipeline.model.config.get_text_config().vocab_size:
+            raise ValueError(
+                "`assistant_model` has to be a transformers model with the vocabulary of the model "
+                f"itself ({pipeline.model.config.get_text_config().vocab_size} tokens), but is "
+                f"{f'one with {size}' if size else repr(options.assistant_model)}."
+            )
     config = generation_config(pipeline, options, max_new_tokens=1)
     if (config.num_return_sequences or 1) > 1:
         raise ValueError(

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from langchain_llama_stop.generation import generate, stream_generate
-from langchain_llama_stop.llms import LlamaStopLLM
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.prefix_cache import PrefixCache
 from langchain_llama_stop.settings import token_budget
@@ -346,14 +345,14 @@ def test_calls_from_threads_get_the_answers_of_single_calls():
 
 def test_closing_a_stream_ends_the_model():
     pipeline = tiny()
-    passes = []
+    passes, threads = [], threading.active_count()
     pipeline.model.register_forward_pre_hook(lambda *args: passes.append(1))
     stream = stream_generate(pipeline, "Hi", options(max_new_tokens=300))
     next(stream), next(stream)
     before = len(passes)
     stream.close()
     assert len(passes) == before < 6
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 class Failing(LogitsProcessor):
@@ -592,12 +591,17 @@ def sliding_pipeline():
     return make_pipeline(MistralForCausalLM(config).eval(), tokenizer)
 
 
-@pytest.mark.parametrize("name", ["prefix_cache", "prompt_lookup_num_tokens"])
-def test_a_sliding_window_does_without_what_goes_back(name):
+def test_a_sliding_window_goes_back_too():
     pipeline = sliding_pipeline()
-    with pytest.raises(ValueError, match=f"`{name}` has to be 0 for this model, but is 5"):
-        LlamaStopLLM(pipeline=pipeline, **{name: 5})
-    assert LlamaStopLLM(pipeline=pipeline, max_new_tokens=12).invoke("x" * 20) is not None
+    prompt = "ab cd " * 8
+    ids = torch.tensor([byte_ids(prompt)])
+    expected = pipeline.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+    )[0, ids.shape[1] :].tolist()
+    opts = options(eos_reward=False, max_new_tokens=20, prompt_lookup_num_tokens=4)
+    generate(pipeline, [prompt[:40]], opts)
+    for responses in (generate(pipeline, [prompt], opts), generate(pipeline, [prompt, "x"], opts)):
+        assert list(responses[0].token_ids) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""One call on its way through the model: what it wants next, how far it is, what has ended it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from langchain_llama_stop.decoding import Pass, Passes
+
+_LOCKS: WeakKeyDictionary[PreTrainedTokenizerBase, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
+    """Returns the lock of a tokenizer: fast ones may not be used by two threads.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        Its lock; the same for each call.
+    """
+    with _GUARD:
+        return _LOCKS.setdefault(tokenizer, threading.RLock())
+
+
+class Job:
+    """The rows of one call on their way through the model.
+
+    Attributes:
+        steps: How many times the job has got on.
+        over: Whether nothing more will come.
+        error: What has ended it, if that was an error.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        prompts: Sequence[list[int]],
+        answers: Sequence[list[int]],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        most_rows: int,
+        prefix_cache: int,
+        alone: bool,
+    ) -> None:
+        """Takes what a call has prepared.
+
+        Args:
+            passes: Its decoding.
+            prompts: Ids of the prompts.
+            answers: Ids of the answers, which grow.
+            tokenizer: Its lock is held while the job gets on.
+            most_rows: Rows that may be in a pass which the job joins.
+            prefix_cache: Tokens that the model's prefix cache may hold.
+            alone: Whether its passes cannot be shared.
+        """
+        self.passes, self.prompts, self.answers = passes, prompts, answers
+        self.most_rows, self.prefix_cache, self.alone = most_rows, prefix_cache, alone
+        self.wanted: Pass | None = next(passes)
+        self.steps, self.over = 0, False
+        self.error: BaseException | None = None
+        self.apart = False  # to be read by itself: reading it along with others has failed
+        self.first: torch.Tensor | None = None  # scores behind a single prompt, (vocab,)
+        self.model_kwargs: dict[str, Any] = {}  # of a job that is alone
+        self._lock = tokenizer_lock(tokenizer)
+
+    def get_on(self, logits: torch.Tensor) -> None:
+        """Takes the scores of a pass.
+
+        Args:
+            logits: Scores behind the tokens, (rows of the pass, 1 or more, vocab).
+        """
+        try:
+            with self._lock:
+                self.wanted = self.passes.send(logits)
+        except StopIteration:
+            self.wanted = None
+        except BaseException as error:
+            self.end(error)
+            if not isinstance(error, Exception):
+                raise
+        self.steps += 1
+        self.over = self.wanted is None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the job before its time; its caller gets the error."""
+        self.error, self.wanted, self.over = error, None, True
+        self.passes.close()
+
+    def wants(self, row: int) -> bool:
+        """Whether a row has not finished."""
+        return self.wanted is not None and row in self.wanted.rows

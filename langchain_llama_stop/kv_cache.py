@@ -1,0 +1,171 @@
+"""Keys and values of the rows that share forward passes: they grow in place, rows come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer, get_layer_types_and_kwargs
+
+_SPARE = 64  # columns of room behind what is written; a quarter of what there is, if that is more
+
+LayerStates = list[tuple[torch.Tensor, torch.Tensor] | None]
+"""Keys and values of one row: per layer two of (heads, tokens, head_dim), None if it has none."""
+
+
+def can_share(config: PreTrainedConfig) -> bool:
+    """Says whether rows of a model can share passes: all it remembers has to be keys and values.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        False for models with recurrent or compressed states, whose rows cannot come and go.
+    """
+    kinds = get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
+    attention = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}
+    return attention.issuperset(kinds)
+
+
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, (rows, heads, columns, head_dim), in a buffer with room.
+
+    `DynamicLayer` copies everything at each step. Layers with a sliding window are kept whole:
+    what has left the window may be needed again when the newest tokens are taken back.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.buffers: list[torch.Tensor] = []  # of keys and of values
+        self.length = 0
+
+    def fill(self, buffers: Sequence[torch.Tensor], length: int) -> None:
+        """Takes buffers of which `length` columns are written."""
+        self.buffers, self.length, self.is_initialized = list(buffers), length, True
+        self.dtype, self.device = buffers[0].dtype, buffers[0].device
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the states of new tokens behind the others and returns them all."""
+        new, length = (key_states, value_states), self.length + key_states.shape[2]
+        if not self.buffers or length > self.buffers[0].shape[2]:
+            room = length + max(_SPARE, length // 4)
+            grown = [x.new_empty((*x.shape[:2], room, x.shape[3])) for x in new]
+            for old, buffer in zip(self.buffers, grown, strict=False):
+                buffer[:, :, : self.length] = old[:, :, : self.length]
+            self.buffers = grown
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[:, :, self.length : length] = states
+        self.fill(self.buffers, length)
+        return self.buffers[0][:, :, :length], self.buffers[1][:, :, :length]
+
+
+class RowsCache(Cache):
+    """Keys and values of rows, (rows, heads, columns, head_dim) per layer; a model writes to it."""
+
+    layers: list[_Layer]  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        """Begins empty."""
+        super().__init__(layer_class_to_replicate=_Layer)
+
+    @property
+    def length(self) -> int:
+        """Columns written."""
+        return max((layer.length for layer in self.layers), default=0)
+
+    def truncate(self, length: int) -> None:
+        """Takes back all columns from `length` on.
+
+        Args:
+            length: Columns that stay.
+        """
+        for layer in self.layers:
+            if layer.length > length:
+                layer.fill(layer.buffers, length)
+
+    def select(self, rows: Sequence[int], first: int) -> None:
+        """Keeps some rows, and the columns from one on.
+
+        Args:
+            rows: Which rows, in their new order.
+            first: The first column that stays.
+        """
+        for layer in self.layers:
+            if layer.buffers:
+                index = torch.tensor(rows, device=layer.device)
+                kept = [x[:, :, first:].index_select(0, index) for x in layer.buffers]
+                layer.fill(kept, layer.length - first)
+
+    def join(self, other: RowsCache) -> None:
+        """Puts the rows of another cache under these; their newest columns meet.
+
+        Args:
+            other: The other one, which may be longer or shorter.
+        """
+        length = max(self.length, other.length)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if not theirs.buffers:
+                continue
+            joined = []
+            for a, b in zip(mine.buffers, theirs.buffers, strict=True):
+                room = length + max(_SPARE, length // 4)
+                buffer = a.new_zeros((len(a) + len(b), *a.shape[1:2], room, *a.shape[3:]))
+                buffer[: len(a), :, length - mine.length : length] = a[:, :, : mine.length]
+                buffer[len(a) :, :, length - theirs.length : length] = b[:, :, : theirs.length]
+                joined.append(buffer)
+            mine.fill(joined, length)
+
+    def row(self, index: int, columns: torch.Tensor) -> LayerStates:
+        """Copies the states of one row.
+
+        Args:
+            index: Which row.
+            columns: Which of its columns, (tokens,), on any device.
+
+        Returns:
+            Keys and values for each layer.
+        """
+        states: LayerStates = []
+        for layer in self.layers:
+            if not layer.buffers:
+                states.append(None)
+                continue
+            where = columns.to(layer.device)
+            keys, values = (x[index].index_select(1, where) for x in layer.buffers)
+            states.append((keys, values))
+        return states
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[tuple[LayerStates | None, int]], room: int) -> RowsCache:
+        """Builds a cache whose rows begin with states that are known.
+
+        Args:
+            rows: For each row its states and how many of their tokens to take; they end at the
+                same column. At least one row has some.
+            room: Columns to be written later.
+
+        Returns:
+            The cache.
+        """
+        cache, width = cls(), max(count for _, count in rows)
+        known = next(states for states, _ in rows if states)
+        for number, model_states in enumerate(known):
+            layer = _Layer()
+            cache.layers.append(layer)
+            if model_states is None:
+                continue
+            buffers = []
+            for kind, like in enumerate(model_states):
+                columns = width + room + _SPARE
+                buffer = like.new_zeros((len(rows), like.shape[0], columns, like.shape[2]))
+                for row, (states, count) in enumerate(rows):
+                    if states and (layer_states := states[number]):
+                        buffer[row, :, width - count : width] = layer_states[kind][:, :count]
+                buffers.append(buffer)
+            layer.fill(buffers, width)
+        return cache

@@ -1,0 +1,350 @@
+"""Who runs the model, and for whom: the forward passes of all calls on one model are shared.
+
+Each call decodes its own rows with its own options; what it has in common with others is the
+forward pass. There is no thread of ours: of all callers that wait for their answers, one leads. It
+runs the passes for all of them, until it has what it wanted, and the next one takes over. Rows
+join between two passes and leave when they have finished.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from transformers import PreTrainedModel
+
+from langchain_llama_stop.batches import Batch
+from langchain_llama_stop.jobs import Job
+from langchain_llama_stop.prefix_cache import SHORTEST, Prefix, PrefixCache, common
+
+_SCHEDULERS: WeakKeyDictionary[PreTrainedModel, Scheduler] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+_PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
+
+
+class Scheduler:
+    """Runs the forward passes of one model."""
+
+    def __init__(self, model: Any) -> None:
+        """Begins with nothing to do.
+
+        Args:
+            model: The model.
+        """
+        self._ref = ref(model)
+        self._mutex = threading.Lock()  # over what follows, up to the blank line
+        self._led = False
+        self._waiting: list[Job] = []  # the first come first
+        self._left: list[Job] = []
+        self._sleepers: dict[Job, tuple[threading.Condition, int | None]] = {}
+
+        # The leader's own.
+        self._batch: Batch | None = None
+        self._has_read = False  # whether the last step has read prompts
+        self._alone: list[Job] = []
+
+    @property
+    def _model(self) -> Any:
+        """The model, which lives as long as somebody wants something of it."""
+        return self._ref()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Scheduler:
+        """Returns the scheduler of a model."""
+        with _GUARD:
+            return _SCHEDULERS.setdefault(model, cls(model))
+
+    def submit(self, job: Job) -> None:
+        """Takes a job; somebody has to `drive` it, and to `leave` it in the end."""
+        with self._mutex:
+            self._waiting.append(job)
+
+    def drive(self, job: Job, since: int | None = None) -> None:
+        """Returns when a job is over, or has got on.
+
+        Args:
+            job: The job.
+            since: The `steps` that the caller has seen; None to wait for the end.
+
+        Raises:
+            BaseException: What has ended the job, or has come up while the caller led.
+        """
+        with self._mutex:
+            try:
+                while self._led and not _done(job, since):
+                    turn = threading.Condition(self._mutex)
+                    self._sleepers[job] = (turn, since)
+                    turn.wait()
+                lead = not _done(job, since)
+                self._led = self._led or lead
+            finally:
+                self._sleepers.pop(job, None)
+                if not self._led:  # it may have been this caller's turn
+                    self._wake()
+        if lead:
+            try:
+                while not _done(job, since):
+                    self._step()
+                    with self._mutex:
+                        self._wake()
+            finally:
+                self._hand_over()
+        if job.error:
+            raise job.error
+
+    def leave(self, job: Job) -> None:
+        """Takes a job out, whether it is over or not."""
+        with self._mutex:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            elif not job.over:
+                self._left.append(job)
+                lead, self._led = not self._led, True
+                if not lead:
+                    return  # who leads will see to it
+            else:
+                return
+        self._hand_over()
+
+    def _wake(self) -> None:
+        """Wakes those who have what they wait for and, if nobody leads, one who has not."""
+        successor = self._led
+        for job, (turn, since) in self._sleepers.items():
+            if _done(job, since):
+                turn.notify()
+            elif not successor:
+                successor = True
+                turn.notify()
+
+    def _hand_over(self) -> None:
+        """Gives the lead up, once nothing is left to be taken out."""
+        while True:
+            self._take_out()
+            with self._mutex:
+                if not self._left:
+                    self._led = False
+                    self._wake()
+                    return
+
+    def _take_out(self) -> None:
+        """Takes out the jobs that were left."""
+        with self._mutex:
+            left = [job for job in self._left if not job.over]
+            self._left.clear()
+            self._waiting = [job for job in self._waiting if job not in left]
+        if left:
+            for job in left:
+                self._keep(self._batch, job)
+                job.end()
+            self._alone = [job for job in self._alone if not job.over]
+            self._batch = _compact(self._batch, at_once=True)
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Reads prompts that have come, or else gets on with all rows by one pass."""
+        self._take_out()
+        # In turns: rows that are at work do not wait for more than one reading.
+        group = [] if self._batch and self._has_read else self._next_to_read()
+        self._has_read = bool(group)
+        if group:
+            self._read(group)
+        elif self._batch:
+            self._pass(self._batch)
+        for job in self._alone:
+            try:
+                job.get_on(_pass_alone(self._model, job))
+            except BaseException as error:
+                job.end(error)
+                if not isinstance(error, Exception):
+                    raise
+        self._alone = [job for job in self._alone if not job.over]
+
+    def _next_to_read(self) -> list[Job]:
+        """The first jobs that wait, as far as there is room and their lengths go together."""
+        with self._mutex:
+            while self._waiting and self._waiting[0].alone:
+                self._alone.append(self._waiting.pop(0))
+            running = sum(job.wants(row) for job, row in self._batch.owners) if self._batch else 0
+            group: list[Job] = []
+            lengths: list[int] = []
+            for job in self._waiting:
+                rows = [*lengths, *map(len, job.prompts)]
+                padding = len(rows) * max(rows) - sum(rows)
+                if (
+                    job.alone
+                    or (running and running + len(rows) > job.most_rows)
+                    or (group and len(rows) > job.most_rows)
+                    or (group and (job.apart or group[-1].apart))
+                    or (group and padding > _PADDING + sum(rows) // 2)
+                ):
+                    break
+                group.append(job)
+                lengths = rows
+            del self._waiting[: len(group)]
+            return group
+
+    def _read(self, group: list[Job]) -> None:
+        """Reads the prompts of jobs; their rows join those that are at work."""
+        try:
+            batch, logits = self._read_prompts(group)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].end(error)
+                return
+            for job in group:
+                job.apart = True
+            self._put_back(group)
+            return
+        except BaseException:
+            self._put_back(group)
+            raise
+        for job in group:
+            rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
+            if len(rows) == 1 and job.prefix_cache:
+                job.first = logits[rows[0], -1].clone()
+        self._deliver(batch, logits)
+        if read := _compact(batch, at_once=True):
+            if self._batch and (running := _compact(self._batch, at_once=True)):
+                running.join(read)
+                read = running
+            self._batch = read
+
+    def _put_back(self, group: list[Job]) -> None:
+        with self._mutex:
+            self._waiting[:0] = group
+
+    def _read_prompts(self, group: list[Job]) -> tuple[Batch, torch.Tensor]:
+        """Reads what is not known of the prompts of jobs, in one pass.
+
+        Returns:
+            Their rows, and the scores behind the prompts, (rows, 1, vocab).
+        """
+        model = self._model
+        owners = [(job, row) for job in group for row in range(len(job.prompts))]
+        prompts = [job.prompts[row] for job, row in owners]
+        caches = {job: PrefixCache.of(model, job.prefix_cache) for job in group}
+        found = (caches[job] for job, _ in owners)
+        known = [c.find(p) if c else (None, 0) for c, p in zip(found, prompts, strict=True)]
+        if len(prompts) == 1 and known[0][0] and known[0][1] == len(prompts[0]):
+            batch = Batch(owners, known, 1, model.device)
+            assert known[0][0].logits is not None
+            return batch, known[0][0].logits[None, None]
+        # A prefix that all have in common is read once.
+        shared = min(len(p) - 1 for p in prompts)
+        for prompt in prompts[1:]:
+            shared = common(prompts[0][:shared], prompt)
+        cache = caches[group[0]] if all(caches.values()) else None
+        best = max(count for _, count in known)
+        if cache and len(prompts) > 1 and shared >= SHORTEST and shared > best:
+            ids = prompts[0][:shared]
+            batch, _ = _read(model, [None], [ids], [cache.find(ids)])
+            entry = batch.prefix(0, ids, 0, None)
+            cache.put(entry)
+            known = [(entry, shared)] * len(prompts)
+        known = [(p, min(n, len(i) - 1)) for (p, n), i in zip(known, prompts, strict=True)]
+        return _read(model, owners, prompts, known)
+
+    def _pass(self, batch: Batch) -> None:
+        """Gets on with all rows by one pass."""
+        ((first, _), *others) = batch.owners
+        if not others and not self._waiting and first.wanted:
+            tokens = first.wanted.tokens  # the guesses too: (1, 1 or more)
+        else:
+            tokens = batch.mask.new_zeros(len(batch.owners), 1)
+            for job, rows in _places(batch).items():
+                assert job.wanted is not None
+                tokens[rows] = job.wanted.tokens[:, :1].to(tokens.device)
+        try:
+            logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
+        except Exception as error:
+            # With the last job it was too much, or it is a fault that each job will meet.
+            *_, newest = _places(batch)
+            newest.end(error)
+        else:
+            self._deliver(batch, logits)
+        self._batch = _compact(batch)
+
+    def _deliver(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Hands the scores of a pass to the jobs."""
+        for job, rows in _places(batch).items():
+            job.get_on(logits if len(rows) == len(logits) else logits[rows])
+            if job.over:
+                self._keep(batch, job)
+            elif logits.shape[1] > 1:  # wrong guesses
+                batch.truncate(len(job.prompts[0]) + len(job.answers[0]) - 1)
+
+    def _keep(self, batch: Batch | None, job: Job) -> None:
+        """Keeps what is known of a single row for prompts that begin the same way."""
+        if job.error or job.first is None or batch is None:
+            return
+        row = batch.owners.index((job, 0))
+        if cache := PrefixCache.of(self._model, job.prefix_cache):
+            prompt = job.prompts[0]
+            ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
+            cache.put(batch.prefix(row, ids, len(prompt), job.first))
+
+
+def _done(job: Job, since: int | None) -> bool:
+    return job.over or (since is not None and job.steps > since)
+
+
+def _places(batch: Batch) -> dict[Job, list[int]]:
+    """Where in a batch the rows are that each job wants to get on with."""
+    places: dict[Job, list[int]] = {}
+    for place, (job, row) in enumerate(batch.owners):
+        if job.wants(row):
+            places.setdefault(job, []).append(place)
+    return places
+
+
+def _compact(batch: Batch | None, *, at_once: bool = False) -> Batch | None:
+    """Takes out finished rows, once they are a quarter of all: moving the others takes time too."""
+    if batch is None:
+        return None
+    rows = [place for places in _places(batch).values() for place in places]
+    finished = len(batch.owners) - len(rows)
+    if finished and rows and (at_once or 4 * finished >= len(batch.owners)):
+        batch.select(rows)
+    return batch if rows else None
+
+
+def _read(
+    model: Any,
+    owners: Sequence[Any],
+    prompts: Sequence[Sequence[int]],
+    known: Sequence[tuple[Prefix | None, int]],
+) -> tuple[Batch, torch.Tensor]:
+    """Reads what is not known of prompts, in one left-padded pass."""
+    rest = [ids[count:] for ids, (_, count) in zip(prompts, known, strict=True)]
+    width = max(map(len, rest))
+    tokens = torch.zeros(len(rest), width, dtype=torch.long)
+    attended = torch.zeros_like(tokens)
+    for row, ids in enumerate(rest):
+        tokens[row, width - len(ids) :] = torch.tensor(ids)
+        attended[row, width - len(ids) :] = 1
+    batch = Batch(owners, known, width, model.device)
+    padding = None if bool(attended.all()) else attended.to(model.device)
+    return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
+
+
+def _pass_alone(model: Any, job: Job) -> torch.Tensor:
+    """One pass of a job whose states are its own affair, as transformers' own loop makes it."""
+    wanted = job.wanted
+    assert wanted is not None
+    if not job.steps:
+        job.model_kwargs = wanted.model_kwargs
+    kwargs = job.model_kwargs
+    inputs = model.prepare_inputs_for_generation(
+        wanted.input_ids,
+        next_sequence_length=1 if job.steps and kwargs["use_cache"] else None,
+        is_first_iteration=not job.steps,
+        **kwargs,
+    )
+    outputs = model(**inputs, return_dict=True)
+    job.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
+    logits: torch.Tensor = outputs.logits[:, -1:]
+    return logits[wanted.rows]
