@@ -79,13 +79,25 @@ def generate(
         raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
-    scheduler = Scheduler.of(pipeline.model)
-    for batch in _batches(rows, options.batch_size):
-        job = _prepare(pipeline, batch, options)
-        scheduler.submit(job)
-        try:
-            scheduler.drive(job)
-        finally:
+    scheduler, jobs = Scheduler.of(pipeline.model), list[Job]()
+    enough = min(options.batch_size, max(2, options.batch_size // 4))  # places for a new batch
+    # The longest first: they need most memory.
+    waiting = sorted(rows, key=lambda row: (row.budget, len(row.ids)))
+    try:
+        while waiting or any(not job.over for job in jobs):
+            running = [job for job in jobs if not job.over]
+            room = options.batch_size - sum(job.running for job in running)
+            if waiting and (not running or room >= enough):
+                job = _prepare(pipeline, _next_batch(waiting, room), options)
+                scheduler.submit(job)
+                jobs.append(job)
+                scheduler.drive(job, since=0)  # until it has been read
+            elif waiting:
+                scheduler.drive(running[0], since=running[0].steps)
+            else:
+                scheduler.drive(running[0])
+    finally:
+        for job in jobs:
             scheduler.leave(job)
     return [row.response() for row in rows]
 
@@ -130,17 +142,12 @@ def stream_generate(
     yield TextChunk(response.text[len(row.prefix) + emitted :], response)
 
 
-def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Groups rows of one budget and similar length, the longest first: it needs most memory."""
-    ordered = sorted(rows, key=lambda row: (row.budget, len(row.ids)), reverse=True)
-    batch: list[Row] = []
-    for row in ordered:
-        if batch and (len(batch) == size or row.budget != batch[0].budget):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _next_batch(waiting: list[Row], most: int) -> list[Row]:
+    """Takes the last rows, as far as they have one budget."""
+    batch = [waiting.pop()]
+    while waiting and len(batch) < most and waiting[-1].budget == batch[0].budget:
+        batch.append(waiting.pop())
+    return batch
 
 
 def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:

@@ -93,6 +93,12 @@ class Job:
         self.error, self.wanted, self.over = error, None, True
         self.passes.close()
 
+    @property
+    def running(self) -> int:
+        """How many rows have not finished."""
+        wanted = self.wanted
+        return len(wanted.rows) if wanted else 0
+
     def wants(self, row: int) -> bool:
         """Whether a row has not finished."""
         return self.wanted is not None and row in self.wanted.rows

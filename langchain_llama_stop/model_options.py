@@ -103,17 +103,15 @@ class ModelOptions(BaseModel):
         """The model's name, as it stands in metadata and traces."""
         raise NotImplementedError
 
-    async def _agenerate(
-        self, prompts: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> Any:
-        """`_generate` in a thread of its own pool.
+    async def _agenerate(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+        """`_generate` in a thread of a pool of its own.
 
-        asyncio's own pool has only a few threads more than there are cores; what waits there
-        cannot share its passes with the others.
+        asyncio's own pool has only a few threads more than there are cores; calls that wait for
+        one of them cannot share their passes with the others.
         """
-        callbacks = run_manager.get_sync() if run_manager else None
         generate = self._generate  # type: ignore[attr-defined]
-        return await run_in_executor(_WAITING, generate, prompts, stop, callbacks, **kwargs)
+        callbacks = run_manager.get_sync() if run_manager else None
+        return await run_in_executor(_WAITING, generate, *args, run_manager=callbacks, **kwargs)
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
 
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.scheduling import Scheduler
@@ -106,17 +106,62 @@ def test_no_more_rows_than_batch_size_and_nobody_overtakes():
     assert max(gate.rows) == 3
 
 
-def test_finished_rows_leave():
+def answering(answers):
+    """A pipeline whose model gives these answers to these prompts."""
     tokenizer = TOKENIZERS["bytes"]
-    eos, answers = tokenizer.eos_token_id, {"go": "x" * 38, "other": ""}
+    eos = tokenizer.eos_token_id
     keys = {tuple(byte_ids(prompt)): byte_ids(answer) for prompt, answer in answers.items()}
     scores = scripted_answers(keys, len(tokenizer), eos)
-    pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
+    return make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
+
+
+def test_finished_rows_leave():
+    pipeline = answering({"go": "x" * 38, "other": ""})
     gate = Gate(pipeline)
     prompts = ["go", *["other"] * 7]  # which ends at once
     responses = generate(pipeline, prompts, options(eos_reward=False))
     assert [len(r.token_ids) for r in responses[:2]] == [39, 1]
     assert gate.rows == [8, *[1] * 38]
+
+
+def test_prompts_that_wait_take_the_places_of_finished_ones():
+    answers = {f"{i:02}": "x" * (30 if i % 5 == 0 else 2 + i % 2) for i in range(20)}
+    pipeline = answering(answers)
+    gate = Gate(pipeline)
+    opts = options(eos_reward=False, batch_size=8)
+    assert [r.text for r in generate(pipeline, list(answers), opts)] == list(answers.values())
+    assert max(gate.rows) == 8 and at_rest(pipeline)
+    assert len(gate.rows) < 50  # one batch behind the other: 93
+    assert sum(gate.rows) < sum(len(a) + 1 for a in answers.values()) * 1.3
+
+
+def test_a_model_with_states_of_another_kind_runs_alone():
+    tokenizer = TOKENIZERS["bytes"]
+    eos = tokenizer.eos_token_id
+    config = Lfm2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = make_pipeline(Lfm2ForCausalLM(config).eval(), tokenizer)
+    ids = torch.tensor([byte_ids("Hello there")])
+    expected = pipeline.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+    )
+    calls = [([p], options(max_new_tokens=20, eos_reward=False)) for p in ("Hello there", "x")]
+    results = started_behind(pipeline, Gate(pipeline), calls)
+    assert list(results[1][0].token_ids) == expected[0, ids.shape[1] :].tolist()
+    assert at_rest(pipeline)
 
 
 def test_a_stream_gets_on_while_others_lead():
