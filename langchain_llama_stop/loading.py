@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop.dtypes import asked_dtype, best_dtype
 from langchain_llama_stop.gguf_cache import (
     INSTALL_QUANTIZATION,
     Progress,
@@ -67,7 +68,8 @@ def load_pipeline(
         adapter: A PEFT adapter, local folder or hub id, put onto the model. None: no adapter.
         dtype: Type of the weights that are not quantized: a torch dtype or its name. "auto"
             (default) is the type the weights were saved in, and float16 with "int8", which
-            computes in it.
+            computes in it. 16-bit weights become bfloat16 on a CPU that computes in it, and
+            float32 on one that does not.
         device_map: Passed on to transformers. None (default): the first GPU, else the CPU.
         revision: Branch, tag or commit of the model on the hub. None: its main branch.
         token: Hub token for gated and private models. None: the one you logged in with.
@@ -95,7 +97,7 @@ def load_pipeline(
         quantization_config = _quantization_config(quantization)
         options = dict(model_kwargs or {})
         fixed = {
-            "dtype": _dtype(dtype, quantization_config),
+            "dtype": asked_dtype(dtype, quantization_config),
             "device_map": device_map,
             "quantization_config": quantization_config,
             "use_safetensors": True,
@@ -199,21 +201,6 @@ def _quantization_config(
     return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
 
 
-def _dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
-    import torch
-
-    if dtype == "auto" and quantization_config is not None and quantization_config.load_in_8bit:
-        # In any other type bitsandbytes converts at each step, and logs a line each time.
-        return torch.float16
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(
-            "`dtype` has to be 'auto' or a floating-point type of torch, such as 'bfloat16', "
-            f"but is {dtype!r}."
-        )
-    return dtype if dtype == "auto" else found
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Switch off transformers' bars and one message of bitsandbytes, and nothing else.
@@ -305,12 +292,15 @@ def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
         options = {key: value for key, value in options.items() if key != "quantization_config"}
     fetch = {key: options[key] for key in ("revision", "token", "trust_remote_code")}
     try:
-        saved_as = _quantization_name(AutoConfig.from_pretrained(source, **fetch))
+        config = AutoConfig.from_pretrained(source, **fetch)
+        saved_as = _quantization_name(config)
         if "quantization_config" in options and saved_as is not None:
             raise ValueError(
                 f"`quantization` has to be None for {source}, because its weights are quantized "
                 f"already ('{saved_as}')."
             )
+        if options["dtype"] == "auto" and "quantization_config" not in options and not saved_as:
+            options["dtype"] = best_dtype(config.dtype, options["device_map"])
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except SafetensorError as error:
         raise ValueError(

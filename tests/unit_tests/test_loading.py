@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils.logging import set_tqdm_hook
 
+from langchain_llama_stop.dtypes import best_dtype
 from langchain_llama_stop.loading import load_pipeline, quantization_of
 
 pytestmark = [
@@ -199,6 +200,36 @@ def test_a_tokenizer_without_pad_and_eos_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", torch.float32])
 def test_dtype_by_name_and_by_type(tiny, dtype):
     assert load_pipeline(tiny, dtype=dtype).model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("saved", "device_map", "capable", "best"),
+    [
+        (torch.float16, None, True, torch.bfloat16),
+        (torch.bfloat16, {"": "cpu"}, True, torch.bfloat16),
+        (torch.float16, "cpu", False, torch.float32),
+        (torch.bfloat16, "cpu", False, torch.float32),
+        (torch.float32, None, False, "auto"),
+        (torch.float16, {"": 0}, False, "auto"),
+        (None, None, False, "auto"),
+    ],
+)
+def test_16_bit_weights_become_what_the_cpu_computes_in(
+    saved, device_map, capable, best, monkeypatch
+):
+    if device_map is None and torch.accelerator.is_available():
+        pytest.skip("without a device_map the model goes to this machine's GPU")
+    names = {"avx512_bf16": capable, "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: names, raising=False)
+    assert best_dtype(saved, device_map) == best
+
+
+def test_float16_weights_are_loaded_so(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "m")
+    tiny_model().to(torch.float16).save_pretrained(folder)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert load_pipeline(folder, device_map={"": "cpu"}).model.dtype == torch.float32
+    assert load_pipeline(folder, dtype="float16").model.dtype == torch.float16
 
 
 def test_model_kwargs_reach_the_model(tiny):

@@ -1,0 +1,67 @@
+"""The type of a model's weights: what was asked for, and what the machine computes fastest in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+
+def asked_dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
+    """Reads the argument `dtype`.
+
+    Args:
+        dtype: "auto", a type of torch, or its name.
+        quantization_config: How the weights are to be quantized.
+
+    Returns:
+        A floating-point type of torch, or "auto".
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    import torch
+
+    if dtype == "auto" and quantization_config is not None and quantization_config.load_in_8bit:
+        # In any other type bitsandbytes converts at each step, and logs a line each time.
+        return torch.float16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(
+            "`dtype` has to be 'auto' or a floating-point type of torch, such as 'bfloat16', "
+            f"but is {dtype!r}."
+        )
+    return dtype if dtype == "auto" else found
+
+
+def best_dtype(saved: torch.dtype | None, device_map: Any) -> Any:
+    """Chooses the type of weights that are not quantized.
+
+    Args:
+        saved: The type they were saved in, if the config says so.
+        device_map: Where the model goes; None for the first GPU, else the CPU.
+
+    Returns:
+        "auto", which is the type they were saved in; on a CPU bfloat16 or float32 instead of a
+        16-bit type that it does not compute in.
+    """
+    import torch
+
+    places = device_map.values() if isinstance(device_map, dict) else [device_map]
+    on_cpu = {str(place) for place in places} == {"cpu"}
+    on_cpu = on_cpu or (device_map is None and not torch.accelerator.is_available())
+    if not on_cpu or saved not in (torch.float16, torch.bfloat16):
+        return "auto"
+    return torch.bfloat16 if _has_bfloat16() else torch.float32
+
+
+def _has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16 itself; what torch cannot say is taken for a yes."""
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(value for name, value in known.items() if "bf16" in name)
