@@ -52,24 +52,32 @@ class ListIndexing(LogitsProcessor):
 
 
 class Look:
-    """The step of landing in hindsight, which is what `LlamaStopLLM` takes by default."""
+    """Landing in hindsight, which is what `LlamaStopLLM` does by default: a batch, to its ends.
 
-    def __init__(self, tokenizer, batch: int) -> None:
-        """Takes the tokenizer and the number of rows."""
-        self.tokenizer, self.batch = tokenizer, batch
+    Unlike the other cases it is one call per zone: the texts are judged at the end of the budget.
+    As in decoding the answers are lists and the favourites are known: greedy decoding chose them.
+    """
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> None:
-        """Looks at one step; the first of the zone begins anew."""
-        generated = input_ids.shape[1] - PROMPT
-        if generated == EosReward().zone(BUDGET):
-            self.landing = Landing(
-                self.tokenizer,
-                rows=self.batch,
-                max_new_tokens=BUDGET,
-                eos_token_ids=[self.tokenizer.eos_token_id],
-                reward=EosReward(),
-            )
-        self.landing.look(input_ids[:, PROMPT:].tolist(), scores)
+    def __init__(self, tokenizer, rows: torch.Tensor, scores: torch.Tensor) -> None:
+        """Takes the rows at their whole length, (batch, PROMPT + BUDGET), and the scores."""
+        self.tokenizer, self.scores = tokenizer, scores
+        self.answers = rows[:, PROMPT:].tolist()
+        self.chosen = scores.argmax(dim=1, keepdim=True)  # (batch, 1)
+
+    def __call__(self) -> None:
+        """Looks at all steps of the zone, then ends all rows."""
+        landing = Landing(
+            self.tokenizer,
+            rows=len(self.answers),
+            max_new_tokens=BUDGET,
+            eos_token_ids=[self.tokenizer.eos_token_id],
+            reward=EosReward(),
+        )
+        for step in range(landing.first, BUDGET):
+            best = self.scores.gather(1, self.chosen)[:, 0]
+            landing.look([ids[:step] for ids in self.answers], self.scores, best)
+        for row, ids in enumerate(self.answers):
+            landing.end(row, ids)
 
 
 def microseconds(call: Callable[[], object], seconds: float = 0.4) -> float:
@@ -123,11 +131,12 @@ def processors(tokenizer) -> list[dict]:
             ours = EosTokenRewardLogitsProcessor(tokenizer, **lengths)
             in_place = InPlaceEosReward(tokenizer, **lengths)
             decay = ExponentialDecayLengthPenalty((PROMPT, 1.1), eos, PROMPT)
+            look = Look(tokenizer, answer_rows(tokenizer, batch, BUDGET), scores)
             naive = ListIndexing(eos, PROMPT + BUDGET)
             zone = range(ours.reward.zone(BUDGET), BUDGET)
             cases = {
                 "ours, outside the landing zone": (in_place, range(1, zone.start)),
-                "ours, inside, in hindsight": (Look(tokenizer, batch), zone),
+                "ours, inside, in hindsight": (look, zone),
                 "ours, inside, as the text comes": (in_place, zone),
                 "ours, inside, scores copied": (ours, zone),
                 "transformers' exponential decay": (decay, zone),
@@ -136,7 +145,10 @@ def processors(tokenizer) -> list[dict]:
             for name, (processor, steps) in cases.items():
                 rows = [answer_rows(tokenizer, batch, step) for step in steps]
                 finish(ours, rows, eos)
-                us = microseconds(lambda p=processor, r=rows, s=scores: [p(i, s) for i in r])
+                if isinstance(processor, Look):
+                    us = microseconds(processor)
+                else:
+                    us = microseconds(lambda p=processor, r=rows, s=scores: [p(i, s) for i in r])
                 results.append(
                     {
                         "processor": name,

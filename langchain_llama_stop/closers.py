@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -79,14 +80,13 @@ class Closers:
             known = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
         return known
 
-    def debt(self, token_id: int) -> float:
-        """Says how many tokens it takes at most to close what a token opens."""
-        known = self._debts.get(token_id)
-        if known is None:
+    def debt(self, ids: Sequence[int]) -> float:
+        """Says how many tokens it takes at most to close what these tokens open."""
+        for token_id in set(ids).difference(self._debts):
             piece = _OPENS_NOTHING.sub("", self._detokenizer.decode([token_id]))
-            known = math.inf if _OPENS_BLOCK.search(piece) else len(piece.encode())
-            self._debts[token_id] = known
-        return known
+            block = _OPENS_BLOCK.search(piece)
+            self._debts[token_id] = math.inf if block else len(piece.encode())
+        return sum(map(self._debts.__getitem__, ids))
 
 
 def _inside_sentence(piece: str) -> bool:

@@ -60,7 +60,7 @@ class Step(NamedTuple):
         logits: The model's own scores, (batch, vocab); zeros for rows that had finished before.
         scores: The same after all processors but those of sampling (temperature and the like):
             what is forbidden is -inf, (batch, vocab).
-        best: The highest of each row's `scores`, (batch,).
+        best: The highest of each row's `scores`, (batch,); None where sampling did not need it.
     """
 
     tokens: list[int]
@@ -68,7 +68,7 @@ class Step(NamedTuple):
     input_ids: torch.Tensor
     logits: torch.Tensor
     scores: torch.Tensor
-    best: torch.Tensor
+    best: torch.Tensor | None
 
 
 class Pass(NamedTuple):
@@ -136,8 +136,9 @@ def decode_steps(
                 own = own.new_zeros(batch, own.shape[1]).index_copy_(0, where, own)
             scores = processors(input_ids, own.to(copy=True, dtype=torch.float32))
             # 2. Choice, (batch,)
+            best = None
             if generation_config.do_sample:
-                tokens, best = _sample(warpers(input_ids, scores), generators), scores.amax(dim=-1)
+                tokens = _sample(warpers(input_ids, scores), generators)
             else:
                 best, tokens = scores.max(dim=-1)
             tokens = torch.where(running, tokens, pad)

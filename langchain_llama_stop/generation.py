@@ -275,10 +275,11 @@ def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
     said = [row.said(landing.first) for row in rows]
     if all(ids is None for ids in said):
         return
-    better = landing.look(said, step.scores)
-    for row, ids, best in zip(rows, said, better, strict=True):
-        if row.builder and ids is not None and (best or row.released is None):
-            row.released = row.settled()
+    landing.look(said, step.scores, step.best)
+    for i, (row, ids) in enumerate(zip(rows, said, strict=True)):
+        if row.builder and ids is not None:  # judged now: a stream holds back what may go
+            if landing.better(i, ids) or row.released is None:
+                row.released = row.settled()
 
 
 def _accept(

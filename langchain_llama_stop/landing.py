@@ -4,6 +4,9 @@ A rule that decides while the text comes cannot know that the model was about to
 that a better end was a few tokens away. Inside the landing zone every place is therefore judged by
 the model's own scores, and nothing is decided before the budget is used up: an answer that the
 model ends itself stays as it is, token for token, and every other one ends where that costs least.
+
+A step only notes numbers. Texts, which cost far more, are decoded and judged once the budget is
+used up, the cheapest places first, until none of the others can cost less.
 """
 
 from __future__ import annotations
@@ -29,17 +32,32 @@ _MIDLINE = 6.0  # nats that a fence costs more in the middle of a line of code
 
 
 class _Place(NamedTuple):
-    """Where an answer may end.
+    """Where an answer might end.
 
     Attributes:
-        tokens: Tokens of the answer that stay.
-        closing: Ids put behind them, EOS included.
-        cost: In nats.
+        tokens: Tokens of the answer up to here.
+        gaps: Nats by which each token looked at lies under the model's favourite.
     """
 
     tokens: int
-    closing: tuple[int, ...]
+    gaps: list[float]
+
+
+class _End(NamedTuple):
+    """How an answer may end.
+
+    Attributes:
+        cost: In nats.
+        tokens: Tokens of the answer that stay.
+        closing: Ids put behind them, EOS included.
+    """
+
     cost: float
+    tokens: int
+    closing: tuple[int, ...]
+
+
+_NO_END = _End(math.inf, 0, ())
 
 
 class Landing:
@@ -72,37 +90,50 @@ class Landing:
         self.max_new_tokens, self.reward = max_new_tokens, reward
         self.first = reward.zone(max_new_tokens)
         self._detokenizer, self._closers = detokenizer(tokenizer), closers(tokenizer)
-        self._eos = list(eos_token_ids)
-        self._columns = [*self._eos, *self._closers.first]
-        self._best: list[_Place | None] = [None] * rows
-        self._last: list[list[float]] = [[]] * rows  # the gaps of each row's newest place
-        # Of rows without an end so far: tokens and gaps of every place.
-        self._seen: list[list[tuple[int, list[float]]]] = [[] for _ in range(rows)]
+        self._eos = sorted(eos_token_ids)  # of equal ones the first counts
+        self._ids = [*self._eos, *self._closers.first]  # of the tokens looked at
+        self._index = torch.tensor(self._ids)
+        self._marks = slice(len(self._eos), len(self._eos) + len(set(self._closers.marks)))
+        self._credit: dict[int, float] = {}  # what a place without a gap costs, by its tokens
+        self._last: list[list[float]] = [[math.inf]] * rows  # the gaps of each row's newest place
+        # Of each row: its places, how many of them are judged, and the best end among these.
+        self._places: list[list[_Place]] = [[] for _ in range(rows)]
+        self._judged = [0] * rows
+        self._best = [_NO_END] * rows
 
-    def look(self, answers: Sequence[Sequence[int] | None], scores: torch.Tensor) -> list[bool]:
-        """Judges the place that each row has reached.
+    def look(
+        self,
+        answers: Sequence[Sequence[int] | None],
+        scores: torch.Tensor,
+        best: torch.Tensor | None = None,
+    ) -> None:
+        """Notes the place that each row has reached.
 
         Args:
             answers: The ids of each answer so far; None for a row that is not in its zone.
             scores: Scores for the next token, with what is forbidden at -inf, (batch, vocab).
+            best: Each row's highest score, where the caller has it, (batch,).
+        """
+        self._index = self._index.to(scores.device)  # copied once
+        best = scores.amax(dim=1) if best is None else best
+        found = scores.index_select(1, self._index)  # (batch, tokens looked at)
+        gaps = (best[:, None] - found).float().tolist()
+        for i, ids in enumerate(answers):
+            if ids is not None:
+                self._last[i] = gaps[i]
+                self._places_before(i, len(ids)).append(_Place(len(ids), gaps[i]))
+
+    def better(self, row: int, ids: Sequence[int]) -> bool:
+        """Judges the places of a row so far, for a stream that wants to know what can be dropped.
+
+        Args:
+            row: The row.
+            ids: The ids of its answer so far.
 
         Returns:
-            For each row, whether no end so far was better than this place.
+            Whether no end before was better than the newest place.
         """
-        found = scores[:, torch.tensor(self._columns, device=scores.device)]  # (batch, columns)
-        gaps = (scores.amax(dim=1, keepdim=True) - found).float().tolist()
-        better = [False] * len(answers)
-        for i, ids in enumerate(answers):
-            if ids is None:
-                continue
-            self._last[i] = gaps[i]
-            best = self._best[i]
-            if place := self._judge(ids, gaps[i], best.cost if best else math.inf):
-                self._best[i], better[i] = place, True
-                self._seen[i].clear()
-            elif best is None:
-                self._seen[i].append((len(ids), gaps[i]))
-        return better
+        return self._best_end(row, ids).tokens == len(ids) > 0
 
     def end(self, row: int, ids: Sequence[int]) -> list[int] | None:
         """Ends an answer that has used its budget up.
@@ -114,48 +145,98 @@ class Landing:
         Returns:
             Its ids up to the best end, what closes it, and EOS; None if it cannot be ended.
         """
-        place = self._best[row]
-        if place is None and self.reward.close_sentence:
-            place = self._close(row, ids)
-        return [*ids[: place.tokens], *place.closing] if place else None
+        self._places_before(row, len(ids))
+        end = self._best_end(row, ids)
+        if end is _NO_END and self.reward.close_sentence:
+            end = self._close(row, ids)
+        return None if end is _NO_END else [*ids[: end.tokens], *end.closing]
 
     def forced(self, row: int, ids: Sequence[int]) -> list[int] | None:
         """Puts EOS in place of an answer's last token; None if it is forbidden there."""
         gap, eos = self._eos_gap(self._last[row])
         return [*ids[:-1], eos] if gap < math.inf else None
 
-    def _judge(self, ids: Sequence[int], gaps: list[float], most: float) -> _Place | None:
-        """The end at the place behind `ids`, if there is one that costs less than `most`."""
-        gap, eos = self._eos_gap(gaps)
-        if not ids or gap == math.inf:
-            return None
-        count = len(ids)
-        cost = self._cost(count, gap)
-        if self._closers.may_end_after(ids[-1]):
-            if cost >= most:
-                return None
-            text = self._detokenizer.decode(ids)
-            if boundaries.may_end(text, self.reward.boundary):
-                return _Place(count, (eos,), cost)
-        near = dict(zip(self._columns[len(self._eos) :], gaps[len(self._eos) :], strict=True))
-        marks = self._closers.marks
-        mark = min(marks, key=near.__getitem__, default=None)
-        if mark is None or not self.reward.close_sentence or near[mark] > CLOSING_NATS[1]:
-            return None
-        cost = self._cost(count, near[mark] + _MARK)
-        if cost >= most or count + 2 > self.max_new_tokens:
-            return None
-        if not self._ends(self._detokenizer.decode(ids), [*ids, mark]):
-            return None
-        return _Place(count, (mark, eos), cost)
+    def _places_before(self, row: int, tokens: int) -> list[_Place]:
+        """The places of an answer; none if it has thought once more and begun anew since."""
+        places = self._places[row]
+        if places and places[-1].tokens >= tokens:
+            places.clear()
+            self._judged[row], self._best[row] = 0, _NO_END
+        return places
 
-    def _close(self, row: int, ids: Sequence[int]) -> _Place | None:
+    def _best_end(self, row: int, ids: Sequence[int]) -> _End:
+        """The best end that is a true one, or made by a mark: of the places up to now."""
+        places = self._places[row]
+        waiting: list[tuple[float, _Place]] = []
+        for place in places[self._judged[row] :]:
+            eos, mark = self._costs(ids, place)
+            if mark < eos < math.inf:
+                # Its mark counts only if EOS is cheaper than all ends before: their turn is first.
+                self._take_cheapest(row, ids, waiting)
+                self._take_cheapest(row, ids, [(mark, place)])
+                waiting = []
+            elif min(eos, mark) < math.inf:
+                waiting.append((min(eos, mark), place))
+        self._take_cheapest(row, ids, waiting)
+        self._judged[row] = len(places)
+        return self._best[row]
+
+    def _take_cheapest(
+        self, row: int, ids: Sequence[int], waiting: list[tuple[float, _Place]]
+    ) -> None:
+        """Takes the best end of some places, if it is better than the best so far.
+
+        Args:
+            row: The row.
+            ids: The ids of its answer.
+            waiting: What an end at a place costs at least, and the place.
+        """
+        for least, place in sorted(waiting):
+            if least > self._best[row].cost:
+                break
+            self._best[row] = self._judge(ids[: place.tokens], place, self._best[row])
+
+    def _judge(self, ids: Sequence[int], place: _Place, best: _End) -> _End:
+        """The end at a place, if there is one that is better than the best so far; else that."""
+        count, gaps = place
+        ending, marking = self._costs(ids, place)
+        _, eos = self._eos_gap(gaps)
+        if ending < math.inf:
+            if (ending, count) >= best[:2]:
+                return best
+            if boundaries.may_end(self._detokenizer.decode(ids[:count]), self.reward.boundary):
+                return _End(ending, count, (eos,))
+        if (marking, count) >= best[:2]:
+            return best
+        mark = self._ids[gaps.index(min(gaps[self._marks]), self._marks.start)]
+        if not self._ends(self._detokenizer.decode(ids[:count]), [*ids[:count], mark]):
+            return best
+        return _End(marking, count, (mark, eos))
+
+    def _costs(self, ids: Sequence[int], place: _Place) -> tuple[float, float]:
+        """What EOS and what a mark costs at a place; infinity where no text has to be judged."""
+        count, gaps = place
+        ending = marking = math.inf
+        gap = min(gaps[: len(self._eos)])
+        if count and gap < math.inf:
+            if self._closers.may_end_after(ids[count - 1]):
+                ending = self._cost(count, gap)
+            near = min(gaps[self._marks], default=math.inf)
+            fits = count + 2 <= self.max_new_tokens
+            if near <= CLOSING_NATS[1] and fits and self.reward.close_sentence:
+                marking = self._cost(count, near + _MARK)
+        return ending, marking
+
+    def _close(self, row: int, ids: Sequence[int]) -> _End:
         """The cheapest of the ends that closing what is open makes, over all places."""
-        best: _Place | None = None
+        best = _NO_END
         # Texts are judged as long as a place may still be the cheapest.
-        places = [(self._cost(n, min(g[len(self._eos) :])), n, g) for n, g in self._seen[row]]
+        first = len(self._eos)
+        places = [
+            (self._cost(n, min(g[first:], default=math.inf)), n, g) for n, g in self._places[row]
+        ]
         for bound, count, gaps in sorted(places, key=lambda place: place[:2]):
-            if best and bound >= best.cost:
+            if best is not _NO_END and bound >= best.cost:
                 break
             gap, eos = self._eos_gap(gaps)
             text = self._detokenizer.decode(ids[:count])
@@ -163,13 +244,13 @@ class Landing:
             added = self._closers.ids(end)
             if not added or count + len(added) + 1 > self.max_new_tokens or gap == math.inf:
                 continue
-            known = dict(zip(self._columns, gaps, strict=True))
+            known = dict(zip(self._ids, gaps, strict=True))
             if any(known.get(token) == math.inf for token in added):
                 continue
             gap = known.get(added[0], _UNKNOWN) + _MIDLINE * end.startswith("\n")
             cost = self._cost(count, gap)
-            if (best is None or cost < best.cost) and self._ends(text, [*ids[:count], *added]):
-                best = _Place(count, (*added, eos), cost)
+            if cost < best.cost and self._ends(text, [*ids[:count], *added]):
+                best = _End(cost, count, (*added, eos))
         return best
 
     def _ends(self, text: str, closed: Sequence[int]) -> bool:
@@ -178,7 +259,10 @@ class Landing:
 
     def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
         """How far the best EOS lies under the best token, and its id."""
-        return min(zip(gaps, self._eos, strict=False), default=(math.inf, self._eos[0]))
+        gap = min(gaps[: len(self._eos)])
+        return gap, self._eos[gaps.index(gap)]
 
     def _cost(self, tokens: int, gap: float) -> float:
-        return landing_cost(self.reward, tokens, self.max_new_tokens, gap=gap)
+        if tokens not in self._credit:
+            self._credit[tokens] = landing_cost(self.reward, tokens, self.max_new_tokens, gap=0)
+        return self._credit[tokens] + gap

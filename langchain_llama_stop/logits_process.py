@@ -182,10 +182,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             if mark is None and left > _PLANNED_TOKENS:
                 continue
             ids = input_ids[row, self.prompt_length :].tolist()
-            if (
-                mark is None
-                and left > len(self._closers.ids(".")) + sum(map(self._closers.debt, ids)) + 1
-            ):
+            if mark is None and left > len(self._closers.ids(".")) + self._closers.debt(ids) + 1:
                 continue  # whatever is owed, it is not due yet
             text = self._detokenizer.decode(ids)
             plan = self._closers.ids(closing(text)) if left <= _PLANNED_TOKENS else []
@@ -204,7 +201,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             dim=1
         )
         # A part of the vocabulary rules most rows out: the best of all is not lower.
-        maybe = scores[:, :_SAMPLE].amax(dim=1)[rows] - marks <= nats
+        maybe = (scores[:, :_SAMPLE].amax(dim=1)[rows] - marks <= nats).tolist()
         for i, row in enumerate(rows):
             near = maybe[i] and scores[row].amax() - marks[i] <= nats
             yield self._closers.marks[int(which[i])] if near else None

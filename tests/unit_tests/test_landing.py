@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
+from langchain_llama_stop import boundaries
 from langchain_llama_stop.boundaries import may_end
 from langchain_llama_stop.closers import closers
+from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.generation import generate, stream_generate
+from langchain_llama_stop.landing import Landing
 from langchain_llama_stop.llms import LlamaStopLLM
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.settings import thinking_ids
@@ -25,6 +28,7 @@ from tests.fakes import (
 
 TOKENIZER = TOKENIZERS["bytes"]
 EOS = TOKENIZER.eos_token_id
+DOT = byte_ids(".")[0]
 PIECES = ["A cat sat. ", "Why? ", " and then", "\n", "é", "(", ")", '"', "```\n", "1. ", "x = 1\n"]
 PIECES += ["* one\n", "**", "日本。", "Dr. ", "3.", "| a | b |\n"]
 
@@ -198,10 +202,91 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
         assert response.token_ids[:-1] == plain.token_ids[:-1]
 
 
+# --- places are judged late, the cheapest first
+
+
+def searches(ids, scores, name="bytes", **reward):
+    """Searches for the end of one answer: judged at its end, at each place, with `best` given."""
+    tokenizer = TOKENIZERS[name]
+    kwargs = {"rows": 1, "max_new_tokens": len(ids), "eos_token_ids": [tokenizer.eos_token_id]}
+    late, early, told = (Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3))
+    for count in range(late.first, len(ids)):
+        row = scores[count : count + 1]
+        late.look([ids[:count]], row)
+        early.look([ids[:count]], row)
+        told.look([ids[:count]], row, best=row.amax(dim=1))
+        early.better(0, ids[:count])
+    return [search.end(0, ids) or search.forced(0, ids) for search in (late, early, told)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([*PIECES, " (so)", "sat", " on"]), min_size=1).map("".join),
+    seed=st.integers(0, 10**6),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    strength=st.sampled_from([0.0, 2.0, 9.0]),
+    below=st.sampled_from([0, 8, 15]),
+    coarse=st.booleans(),
+)
+def test_judged_late_is_judged_at_once(text, seed, name, strength, below, coarse):
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:60]
+    scores = 2 * torch.randn(
+        len(ids), len(tokenizer), generator=torch.Generator().manual_seed(seed)
+    )
+    scores = scores.round() if coarse else scores  # places that cost the same
+    scores[:, tokenizer.eos_token_id] -= below
+    late, early, told = searches(ids, scores, name, strength=strength, start=0)
+    assert late == early == told
+
+
+def scores_with(ids, lifted):
+    """Each token of `ids` 30 nats over the others, but for (place, token, nats under it)."""
+    scores = torch.zeros(len(ids), len(TOKENIZER))
+    scores[range(len(ids)), ids] = 30
+    for place, token, nats in lifted:
+        scores[place, token] = 30 - nats
+    return scores
+
+
+@pytest.mark.parametrize(("gap", "landed"), [(20.0, "It is."), (12.0, "It is. He (and she).")])
+def test_a_mark_is_not_set_behind_a_bracket_where_eos_costs_more_than_an_end_before(gap, landed):
+    ids = byte_ids("It is. He (and she) went on and")
+    place = len("It is. He (and she)")
+    near = [(len("It is."), EOS, 15.0), (place, EOS, gap), (place, DOT, 0.5)]
+    found = searches(ids, scores_with(ids, near), start=0)
+    assert found == [[*byte_ids(landed), EOS]] * 3
+
+
+def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
+    ids = byte_ids("It is. " * 8)
+    judged = []
+    monkeypatch.setattr(boundaries, "may_end", lambda *a: judged.append(a) or may_end(*a))
+    landing = Landing(
+        TOKENIZER, rows=1, max_new_tokens=len(ids), eos_token_ids=[EOS], reward=EosReward(start=0)
+    )
+    for count in range(len(ids)):
+        landing.look([ids[:count]], scores_with(ids, [])[count : count + 1])
+    assert not judged
+    assert landing.end(0, ids) == [*ids[:-1], EOS] and len(judged) == 1
+
+
+def test_an_answer_that_begins_anew_is_searched_anew():
+    landing = Landing(
+        TOKENIZER, rows=1, max_new_tokens=20, eos_token_ids=[EOS], reward=EosReward(start=0)
+    )
+    first, second = byte_ids("It is. And"), byte_ids("He went. But I")
+    for ids in (first, second):
+        for count in range(1, len(ids)):
+            near = [(count, EOS, 0.1)] if ids is first else [(count, EOS, 5.0)]
+            landing.look([ids[:count]], scores_with(ids, near)[count : count + 1])
+    assert landing.end(0, second) == [*byte_ids("He went."), EOS]
+    assert landing.end(0, second[:5]) is None  # begun anew, and cut before its zone
+
+
 # --- what is forbidden stays forbidden
 
 
-DOT = byte_ids(".")[0]
 MAT = [("A cat sat on the mat", DOT, 0.5)]
 
 
