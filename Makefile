@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := quantization,examples,bench,test
 
-.PHONY: help install demo test lint unit integration bench bench-speed bench-growth bench-conformance \
-	bench-termination clean
+.PHONY: help install demo test lint unit integration bench bench-speed bench-growth bench-profile \
+	bench-conformance bench-termination clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ bench-speed: $(STAMP) ## what the same work costs beside peers (twenty minutes)
 
 bench-growth: $(STAMP) ## how cost grows with prompt, batch, answer, history (twenty minutes)
 	@$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-profile: $(STAMP) ## where the time of a decode step goes (minutes)
+	@$(BIN)/python benchmarks/profiling.py $(ARGS)
 
 bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others (minutes)
 	@$(BIN)/python benchmarks/conformance.py $(ARGS)

@@ -105,8 +105,10 @@ def peer_options(tokens: int, **settings: Any) -> dict[str, Any]:
 
 
 def exactly(tokens: int) -> dict[str, Any]:
-    """A call's options for our classes: greedy, exactly so many tokens."""
-    return {**GREEDY, "max_new_tokens": tokens, "pipeline_kwargs": {"min_new_tokens": tokens}}
+    """Options of our classes: greedy, exactly so many tokens, nothing kept and nothing guessed."""
+    plain = {"prefix_cache": 0, "prompt_lookup_num_tokens": 0}
+    fixed = {"max_new_tokens": tokens, "pipeline_kwargs": {"min_new_tokens": tokens}}
+    return {**GREEDY, **plain, **fixed}
 
 
 def bare_generate(pipeline: Any, prompts: list[str], tokens: int, **settings: Any) -> list[str]:

@@ -87,7 +87,7 @@ def uneven(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     lengths = {f"{next(words)}: {t}": short if n % 8 else long for n, t in enumerate(texts)}
     ends = EndsAt(pipeline.tokenizer, lengths)
     settings = {"logits_processor": [ends], "max_new_tokens": long, "batch_size": len(lengths)}
-    llm = LlamaStopLLM(pipeline=pipeline, **GREEDY, **settings)
+    llm = LlamaStopLLM(pipeline=pipeline, **GREEDY, **settings, prefix_cache=0)
 
     def ours() -> tuple[list[str], int]:
         with forward_rows(pipeline.model) as rows:
@@ -207,7 +207,7 @@ def shared_prefix(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     length = 60 if args.quick else 600
     system = passage(tokenizer, length)
     questions = [passage(tokenizer, 20, start) for start in range(5, 13)]
-    llm = LlamaStopLLM(pipeline=pipeline, **exactly(8))
+    llm = LlamaStopLLM(pipeline=pipeline, **{**exactly(8), "prefix_cache": 4096})
 
     def answer(heads: list[str]) -> list[str]:
         pairs = zip(heads, questions, strict=True)
