@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := quantization,examples,bench,test
 
-.PHONY: help install demo test lint unit integration bench bench-speed bench-growth bench-profile \
+.PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
 	bench-conformance bench-termination clean
 
 help: ## show this list
@@ -42,11 +42,11 @@ unit: $(STAMP) ## tests on fakes and tiny models, seconds
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
 
-bench: $(STAMP) ## what our code costs, beside others
-	@$(BIN)/python benchmarks/overhead.py $(ARGS)
-
-bench-speed: $(STAMP) ## what the same work costs beside peers (twenty minutes)
+bench: $(STAMP) ## what the same work costs beside peers (twenty minutes)
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+bench-overhead: $(STAMP) ## microseconds of the EOS reward, beside others (minutes)
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 bench-growth: $(STAMP) ## how cost grows with prompt, batch, answer, history (twenty minutes)
 	@$(BIN)/python benchmarks/growth.py $(ARGS)

@@ -1,4 +1,4 @@
-"""What our code costs per step and per call, beside others: `make bench`.
+"""What our code costs per step and per call, beside others: `make bench-overhead`.
 
 Microseconds per call of a logits processor, at two vocabularies and two batch sizes, outside and
 inside the landing zone; and `LlamaStopLLM` on the demo model over the same tokens from bare

@@ -1,4 +1,4 @@
-"""What the same work costs beside peers: `make bench-speed`.
+"""What the same work costs beside peers: `make bench`.
 
 Every comparison is a ratio of runs in one process, alternating: langchain-huggingface, bare
 transformers, or our own classes set otherwise, over ours. A ratio of 2 says that ours takes half of
@@ -28,7 +28,7 @@ from measuring import (
     peak_growth,
     table,
 )
-from overhead import microseconds
+from overhead import microseconds, processors
 from peers import (
     GREEDY,
     EndsAt,
@@ -49,6 +49,44 @@ from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM, StopSequenceCriter
 STOPS = ["\nObservation:", "\n\nHuman:", "<end>", "###"]
 CITIES = """Paris Rome Vienna Prague Lisbon Athens Oslo Dublin Madrid Berlin Cairo Lima Tokyo Delhi
 Quebec Sydney""".split()
+
+
+def one_prompt(pipeline: Any, args: argparse.Namespace) -> list[dict]:
+    """One prompt, invoked and streamed, beside bare transformers and HuggingFacePipeline."""
+    tokens = 4 if args.quick else 48
+    prompt = passage(pipeline.tokenizer, 20)
+    llm, peer = LlamaStopLLM(pipeline=pipeline, **exactly(tokens)), peer_pipeline(pipeline)
+    options = peer_options(tokens, min_new_tokens=tokens)
+    works = {
+        "bare": lambda: bare_generate(pipeline, [prompt], tokens, min_new_tokens=tokens),
+        "peer": lambda: peer.invoke(prompt, **options),
+        "invoke": lambda: llm.invoke(prompt),
+        "stream": lambda: list(llm.stream(prompt)),
+    }
+    times, _ = alternate(works, args.repeats)
+    bare, work = "model.generate", f"one prompt, {tokens} tokens"
+    return [
+        compare(f"{work}, invoke", bare, times["bare"], times["invoke"], at_least=1 / 1.01),
+        compare(f"{work}, stream", bare, times["bare"], times["stream"], at_least=1 / 1.03),
+        compare(f"{work}, invoke", "HuggingFacePipeline", times["peer"], times["invoke"]),
+    ]
+
+
+def reward(pipeline: Any, args: argparse.Namespace) -> list[dict]:
+    """The EOS reward at each step, beside transformers' own length penalty."""
+    found = [processors(pipeline.tokenizer) for _ in range(1 if args.quick else args.repeats)]
+
+    def figures(name: str) -> list[float]:
+        place = {"processor": name, "vocabulary": 128_000, "batch": 32}
+        return [s["us"] for steps in found for s in steps if place.items() <= s.items()]
+
+    peer = "transformers' exponential decay"
+    theirs = figures(peer)
+    lines = []
+    for where, aim in (("outside the landing zone", 3), ("inside, in hindsight", 150)):
+        work, ours = f"EOS reward, 128k x 32, {where}", figures(f"ours, {where}")
+        lines.append(compare(work, peer, theirs, ours, "µs", under=aim))
+    return lines
 
 
 def batch_works(pipeline: Any, quick: bool) -> dict[str, Callable[[], list[str]]]:
@@ -295,6 +333,8 @@ def memory(pipeline: Any, args: argparse.Namespace) -> list[dict]:
 
 
 WORKS = {
+    "one-prompt": one_prompt,
+    "reward": reward,
     "batch": batch,
     "uneven": uneven,
     "conversation": conversation,

@@ -7,11 +7,13 @@ import threading
 
 import pytest
 from langchain_core.caches import BaseCache
+from langchain_core.messages import convert_to_messages
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import Generation
 from langchain_core.prompts import PromptTemplate
 
 from langchain_llama_stop import (
+    ChatLlamaStop,
     EosTokenRewardLogitsProcessor,
     LlamaStopLLM,
     StopSequenceCriteria,
@@ -80,8 +82,32 @@ def test_batch_stream_and_single_answers_are_equal(demo_pipeline_float32):
     single = [llm.invoke(p) for p in prompts]
     assert llm.batch(prompts) == single
     assert ["".join(llm.stream(p)) for p in prompts] == single
-    for options in ({"prompt_lookup_num_tokens": 5}, {"prefix_cache": 500}, {"prefix_cache": 500}):
+    for options in ({"prompt_lookup_num_tokens": 5}, {"prefix_cache": 500}, {"prefix_cache": 0}):
         assert [llm.invoke(p, **options) for p in prompts] == single
+
+
+def test_a_conversation_reads_only_what_is_new(demo_pipeline_float32):
+    widths = []
+    hook = demo_pipeline_float32.model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    facts = " ".join(f"House {i} has {i + 2} windows." for i in range(60))
+    turns = [("human", facts + " How many has house 3?")]
+    kept = ChatLlamaStop(pipeline=demo_pipeline_float32, temperature=0, max_tokens=16)
+    plain = kept.model_copy(update={"prefix_cache": 0, "prompt_lookup_num_tokens": 0})
+    for question in ("And house 9?", "And which has 20 windows?"):
+        expected = plain.invoke(turns)
+        widths.clear()
+        answer = kept.invoke(turns)
+        assert answer.content == expected.content
+        turns += [answer, ("human", question)]
+    assert max(widths) < 40
+    length = kept.get_num_tokens_from_messages(convert_to_messages(turns))
+    assert length > 500
+    widths.clear()
+    assert kept.invoke(turns).usage_metadata["input_tokens"] == length
+    assert max(widths) < 40
+    hook.remove()
 
 
 def test_answers_from_threads_and_tasks_are_those_of_single_calls(demo_pipeline_float32):

@@ -316,11 +316,13 @@ def test_the_prefix_cache_is_emptied_when_an_adapter_is_switched_off():
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     pipeline.model.add_adapter(config)
     model = LlamaStopLLM(pipeline=pipeline, max_new_tokens=20)
-    adapted = model.invoke("What is it?", prefix_cache=500)
+    prompt = "What is it? " * 4  # what is shorter is not kept
+    adapted = model.invoke(prompt)
+    assert model.invoke(prompt) == adapted
     pipeline.model.disable_adapters()
-    plain = model.invoke("What is it?")
+    plain = model.invoke(prompt, prefix_cache=0)
     assert plain != adapted
-    assert model.invoke("What is it?", prefix_cache=500) == plain
+    assert model.invoke(prompt) == plain
 
 
 @dataclass
@@ -398,6 +400,22 @@ def test_closing_a_stream_ends_the_model_within_one_step():
     count = len(passes)
     stream.close()
     assert len(passes) <= count + 1
+
+
+def test_awaited_calls_share_their_passes_however_many_they_are():
+    model = LlamaStopLLM(pipeline=tiny_pipeline(), max_new_tokens=12, batch_size=40)
+    prompts = [f"Question {i}" for i in range(40)]
+    expected = [model.invoke(prompt) for prompt in prompts]
+    rows = []
+    model.pipeline.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+
+    async def ask():
+        return await asyncio.gather(*map(model.ainvoke, prompts))
+
+    assert asyncio.run(ask()) == expected
+    assert max(rows) > 20  # asyncio's own pool would let at most 32 in, 6 on two cores
 
 
 async def test_cancelling_astream_ends_the_model_within_one_step():
