@@ -36,13 +36,16 @@ class Scheduler:
             model: The model.
         """
         self._ref = ref(model)
-        self._mutex = threading.Lock()  # over what follows, up to the blank line
+        # Over what follows, up to the blank line. Entered anew where, in the midst of it, an
+        # abandoned stream is collected and leaves.
+        self._mutex = threading.RLock()
         self._led = False
         self._waiting: list[Job] = []  # the first come first
         self._left: list[Job] = []
         self._sleepers: dict[Job, tuple[threading.Condition, int | None]] = {}
 
         # The leader's own.
+        self._leader = 0
         self._batch: Batch | None = None
         self._has_read = False  # whether the last step has read prompts
         self._alone: list[Job] = []
@@ -73,6 +76,11 @@ class Scheduler:
         Raises:
             BaseException: What has ended the job, or has come up while the caller led.
         """
+        if self._led and self._leader == threading.get_ident():
+            raise RuntimeError(
+                "The model has to be called from outside of its own processors and criteria, but "
+                "was called from inside: call it in a callback, or another model."
+            )
         with self._mutex:
             try:
                 while self._led and not _done(job, since):
@@ -86,6 +94,7 @@ class Scheduler:
                 if not self._led:  # it may have been this caller's turn
                     self._wake()
         if lead:
+            self._leader = threading.get_ident()
             try:
                 while not _done(job, since):
                     self._step()
@@ -126,7 +135,7 @@ class Scheduler:
             self._take_out()
             with self._mutex:
                 if not self._left:
-                    self._led = False
+                    self._led, self._leader = False, 0
                     self._wake()
                     return
 

@@ -207,6 +207,27 @@ def test_an_error_is_its_own_calls_alone(place):
     assert results[1:] == [expected] * 2 and at_rest(pipeline)
 
 
+def test_a_call_from_inside_of_a_processor_is_refused():
+    pipeline = tiny()
+
+    class Asking(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            generate(pipeline, ["Hi"], options())
+            return scores
+
+    with pytest.raises(RuntimeError, match="called from outside of its own processors"):
+        generate(pipeline, ["Hi"], options(logits_processor=[Asking()]))
+    assert generate(pipeline, ["Hi"], options())[0].text and at_rest(pipeline)
+
+
+def test_a_stream_that_is_dropped_leaves():
+    pipeline = tiny()
+    stream = stream_generate(pipeline, "Hi", options())
+    next(stream)
+    del stream
+    assert at_rest(pipeline)
+
+
 def fail_once(pipeline, error, when):
     """Lets the first pass that `when` is true of fail in the midst of the layers."""
     seen = {}
