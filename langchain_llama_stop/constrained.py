@@ -7,6 +7,7 @@ is therefore known at each step, and taken in time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -18,17 +19,16 @@ from llguidance import LLMatcher, LLTokenizer
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.closers import ids_behind
-from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.grammars import Grammar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LONGEST = 1024  # tokens of a way to the end: a schema that needs more cannot be closed
+_LONGEST = 4096  # tokens of a way to the end
 _OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f" {word}")] + [" "]
 """What may come next outside of strings, the best first."""
-_TRIED = 8  # tokens whose ways are measured where the budget is short
-_TOKENIZERS: WeakKeyDictionary[PreTrainedTokenizerBase, LLTokenizer] = WeakKeyDictionary()
+_TRIED, _TRIED_ALWAYS = 8, 32  # tokens whose ways are measured where the budget is short; always
+_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, _Vocabulary] = WeakKeyDictionary()
 
 
 class _State(NamedTuple):
@@ -52,8 +52,7 @@ class GrammarProcessor(LogitsProcessor):
     keeps are those of the last call, so that a row costs one token per step.
 
     Attributes:
-        free: Whether the grammar lets an answer end anywhere, as long as it holds no call: such an
-            answer is not ended here.
+        free: As for `Grammar`.
     """
 
     def __init__(
@@ -79,24 +78,27 @@ class GrammarProcessor(LogitsProcessor):
                 tokens.
         """
         self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
+        self.free = grammar.free
         self._eos = list(eos_token_ids)
-        self._detokenizer = detokenizer(tokenizer)
-        if tokenizer not in _TOKENIZERS:
-            _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
-        self._tokenizer = _TOKENIZERS[tokenizer]
-        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))}
-        self._outside, self._quote = list(firsts.values()), firsts.get('"')
-        start = self._matcher(grammar.lark)
-        self._start = _State(start, self._way_out(start, ()), 0)
-        self.free = start.is_accepting()
-        least = len(self._start.way) + 1
-        if least > max_new_tokens:
+        if tokenizer not in _VOCABULARIES:
+            _VOCABULARIES[tokenizer] = _Vocabulary(tokenizer)
+        self._vocabulary = _VOCABULARIES[tokenizer]
+        start, way = self._vocabulary.compiled(grammar.lark)
+        if start is None:
             raise ValueError(
-                f"`max_new_tokens` has to be {least} or more for this schema, whose smallest "
-                f"value takes so many tokens, but is {max_new_tokens}."
+                f"{grammar.argument} has to be what decoding can be constrained to, but cannot "
+                f"be compiled: simplify {grammar.lark!r}."
             )
-        parts = [self._way_out(self._matcher(part), ()) for part in grammar.parts]
-        self._reserve = max(map(len, parts), default=0) + 4
+        if len(way) >= max_new_tokens:
+            least = f"over {_LONGEST}" if len(way) > _LONGEST else f"{len(way) + 1} or more"
+            raise ValueError(
+                f"`max_new_tokens` has to be {least} for the smallest answer that fits "
+                f"{grammar.argument}, but is {max_new_tokens}."
+            )
+        self._start = _State(start.deep_copy(), way, 0)
+        ways = [self._vocabulary.compiled(part)[1] for part in grammar.parts]
+        self._reserve = max(map(len, ways)) + 4 if ways else max_new_tokens
+        self._tried = _TRIED if ways else _TRIED_ALWAYS
         self._known: dict[tuple[int, ...], _State] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -124,7 +126,9 @@ class GrammarProcessor(LogitsProcessor):
                 # What the model would rather say cannot stand behind a complete answer.
                 allowed = self._only(self._eos, allowed)
             elif len(state.way) + self._reserve >= left:
-                best = scores[row].masked_fill(~allowed, -torch.inf).topk(_TRIED).indices.tolist()
+                best = (
+                    scores[row].masked_fill(~allowed, -torch.inf).topk(self._tried).indices.tolist()
+                )
                 best = [token for token in best if allowed[token]]
                 late = [token for token in best if self._late(ids, token, left, known)]
                 if complete and self.free:
@@ -142,38 +146,39 @@ class GrammarProcessor(LogitsProcessor):
         """Whether too little is left for a way to the end behind one more token."""
         if token in self._eos:
             return False
-        state = known[(*ids, token)] = self._after((*ids, token))
+        longer = (*ids, token)
+        state = known[longer] = self._grown(known[ids], longer, 1)
         return len(state.way) > left - 1
-
-    def _matcher(self, lark: str) -> LLMatcher:
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
-        if matcher.is_error():
-            raise ValueError(f"The schema or grammar cannot be compiled: {matcher.get_error()}")
-        return matcher
 
     def _after(self, ids: tuple[int, ...]) -> _State:
         """The state behind some ids."""
         if ids in self._known:
             return self._known[ids]
-        before, new = self._known.get(ids[:-1], self._start), ids[-1:]
-        if ids[:-1] not in self._known:
-            before, new = self._start, ids
-        if not new:
+        if ids[:-1] in self._known:
+            return self._grown(self._known[ids[:-1]], ids, 1)
+        return self._grown(self._start, ids, len(ids))
+
+    def _grown(self, before: _State, ids: tuple[int, ...], count: int) -> _State:
+        """The state behind some ids, of which the last `count` are new."""
+        if not count:
             return before
         matcher = before.matcher.deep_copy()
-        matcher.consume_tokens(list(new))
+        matcher.consume_tokens(list(ids[-count:]))
         if matcher.is_accepting():
             return _State(matcher, [], len(ids))
-        # The way of before often leads on: a string that has grown is closed as it was.
-        for way in (before.way[1:], before.way):
+        # The way of before often leads on: a string that has grown is closed as it was, and a
+        # token may have gone several steps of it.
+        for way in (before.way[1:], before.way, before.way[2:], before.way[3:]):
             if way and matcher.validate_tokens(way) == len(way) and _leads_out(matcher, way):
                 return _State(matcher, way, before.begin)
-        return _State(matcher, self._way_out(matcher, ids[before.begin :]), before.begin)
+        way = self._vocabulary.way_out(matcher, ids[before.begin :], self.max_new_tokens - len(ids))
+        return _State(matcher, way, before.begin)
 
     def _allowed(self, matcher: LLMatcher, size: int) -> torch.Tensor:
         """Which tokens may come next, (size,)."""
-        bits = np.unpackbits(self._mask(matcher).view(np.uint8), bitorder="little")  # (32 * words,)
-        bits = bits[: min(size, self._tokenizer.vocab_size)]
+        mask = self._vocabulary.mask(matcher)
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")  # (32 * words,)
+        bits = bits[: min(size, self._vocabulary.size)]
         allowed = torch.zeros(size, dtype=torch.bool)
         allowed[: len(bits)] = torch.from_numpy(bits.astype(bool))
         allowed[self._eos] = matcher.is_accepting()
@@ -184,29 +189,76 @@ class GrammarProcessor(LogitsProcessor):
         only[ids] = True
         return only
 
-    def _mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Which tokens may come next, 32 bits a word, (words,)."""
-        mask = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
+
+class _Vocabulary:
+    """What depends on the tokenizer alone: its tokens, and what grammars come to in them.
+
+    Attributes:
+        size: The number of its tokens.
+        compiled: Gives a grammar's matcher, to be copied before it is used, and ids of a short
+            way to a complete answer; None and [] if the grammar cannot be compiled.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Reads the vocabulary.
+
+        Args:
+            tokenizer: The model's tokenizer.
+        """
+        self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
+        self.size = self._tokenizer.vocab_size
+        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))}
+        self._outside, self._quote = list(firsts.values()), firsts.get('"')
+        self.compiled = lru_cache(maxsize=1024)(self._compile)
+
+    def _compile(self, lark: str) -> tuple[LLMatcher | None, list[int]]:
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
+        if matcher.is_error():
+            return None, []
+        return matcher, self.way_out(matcher, (), _LONGEST)
+
+    def mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Finds which tokens may come next.
+
+        Args:
+            matcher: Where an answer stands.
+
+        Returns:
+            32 bits a word, (words,).
+        """
+        mask = llguidance.numpy.allocate_token_bitmask(1, self.size)
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
         words: np.ndarray[Any, np.dtype[np.int32]] = mask[0]
         return words
 
-    def _way_out(self, matcher: LLMatcher, ids: Sequence[int]) -> list[int]:
-        """Ids of a short way to a complete answer; `ids` are those since it was complete last."""
+    def way_out(self, matcher: LLMatcher, ids: Sequence[int], most: int) -> list[int]:
+        """Looks for a short way to a complete answer.
+
+        Args:
+            matcher: Where the answer stands.
+            ids: Its ids since it was complete last.
+            most: Tokens that the way may have.
+
+        Returns:
+            The ids of the way; over `most` of them if none is found that is short enough.
+        """
         matcher, way = matcher.deep_copy(), list[int]()
-        while not matcher.is_accepting() and len(way) < _LONGEST:
+        string = _in_string(self._tokenizer.decode_bytes(list(ids)), (False, False))
+        while not matcher.is_accepting():
             forced = matcher.compute_ff_tokens()
             if not forced:
-                mask = self._mask(matcher)
-                inside = _in_string(self._detokenizer.decode([*ids, *way]))
-                wanted = [self._quote] if inside else self._outside
+                mask = self.mask(matcher)
+                wanted = [self._quote] if string[0] else self._outside
                 first = next(
                     (t for t in wanted if t is not None and int(mask[t >> 5]) >> (t & 31) & 1), None
                 )
                 forced = [_first(mask) if first is None else first]
-            if not matcher.consume_tokens(forced):
-                break
             way += forced
+            if not matcher.consume_tokens(forced):  # a dead end
+                return way * (most + 1)
+            if len(way) > most:
+                return way
+            string = _in_string(self._tokenizer.decode_bytes(forced), string)
         return way
 
 
@@ -221,14 +273,22 @@ def _first(mask: np.ndarray[Any, np.dtype[np.int32]]) -> int:
     return int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax())
 
 
-def _in_string(text: str) -> bool:
-    """Whether a JSON text ends inside of a string."""
-    inside = escaped = False
-    for character in text:
+def _in_string(text: bytes, before: tuple[bool, bool]) -> tuple[bool, bool]:
+    """Whether a JSON text ends inside of a string, and there behind a backslash.
+
+    Args:
+        text: The text.
+        before: The same of what precedes it.
+
+    Returns:
+        Both.
+    """
+    inside, escaped = before
+    for byte in text:
         if escaped:
             escaped = False
-        elif inside and character == "\\":
+        elif inside and byte == ord("\\"):
             escaped = True
-        elif character == '"':
+        elif byte == ord('"'):
             inside = not inside
-    return inside
+    return inside, escaped

@@ -18,7 +18,7 @@ from langchain_core.messages import (
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_llama_stop.chat_templates import Message
-from langchain_llama_stop.grammars import compile_error, json_grammar
+from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.tool_calling import parse_tool_calls
 
 
@@ -114,11 +114,7 @@ def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
                 f"{tool!r} has none: for a tool without arguments give "
                 "{'type': 'object', 'properties': {}}."
             )
-        if problem := compile_error(json_grammar(function["parameters"])):
-            raise ValueError(
-                f"The schema of the tool {function['name']!r} has to be one that decoding can be "
-                f"constrained to, but cannot be compiled: {problem}"
-            )
+        json_grammar(function["parameters"], f"The schema of the tool {function['name']!r}")
         formatted.append(described)
     return formatted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from langchain_llama_stop.grammars import Grammar, json_grammar, json_rule
@@ -82,19 +83,20 @@ def call_grammar(
     begin, between = _text(form.trigger), _text(form.between + form.trigger)
     one = f"start: {begin} call\n{calls}"
     parts = [one, *(part for f in functions for part in json_grammar(f["parameters"]).parts)]
+    made = partial(Grammar, argument="`tools`")
     if named:
-        return Grammar(one, tuple(parts))
+        return made(one, tuple(parts))
     rest = f"call ({between} call)*" if several else "call"
     if choice == "any":
-        return Grammar(f"start: {begin} {rest}\n{calls}", tuple(parts))
+        return made(f"start: {begin} {rest}\n{calls}", tuple(parts))
     if schema is not None:
         parts += json_grammar(schema).parts
-        return Grammar(f"start: {json_rule(schema)} | {begin} {rest}\n{calls}", tuple(parts))
+        return made(f"start: {json_rule(schema)} | {begin} {rest}\n{calls}", tuple(parts))
     if form.trigger[0] == "<":  # it may stand behind text
         free = f"start: TEXT | head {rest}\nhead[lazy]: TEXT {begin}\nTEXT: /(.|\\n)*/"
     else:
         free = f"start: TEXT | {begin} {rest}\nTEXT: /{_not_beginning_with(form.trigger)}/"
-    return Grammar(f"{free}\n{calls}", tuple(parts))
+    return made(f"{free}\n{calls}", tuple(parts), free=True)
 
 
 def _text(text: str) -> str:

@@ -1,6 +1,7 @@
 """JSON of a schema, whatever the model would like to say, within the budget."""
 
 import json
+import time
 
 import jsonschema
 import pytest
@@ -84,13 +85,16 @@ def test_a_budget_that_just_suffices():
     response = generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))[0]
     assert json.loads(response.text).keys() == {"a"}
     opts["max_new_tokens"] -= 1
-    with pytest.raises(ValueError, match="`max_new_tokens` has to be 9 or more for this schema"):
+    with pytest.raises(
+        ValueError,
+        match="has to be 9 or more for the smallest .*`json_schema`, but is 8",
+    ):
         generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))
 
 
 def test_a_schema_that_cannot_be_compiled_is_refused():
     opts = GenerationOptions.parse({"json_schema": {"type": "colour"}})
-    with pytest.raises(ValueError, match="The schema or grammar cannot be compiled: .*colour"):
+    with pytest.raises(ValueError, match="`json_schema` has to be a schema .*colour"):
         generate(pipeline("bytes", 1), ["go"], opts)
 
 
@@ -173,11 +177,52 @@ def test_a_grammar_of_ones_own():
         GenerationOptions.parse({"grammar": 3})
     with pytest.raises(ValueError, match="say the same"):
         GenerationOptions.parse({"grammar": "start: /a/", "json_schema": {"type": "object"}})
-    with pytest.raises(ValueError, match="cannot be compiled"):
-        generate(pipeline("bytes", 3), ["go"], GenerationOptions.parse({"grammar": "start: ("}))
-    with pytest.raises(ValueError, match="or more for this schema"):
+    with pytest.raises(ValueError, match="has to be 4 or more for the smallest .*`grammar`, but"):
         opts = opts.updated({"grammar": 'start: "yes"', "max_new_tokens": 2})
         generate(pipeline("bytes", 3), ["go"], opts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    grammar=st.sampled_from(
+        [
+            "start: (/[A-Za-z,]+ /)*",
+            'start: "no" | "y " /[0-9]{60}/',
+            'start: "a"+ | "b(" inner ")"\ninner: "c"{30} | "d" "(" inner ")"',
+        ]
+    ),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    seed=st.integers(0, 10**6),
+    budget=st.integers(6, 90),
+    temperature=st.sampled_from([0, 2]),
+)
+def test_a_grammar_of_ones_own_is_complete_within_the_budget(
+    grammar, name, seed, budget, temperature
+):
+    asked = {"grammar": grammar, "max_new_tokens": budget, "temperature": temperature, "seed": seed}
+    opts = GenerationOptions.parse(asked)
+    response = generate(pipeline(name, seed), ["go"], opts)[0]
+    assert len(response.token_ids) <= budget
+    assert (response.finish_reason, response.eos_source) == ("stop", "model")
+    said = torch.tensor([response.token_ids[:-1]], dtype=torch.long)  # (1, tokens)
+    tokenizer = TOKENIZERS[name]
+    eos = tokenizer.eos_token_id
+    processor = GrammarProcessor(
+        tokenizer, opts.grammar, prompt_length=0, max_new_tokens=budget, eos_token_ids=[eos]
+    )
+    assert processor(said, torch.zeros(1, len(tokenizer)))[0, eos].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("digits", "budget", "least"),
+    [(1500, 1100, "1501 or more"), (3000, 1500, "3001 or more"), (5000, 4990, "over 4096")],
+)
+def test_a_grammar_whose_smallest_answer_is_too_long_is_refused_quickly(digits, budget, least):
+    opts = {"grammar": f"start: /[0-9]{{{digits}}}/", "max_new_tokens": budget}
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f"`max_new_tokens` has to be {least}"):
+        generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))
+    assert time.monotonic() - began < 20
 
 
 def test_control_tokens_of_a_prompt_are_text_if_asked_for():
