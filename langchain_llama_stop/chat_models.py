@@ -25,12 +25,7 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import (
-    chat_template,
-    knows_tools,
-    plain_ids,
-    turn_end_ids,
-)
+from langchain_llama_stop.chat_templates import chat_template, knows_tools, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.messages import (
@@ -46,6 +41,7 @@ from langchain_llama_stop.options import (
     refuse_unknown,
     resolve_aliases,
 )
+from langchain_llama_stop.placeholders import plain_ids
 from langchain_llama_stop.structured_output import structured_output
 from langchain_llama_stop.tool_calling import call_begins, call_form, call_grammar
 
@@ -215,8 +211,10 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
             tools: Tools that go with them.
 
         Returns:
-            The number of tokens.
+            The number of tokens; 0 without messages.
         """
+        if not messages:
+            return 0
         return len(self._prompt(messages, self._options(), format_tools(tools or ())))
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
@@ -311,11 +309,14 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> tuple[list[int], GenerationOptions, list[str]]:
         """The prompt of a call, its options, and the names of the tools it may call."""
+        from langchain_llama_stop.prompts import check_last
+
         kwargs = dict(kwargs)
         kwargs.pop("ls_structured_output_format", None)
         tools, choice = kwargs.pop("tools", None) or [], kwargs.pop("tool_choice", None)
         tools = [] if choice == "none" else tools
         prefill = kwargs.pop("continue_final_message", False)
+        check_last(messages, prefill)
         options = self._call_options(stop, kwargs)
         free = choice in (None, "auto")
         ids = self._prompt(

@@ -1,8 +1,7 @@
 """Messages into the ids of a prompt, by the tokenizer's own chat template, and safely.
 
-What stands in a message can never become a control token. The template is rendered with marks in
-place of all that comes from messages; the template's own text is encoded as usual, the contents as
-plain text, so that `<|im_end|>` or `[/INST]` in them end no turn and open none.
+What stands in a message or a tool can never become a control token (see `placeholders`):
+`<|im_end|>` or `[/INST]` in them end no turn and open none.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.closers import ids_behind
+from langchain_llama_stop.placeholders import Placeholders, control_tokens, segment_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,9 +46,6 @@ _EXAMPLE: tuple[Message, ...] = (
     {"role": "assistant", "content": "It is 10:45 in Rome."},
 )
 """How tools are used."""
-
-_MARK = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
@@ -119,31 +115,32 @@ def chat_ids(
         example = _EXAMPLE if show_example else ()
         messages = [told, *messages[:count], *example, *messages[count:]]
         tools = ()
-    contents: list[str] = []
+    control = control_tokens(tokenizer, template)
     for view in _views(_merged(messages), template):
-        contents.clear()
-        marked = [_with_marks(message, contents) for message in view]
+        held = Placeholders(control)
+        shown: Any = [held.guarded(tool) for tool in tools]
         try:
             text = tokenizer.apply_chat_template(
-                marked,
-                tools=[dict(tool) for tool in tools] or None,
+                [held.message(message) for message in view],
+                tools=shown or None,
                 chat_template=template,
-                add_generation_prompt=not continue_final_message,
+                # Behind an answer no other one begins: its tokens are counted, or it goes on.
+                add_generation_prompt=view[-1]["role"] != "assistant",
                 tokenize=False,
             )
         except Exception as error:  # a template raises what it likes
             problem: Exception | str = error
             continue
-        segments = list(_segments(str(text), contents))
-        found = [number for number, _ in segments if number is not None]
-        if sorted(found) == list(range(len(contents))):
+        segments = list(held.segments(str(text)))
+        found = [number for number, _ in segments]
+        if all(found.count(number) == 1 for number in held.needed):
             if continue_final_message:
-                segments = segments[: 1 + [n for n, _ in segments].index(len(contents) - 1)]
+                segments = segments[: 1 + found.index(held.needed[-1])]
             if not split_special_tokens:
                 whole = "".join(text for _, text in segments)
                 ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
                 return ids
-            return _encode(tokenizer, template, segments)
+            return segment_ids(tokenizer, control, segments)
         problem = "it leaves out or repeats what messages say"
     raise ValueError(
         f"The chat template cannot render these {len(messages)} messages ({problem}): check their "
@@ -217,100 +214,13 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
         )
     spoken = _merged(spoken)
     yield spoken
-    if spoken[0]["role"] == "system":  # a template without this role
-        rest = spoken[1:] or [{"role": "user", "content": ""}]
-        if rest[0]["role"] != "user":
-            rest = [{"role": "user", "content": ""}, *rest]
-        text = "\n\n".join(filter(None, (spoken[0]["content"], rest[0]["content"])))
-        yield [{**rest[0], "content": text}, *rest[1:]]
-
-
-def _with_marks(value: Any, contents: list[str], key: str = "") -> Any:
-    """A message with marks in place of its texts, which go into `contents`."""
-    if isinstance(value, str) and key not in ("role", "type", "id", "tool_call_id"):
-        contents.append(value)
-        return f"\u2003\ue000{len(contents) - 1}\ue001\u2003"
-    if isinstance(value, dict):
-        return {k: _with_marks(v, contents, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_marks(v, contents) for v in value]
-    return value
-
-
-def _segments(text: str, contents: Sequence[str]) -> Iterator[tuple[int | None, str]]:
-    """The rendered text in pieces: (None, the template's own) or (number, what stands there)."""
-    end = 0
-    for mark in _MARK.finditer(text):
-        if mark.start() > end:
-            yield None, text[end : mark.start()]
-        number = int(mark[2])
-        content = contents[number] if number < len(contents) else ""
-        # Where the template has stripped the mark, it strips the content.
-        content = content if mark[1] else content.lstrip()
-        content = content if mark[3] else content.rstrip()
-        if text[mark.start() - 1 : mark.start()] == text[mark.end() : mark.end() + 1] == '"':
-            content = json.dumps(content, ensure_ascii=False)[1:-1]  # rendered by `tojson`
-        yield number, content
-        end = mark.end()
-    if end < len(text):
-        yield None, text[end:]
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, template: str, segments: Sequence[tuple[int | None, str]]
-) -> list[int]:
-    """Ids of the segments; in contents nothing is read as a control token."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    controls = sorted(special | set(_CONTROL.findall(template)), key=len, reverse=True)
-    control = re.compile("|".join(map(re.escape, controls))) if controls else re.compile(r"(?!)")
-    whole = "".join(text for _, text in segments)
-    # Contents are also looked at together with what stands around them: "<|im_" + "end|>".
-    expected = sum(len(control.findall(text)) for number, text in segments if number is None)
-    if len(control.findall(whole)) == expected:
-        ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
-        return ids
-    ids, run = [], ""
-    for number, text in segments:
-        if number is not None:
-            while found := control.search(text):
-                # Its two halves are encoded apart, so that not even its plain ids come about.
-                middle = (found.start() + found.end()) // 2
-                ids += plain_ids(tokenizer, run + text[:middle], inside=bool(ids))
-                run, text = "", text[middle:]
-            run += text
-            continue
-        end = 0
-        for found in control.finditer(text):
-            if found[0] not in special:
-                continue
-            ids += plain_ids(tokenizer, run + text[end : found.start()], inside=bool(ids))
-            ids.append(int(tokenizer.convert_tokens_to_ids(found[0])))  # type: ignore[arg-type]
-            run, end = "", found.end()
-        run += text[end:]
-    return ids + plain_ids(tokenizer, run, inside=bool(ids))
-
-
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = False) -> list[int]:
-    """Encodes text in which nothing is read as a special token.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        text: Any text.
-        inside: Whether it stands behind another: a space that the encoder puts before a text
-            belongs to the first one only.
-
-    Returns:
-        Its ids.
-    """
-    if not text:
-        return []
-    behind = ids_behind(tokenizer, "\n", text, split_special_tokens=True) if inside else None
-    if behind is not None:
-        return behind
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    return ids
+    # A template without a system role, or one whose conversations begin with a user.
+    system = spoken[0]["content"] if spoken[0]["role"] == "system" else ""
+    rest = spoken[1:] if system else spoken
+    if not rest or rest[0]["role"] != "user":
+        rest = [{"role": "user", "content": ""}, *rest]
+    text = "\n\n".join(filter(None, (system, rest[0]["content"])))
+    yield [{**rest[0], "content": text}, *rest[1:]]
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from langchain_llama_stop.chat_templates import Message, chat_ids
+from langchain_llama_stop.chat_templates import chat_ids
 from langchain_llama_stop.jobs import tokenizer_lock
 from langchain_llama_stop.messages import template_message
 from langchain_llama_stop.options import GenerationOptions
@@ -30,7 +30,7 @@ def conversation_ids(
 
     Args:
         pipeline: The pipeline.
-        messages: The messages.
+        messages: The messages, at least one.
         options: Their hint and JSON schema are told to the model.
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form.
@@ -38,16 +38,12 @@ def conversation_ids(
         continue_final_message: Whether the last message is an answer that has begun.
 
     Returns:
-        The ids, up to where the answer begins or goes on.
+        The ids, up to where the answer begins or goes on; up to the end where it is given.
 
     Raises:
-        ValueError: If there is no message, the last one is nothing to answer or to continue, or
-            one cannot be rendered.
+        ValueError: If one cannot be rendered.
     """
-    if not messages:
-        raise ValueError("`messages` has to hold at least one message, but is empty.")
     spoken = [template_message(message) for message in messages]
-    _check_last(spoken[-1], continue_final_message)
     if options.json_schema is not None:
         text = f"Answer with JSON that fits this schema:\n{json.dumps(options.json_schema)}"
         spoken.insert(0, {"role": "system", "content": text})
@@ -68,8 +64,23 @@ def conversation_ids(
     return ids
 
 
-def _check_last(message: Message, continue_final_message: bool) -> None:
-    """Refuses a last message that is nothing to answer, or nothing to continue."""
+def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
+    """Refuses conversations that leave nothing to answer, or nothing to continue.
+
+    Args:
+        messages: The messages.
+        continue_final_message: Whether the last one is an answer that has begun.
+
+    Raises:
+        ValueError: If there is no message, or the last one is of the wrong kind.
+    """
+    if not isinstance(continue_final_message, bool):
+        raise ValueError(
+            f"`continue_final_message` has to be True or False, but is {continue_final_message!r}."
+        )
+    if not messages:
+        raise ValueError("`messages` has to hold at least one message, but is empty.")
+    message = template_message(messages[-1])
     answer = message["role"] == "assistant"
     if continue_final_message and (not answer or not message["content"] or "tool_calls" in message):
         raise ValueError(

@@ -18,7 +18,7 @@ LAYERS = [
     ["decoding"],
     ["batches", "jobs"],
     ["scheduling"],
-    ["options"],
+    ["options", "placeholders"],
     ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],
     ["logits_process"],
     ["rows"],

@@ -11,6 +11,7 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    trim_messages,
 )
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -224,6 +225,22 @@ def test_tokens_of_messages_are_counted_as_they_are_sent():
     assert with_tools == (model.bind_tools([add]).invoke(QUESTION).usage_metadata["input_tokens"])
 
 
+@pytest.mark.parametrize("strategy", ["first", "last"])
+def test_the_model_counts_for_trim_messages(strategy):
+    model = chat()
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage("One?"),
+        AIMessage("Two."),
+        HumanMessage("3"),
+    ]
+    most = model.get_num_tokens_from_messages(messages) - 1
+    kept = trim_messages(messages, max_tokens=most, token_counter=model, strategy=strategy)
+    assert 0 < len(kept) < 4 and model.get_num_tokens_from_messages(kept) <= most
+    assert model.get_num_tokens_from_messages([]) == 0
+    assert trim_messages(messages, max_tokens=1, token_counter=model, strategy=strategy) == []
+
+
 def test_the_hint_stands_in_the_last_turn():
     hinted = f"{QUESTION}\n\nIn 8 sentences."
     model = chat(messages=hinted, answer_hint="In {sentences} sentences.")
@@ -241,6 +258,10 @@ def test_the_hint_stands_in_the_last_turn():
         (lambda: ChatLlamaStop(pipeline="x"), "`pipeline` has to be a transformers pipeline"),
         (lambda: chat().invoke([]), "`messages` has to hold at least one message"),
         (lambda: chat().invoke([("human", "a"), ("ai", "b")]), "The last of `messages`"),
+        (
+            lambda: chat().invoke([("human", "a"), ("ai", "b")], continue_final_message="yes"),
+            "`continue_final_message` has to be True or False, but is 'yes'",
+        ),
         (lambda: chat().invoke([FunctionMessage("a", name="b")]), "holds a FunctionMessage"),
         (
             lambda: chat().invoke([HumanMessage([{"type": "image", "url": "x"}])]),
