@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -25,15 +25,10 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import chat_template, knows_tools, turn_end_ids
+from langchain_llama_stop.chat_templates import chat_template, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.messages import (
-    answer_fields,
-    format_choice,
-    format_tools,
-    tool_call_chunks,
-)
+from langchain_llama_stop.messages import answer_fields
 from langchain_llama_stop.model_options import ModelOptions, check_task, model_profile
 from langchain_llama_stop.options import (
     ALIASES,
@@ -43,9 +38,16 @@ from langchain_llama_stop.options import (
 )
 from langchain_llama_stop.placeholders import plain_ids
 from langchain_llama_stop.structured_output import structured_output
-from langchain_llama_stop.tool_calling import call_begins, call_form, call_grammar
+from langchain_llama_stop.tool_calling import call_begins
+from langchain_llama_stop.tools import (
+    format_choice,
+    format_response,
+    format_tools,
+    tool_call_chunks,
+)
 
 if TYPE_CHECKING:
+    from langchain_llama_stop.prompts import Task
     from langchain_llama_stop.rows import GenerationResponse
 
 _LOADING = threading.Lock()
@@ -215,7 +217,11 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         """
         if not messages:
             return 0
-        return len(self._prompt(messages, self._options(), format_tools(tools or ())))
+        from langchain_llama_stop.prompts import conversation_ids
+
+        template = chat_template(self.pipeline.tokenizer, self.model_name)
+        given: dict[str, Any] = {"template": template, "tools": format_tools(tools or ())}
+        return len(conversation_ids(self.pipeline, messages, self._options(), **given))
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         """The options of one call, with the EOS ids of the template among the model's."""
@@ -232,21 +238,6 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         options = options.updated({"pipeline_kwargs": settings}) if settings else options
         check_options(self.pipeline, options)
         return options
-
-    def _prompt(
-        self,
-        messages: Sequence[BaseMessage],
-        options: GenerationOptions,
-        tools: Sequence[dict[str, Any]] = (),
-        **settings: Any,
-    ) -> list[int]:
-        """The ids of a conversation."""
-        from langchain_llama_stop.prompts import conversation_ids
-
-        template = chat_template(self.pipeline.tokenizer, self.model_name)
-        return conversation_ids(
-            self.pipeline, messages, options, template=template, tools=tools, **settings
-        )
 
     def bind_tools(
         self,
@@ -272,8 +263,8 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
             ValueError: If a tool cannot be described, or `tool_choice` names none of them.
         """
         kwargs.pop("strict", None)  # decoding is always held to the schemas
-        if response_format := kwargs.pop("response_format", None):  # as OpenAI writes it
-            kwargs["json_schema"] = response_format["json_schema"]["schema"]
+        if (response_format := kwargs.pop("response_format", None)) is not None:
+            kwargs["json_schema"] = format_response(response_format)
         formatted = format_tools(tools)
         choice = format_choice(tool_choice, formatted)
         return self.bind(tools=formatted, tool_choice=choice, **kwargs)
@@ -307,40 +298,35 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
 
     def _task(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[list[int], GenerationOptions, list[str]]:
-        """The prompt of a call, its options, and the names of the tools it may call."""
-        from langchain_llama_stop.prompts import check_last
+    ) -> Task:
+        """What a call asks for."""
+        from langchain_llama_stop.prompts import task
 
-        kwargs = dict(kwargs)
-        kwargs.pop("ls_structured_output_format", None)
-        tools, choice = kwargs.pop("tools", None) or [], kwargs.pop("tool_choice", None)
-        tools = [] if choice == "none" else tools
+        kwargs = {k: v for k, v in kwargs.items() if k != "ls_structured_output_format"}
+        tools = format_tools(kwargs.pop("tools", None) or [])
+        choice = format_choice(kwargs.pop("tool_choice", None), tools)
         prefill = kwargs.pop("continue_final_message", False)
-        check_last(messages, prefill)
-        options = self._call_options(stop, kwargs)
-        free = choice in (None, "auto")
-        ids = self._prompt(
-            messages, options, tools, show_example=free, continue_final_message=prefill
+        return task(
+            self.pipeline,
+            messages,
+            self._call_options(stop, kwargs),
+            template=chat_template(self.pipeline.tokenizer, self.model_name),
+            tools=[] if choice == "none" else tools,
+            choice=choice,
+            continue_final_message=prefill,
         )
-        if tools:
-            template = chat_template(self.pipeline.tokenizer, self.model_name)
-            grammar = call_grammar(
-                tools,
-                call_form(template),
-                choice=choice,
-                several=knows_tools(template),
-                schema=options.json_schema,
-            )
-            options = replace(options, json_schema=None, grammar=grammar)
-        return ids, options, [tool["function"]["name"] for tool in tools]
 
     def _parsed(self, response: GenerationResponse, names: list[str]) -> tuple[str, dict[str, Any]]:
         """Content of an answer, and the other fields of its message."""
-        special = ""
-        if names and response.stop_reason is None:  # one of these tokens may begin a call
-            ids = response.token_ids[: -1 if response.eos_source else None]
-            special = detokenizer(self.pipeline.tokenizer).decode(ids, special=True)
-        return answer_fields(response.text, self._info(response), special, names)
+        text = response.text
+        if names:  # the tags of calls may be special tokens, which a text leaves out
+            ids, decode = response.token_ids, detokenizer(self.pipeline.tokenizer).decode
+            places = range(len(ids) + 1)
+            count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
+            surplus = len(decode(ids[:count])) - len(text)
+            whole = decode(ids[:count], special=True)
+            text = whole[: len(whole) - surplus]
+        return answer_fields(text, self._info(response), names)
 
     def _generate(
         self,
@@ -377,7 +363,9 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
             fields: dict[str, Any] = {}
             if piece.response:
                 content, fields = self._parsed(piece.response, names)
-                fields["tool_call_chunks"] = tool_call_chunks(fields.pop("tool_calls", ()))
+                fields["tool_call_chunks"] = tool_call_chunks(
+                    fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
+                )
                 new = content[emitted:]
                 fields["chunk_position"] = "last"
             else:

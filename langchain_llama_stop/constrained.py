@@ -246,6 +246,8 @@ class _Vocabulary:
         string = _in_string(self._tokenizer.decode_bytes(list(ids)), (False, False))
         while not matcher.is_accepting():
             forced = matcher.compute_ff_tokens()
+            # It is encoded as usual, maybe into a token that is no text to a grammar.
+            forced = forced[: matcher.validate_tokens(forced)]
             if not forced:
                 mask = self.mask(matcher)
                 wanted = [self._quote] if string[0] else self._outside

@@ -1,4 +1,4 @@
-"""LangChain's messages and tools in the form that chat templates take, and answers back."""
+"""LangChain's messages in the form that chat templates take, and answers back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_llama_stop.chat_templates import Message
-from langchain_llama_stop.grammars import json_grammar
 from langchain_llama_stop.tool_calling import parse_tool_calls
+
+_ROLES = ("system", "user", "assistant")
+_LEFT_OUT = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking")
+"""Blocks of earlier answers: calls stand in `tool_calls` too, thoughts are not told again."""
 
 
 def template_message(message: BaseMessage) -> Message:
@@ -58,7 +60,12 @@ def template_message(message: BaseMessage) -> Message:
                 for call in message.tool_calls
             ]
         return spoken
-    if isinstance(message, ChatMessage) and message.role in ("system", "user", "assistant"):
+    if isinstance(message, ChatMessage):
+        if message.role not in _ROLES:
+            raise ValueError(
+                f"The role of a ChatMessage has to be one of {', '.join(map(repr, _ROLES))}, but "
+                f"is {message.role!r}."
+            )
         return {"role": message.role, "content": content}
     raise ValueError(
         f"`messages` has to hold system, human, AI and tool messages, but holds a "
@@ -75,10 +82,14 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
         if isinstance(block, str):
             texts.append(block)
         elif block.get("type") == "text":
-            texts.append(str(block["text"]))
+            if not isinstance(block.get("text"), str):
+                raise ValueError(
+                    f"A block of type 'text' has to hold a string under `text`, but is {block!r}."
+                )
+            texts.append(block["text"])
         elif block.get("type") == "json":
             texts.append(json.dumps(block.get("json"), ensure_ascii=False))
-        elif block.get("type") not in ("tool_use", "tool_call"):  # these stand in `tool_calls` too
+        elif block.get("type") not in _LEFT_OUT:
             raise ValueError(
                 f"A message's content has to be text, but holds a block of type "
                 f"{block.get('type')!r}: this model reads text only."
@@ -86,84 +97,25 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Writes tools in OpenAI's form.
-
-    Args:
-        tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
-
-    Returns:
-        One dict per tool, with name and parameters.
-
-    Raises:
-        ValueError: If one cannot be described, has no schema, or one that cannot be compiled.
-    """
-    formatted = []
-    for tool in tools:
-        try:
-            described = convert_to_openai_tool(tool)
-        except Exception as error:  # LangChain raises what it meets
-            raise ValueError(
-                f"`tools` has to hold functions with a docstring, Pydantic classes, LangChain "
-                f"tools or dicts in OpenAI's form, but holds {tool!r}: {error}"
-            ) from error
-        function = described.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("parameters"), dict):
-            raise ValueError(
-                f"Each of `tools` has to have a schema of its arguments (`parameters`), but "
-                f"{tool!r} has none: for a tool without arguments give "
-                "{'type': 'object', 'properties': {}}."
-            )
-        json_grammar(function["parameters"], f"The schema of the tool {function['name']!r}")
-        formatted.append(described)
-    return formatted
-
-
-def format_choice(
-    choice: str | dict[str, Any] | bool | None, tools: Sequence[Mapping[str, Any]]
-) -> str | None:
-    """Reads `tool_choice`.
-
-    Args:
-        choice: As LangChain and OpenAI write it.
-        tools: The tools, in OpenAI's form.
-
-    Returns:
-        None, "auto", "none", "any", or the name of a tool.
-
-    Raises:
-        ValueError: If it names none of the tools.
-    """
-    names = [tool["function"]["name"] for tool in tools]
-    if isinstance(choice, dict):
-        choice = str(choice.get("function", choice).get("name"))
-    known = {True: "any", False: None, "required": "any", None: None}.get(choice, str(choice))
-    if known not in (None, "auto", "none", "any", *names):
-        raise ValueError(
-            f"`tool_choice` has to be 'auto', 'none', 'any' or one of {', '.join(names)}, but "
-            f"is {known!r}."
-        )
-    return known
-
-
 def answer_fields(
-    text: str, info: dict[str, Any], special: str, names: Sequence[str]
+    text: str, info: dict[str, Any], names: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
     """Takes an answer apart into what an `AIMessage` holds.
 
     Args:
-        text: The answer.
+        text: The answer; where it may call tools without the prompt, with its special tokens.
         info: Its metadata, `usage_metadata` among them.
-        special: The answer with its special tokens; "" if that is not known.
         names: The tools that it may call.
 
     Returns:
         The content, and the message's other fields.
     """
     fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
-    found = parse_tool_calls(special or text, names) if names else None
+    found = parse_tool_calls(text, names) if names else None
     if found and (found.calls or found.invalid):
-        text, info["finish_reason"] = found.content, "tool_calls"
+        text = found.content
+        if found.calls:
+            info["finish_reason"] = "tool_calls"
         fields["tool_calls"] = [
             {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
             for name, args in found.calls
@@ -173,18 +125,3 @@ def answer_fields(
             for body, error in found.invalid
         ]
     return text, {**fields, "response_metadata": info}
-
-
-def tool_call_chunks(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Writes tool calls as the chunks of a stream, each whole in one.
-
-    Args:
-        calls: Tool calls of an `AIMessage`.
-
-    Returns:
-        Chunks for an `AIMessageChunk`.
-    """
-    return [
-        {"name": c["name"], "args": json.dumps(c["args"]), "id": c["id"], "index": index}
-        for index, c in enumerate(calls)
-    ]

@@ -1,19 +1,109 @@
-"""A conversation of LangChain's messages into the ids of a prompt."""
+"""A conversation of LangChain's messages into what a generation is asked for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from langchain_core.messages import BaseMessage
 
-from langchain_llama_stop.chat_templates import chat_ids
+from langchain_llama_stop.chat_templates import chat_ids, knows_tools
 from langchain_llama_stop.jobs import tokenizer_lock
 from langchain_llama_stop.messages import template_message
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.rows import sentences
 from langchain_llama_stop.settings import token_budget
+from langchain_llama_stop.tool_calling import CALL_TOKENS, call_form, call_grammar
+
+
+class Task(NamedTuple):
+    """What a call of a chat model asks for.
+
+    Attributes:
+        ids: The prompt.
+        options: The options, with the grammar that tools make.
+        names: The tools that an answer may call.
+    """
+
+    ids: list[int]
+    options: GenerationOptions
+    names: list[str]
+
+
+def task(
+    pipeline: Any,
+    messages: Sequence[BaseMessage],
+    options: GenerationOptions,
+    *,
+    template: str,
+    tools: Sequence[Mapping[str, Any]],
+    choice: str | None,
+    continue_final_message: bool,
+) -> Task:
+    """Puts together what a call asks for.
+
+    Args:
+        pipeline: The pipeline.
+        messages: The messages.
+        options: The call's options.
+        template: The chat template (Jinja).
+        tools: Tools in OpenAI's form; [] where none may be called.
+        choice: As for `call_grammar`.
+        continue_final_message: Whether the last message is an answer that has begun.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: If the messages leave nothing to answer or cannot be rendered, two tools have
+            one name, or things are asked for that do not go together.
+    """
+    _check_last(messages, continue_final_message)
+    names = [tool["function"]["name"] for tool in tools]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"Each of `tools` has to have a name of its own, but {len(twice)} are called "
+            f"{twice[0]!r}: rename or leave out the others."
+        )
+    free = choice not in ("any", *names)
+    if tools and options.grammar:
+        raise ValueError(
+            "`grammar` and `tools` cannot go together, as tools make a grammar of their own: give "
+            "one of them (`grammar=None`, `tool_choice='none'`)."
+        )
+    if tools and options.return_full_text:
+        raise ValueError(
+            "`return_full_text` has to be False with `tools`, but is True: a prompt that tells of "
+            "tools is full of calls."
+        )
+    if continue_final_message and (options.answer_grammar or not free):
+        raise ValueError(
+            "`continue_final_message` has to be False with `json_schema`, `grammar` or a demanded "
+            "tool, but is True: what they allow begins with the answer. Leave one of them out."
+        )
+    ids = conversation_ids(
+        pipeline,
+        messages,
+        options,
+        template=template,
+        tools=tools,
+        show_example=free,
+        continue_final_message=continue_final_message,
+    )
+    if tools:
+        vocabulary = pipeline.tokenizer.get_added_vocab()
+        tokens = {token: vocabulary[token] for token in CALL_TOKENS if token in vocabulary}
+        grammar = call_grammar(
+            tools,
+            call_form(template, tokens),
+            choice=choice,
+            several=knows_tools(template),
+            schema=options.json_schema,
+        )
+        options = replace(options, json_schema=None, grammar=grammar)
+    return Task(ids, options, names)
 
 
 def conversation_ids(
@@ -64,16 +154,8 @@ def conversation_ids(
     return ids
 
 
-def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
-    """Refuses conversations that leave nothing to answer, or nothing to continue.
-
-    Args:
-        messages: The messages.
-        continue_final_message: Whether the last one is an answer that has begun.
-
-    Raises:
-        ValueError: If there is no message, or the last one is of the wrong kind.
-    """
+def _check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
+    """Refuses conversations that leave nothing to answer, or nothing to continue."""
     if not isinstance(continue_final_message, bool):
         raise ValueError(
             f"`continue_final_message` has to be True or False, but is {continue_final_message!r}."

@@ -4,9 +4,11 @@ import asyncio
 import json
 
 import pytest
+import torch
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
+    ChatMessage,
     FunctionMessage,
     HumanMessage,
     SystemMessage,
@@ -19,8 +21,16 @@ from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop.chat_templates import chat_ids
-from langchain_llama_stop.options import GenerationOptions
-from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
+from langchain_llama_stop.constrained import GrammarProcessor
+from langchain_llama_stop.tool_calling import call_form, call_grammar
+from langchain_llama_stop.tools import format_tools
+from tests.fakes import (
+    TOKENIZERS,
+    ScriptedLlama,
+    byte_bpe_tokenizer,
+    make_pipeline,
+    scripted_answers,
+)
 
 TOKENIZER = TOKENIZERS["byte_bpe"]
 QUESTION = "What is it?"
@@ -116,7 +126,7 @@ def test_the_token_that_ends_a_turn_ends_the_answer_though_no_config_names_it():
     assert ChatLlamaStop(pipeline=pipe).invoke(QUESTION).content == "A cat."
 
 
-@pytest.mark.parametrize("choice", [None, "auto"])
+@pytest.mark.parametrize("choice", [None, "auto", False, {"type": "auto"}])
 def test_a_call_of_the_models_own_is_found(choice):
     text = 'I add. <tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
     formatted = chat().bind_tools([add]).kwargs["tools"]
@@ -139,6 +149,86 @@ def test_a_call_of_the_models_own_is_held_to_its_tools():
         assert answer.content == "So:" and answer.invalid_tool_calls == []
         assert [c["name"] for c in answer.tool_calls] == ["add"]
         assert all(isinstance(answer.tool_calls[0]["args"][n], int) for n in "ab")
+
+
+def calling(answer, marked=None):
+    """A chat model whose template tells of tools; its tags are single tokens if `marked` is set."""
+    tokenizer = byte_bpe_tokenizer()
+    if marked is not None:
+        tokenizer.add_tokens(["<tool_call>", "</tool_call>"], special_tokens=marked)
+    tokenizer.chat_template = TOKENIZER.chat_template + "{{ tools | length if tools }}<tool_call>"
+    tools = format_tools([add])
+    ids = chat_ids(tokenizer, USER, template=tokenizer.chat_template, tools=tools)
+    spoken = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    eos, size = tokenizer.eos_token_id, len(tokenizer)
+    scores = scripted_answers({tuple(ids): spoken}, size, eos)
+    pipe = make_pipeline(ScriptedLlama(size, scores, eos, eos), tokenizer)
+    return ChatLlamaStop(pipeline=pipe, max_tokens=250).bind_tools([add])
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("marked", [None, False, True], ids=["spelled", "token", "special"])
+@pytest.mark.parametrize(
+    ("text", "stop", "content", "calls"),
+    [
+        (f" \n I add. {CALL}", None, " \n I add.", 1),
+        (CALL, None, "", 1),
+        (f"So:\n{CALL}\n{CALL}", None, "So:", 2),
+        (' {"a": 1} or\n\n[2] ', None, ' {"a": 1} or\n\n[2] ', 0),
+        ('As {"name": "add"} says.', None, 'As {"name": "add"} says.', 0),
+        (f"A.\n{CALL}\n{CALL.replace('1', '7')}", ["7"], "A.", 1),
+        (f"A.\n{CALL}", ["2"], "A.", 0),
+        ("A b c.", ["c"], "A b ", 0),
+    ],
+)
+def test_a_stream_with_tools_adds_up_to_the_answer(marked, text, stop, content, calls):
+    model = calling(text, marked)
+    answer = model.invoke(QUESTION, stop=stop)
+    assert (answer.content, len(answer.tool_calls)) == (content, calls)
+    assert all(c["args"] == {"a": 1, "b": 2} for c in answer.tool_calls)
+    reason = "tool_calls" if calls else "stop"
+    assert answer.response_metadata["finish_reason"] == reason
+    assert answer.response_metadata["stop_reason"] == (stop[0] if stop else None)
+    cut = stop is not None and "<tool_call>" in text
+    assert [c["args"][:11] for c in answer.invalid_tool_calls] == ["<tool_call>"] * cut
+    whole = AIMessageChunk(content="")
+    for chunk in model.stream(QUESTION, stop=stop):
+        whole += chunk
+    assert (whole.content, whole.response_metadata) == (content, answer.response_metadata)
+    for kind in ("tool_calls", "invalid_tool_calls"):
+        ours, theirs = ([(c["name"], c["args"]) for c in getattr(m, kind)] for m in (answer, whole))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["token", "special"])
+def test_a_demanded_call_may_have_tags_that_are_tokens(marked):
+    model = calling("It is a cat.", marked)
+    tokenizer = model.bound.pipeline.tokenizer
+    answer = model.invoke(QUESTION, tool_choice="add", logprobs=True)
+    tokens = [entry["token"] for entry in answer.response_metadata["logprobs"]["content"]]
+    assert tokens[0] == "<tool_call>" and "</tool_call>" in tokens
+    assert answer.tool_calls[0]["name"] == "add" and answer.content == ""
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") is not None
+
+
+def test_a_model_may_think_before_it_calls():
+    tokenizer = byte_bpe_tokenizer()
+    tokens = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+    tokenizer.add_tokens(tokens, special_tokens=False)
+    vocabulary = tokenizer.get_added_vocab()
+    form = call_form("tools <tool_call>", {token: vocabulary[token] for token in tokens})
+    grammar = call_grammar(format_tools([add]), form, choice=None)
+    text = f"<think>Well.</think>{CALL}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    processor = GrammarProcessor(
+        tokenizer, grammar, prompt_length=0, max_new_tokens=200, eos_token_ids=[eos]
+    )
+    for end, wanted in enumerate([*ids, eos]):
+        before = torch.tensor([ids[:end]], dtype=torch.long)  # (1, end)
+        assert processor(before, torch.zeros(1, len(tokenizer)))[0, wanted].isfinite()
 
 
 def test_a_tool_call_or_an_answer_of_a_schema():
@@ -190,18 +280,31 @@ def test_the_profile_is_that_of_the_models_config():
 def test_control_tokens_in_messages_are_text_unless_asked_otherwise():
     eos = TOKENIZER.eos_token
     plain, read = (
-        chat(split_special_tokens=value)._prompt([HumanMessage(eos)], opts)
+        chat(split_special_tokens=value)._task([HumanMessage(eos)], None, {}).ids
         for value in (None, False)
-        for opts in [GenerationOptions(split_special_tokens=value)]
     )
     assert read.count(TOKENIZER.eos_token_id) == plain.count(TOKENIZER.eos_token_id) + 1
 
 
-@pytest.mark.parametrize("choice", ["any", "add", "required", True])
+BEGUN = [("human", QUESTION), ("ai", "It is")]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *("any", "add", "required", True, {"type": "any"}),
+        {"type": "function", "function": {"name": "add"}},
+        {"type": "tool", "name": "add"},
+    ],
+)
 def test_a_demanded_call_is_made_whatever_the_model_says(choice):
-    answer = chat().bind_tools([add], tool_choice=choice).invoke(QUESTION)
-    call = answer.tool_calls[0]
-    assert call["name"] == "add" and call["args"].keys() == {"a", "b"}
+    for answer in (
+        chat().bind_tools([add], tool_choice=choice).invoke(QUESTION),
+        chat().invoke(QUESTION, tools=[add], tool_choice=choice),
+        chat().bind(tools=[add]).invoke(QUESTION, tool_choice=choice),
+    ):
+        call = answer.tool_calls[0]
+        assert call["name"] == "add" and call["args"].keys() == {"a", "b"}
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
@@ -269,10 +372,62 @@ def test_the_hint_stands_in_the_last_turn():
         ),
         (
             lambda: chat().bind_tools([add], tool_choice="sub"),
-            "`tool_choice` has to be .* add",
+            "`tool_choice` has to be .* 'add', but is 'sub'",
         ),
         (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be"),
         (lambda: chat().bind_tools([{"type": "web_search"}]), "`tools` has to hold|has to have a"),
+        (
+            lambda: chat(grammar="start: /a+/").bind_tools([add]).invoke(QUESTION),
+            "`grammar` and `tools` cannot go together",
+        ),
+        (
+            lambda: chat(return_full_text=True).bind_tools([add]).invoke(QUESTION),
+            "`return_full_text` has to be False with `tools`",
+        ),
+        *(
+            (
+                lambda given=given: chat().invoke(BEGUN, continue_final_message=True, **given),
+                "`continue_final_message` has to be False with",
+            )
+            for given in (
+                {"json_schema": {"type": "object"}},
+                {"grammar": "start: /a+/"},
+                {"tools": [add], "tool_choice": "any"},
+                {"tools": [add], "tool_choice": "add"},
+            )
+        ),
+        (
+            lambda: chat().bind_tools([add, add]).invoke(QUESTION),
+            "has to have a name of its own, but 2 are called 'add'",
+        ),
+        (
+            lambda: chat().bind_tools([{"type": "function", "function": {"parameters": {}}}]),
+            "Each of `tools` has to have a name",
+        ),
+        (lambda: chat().bind_tools(add), "`tools` has to be a list of tools"),
+        (lambda: chat().invoke(QUESTION, tools=[3]), "`tools` has to hold functions"),
+        (lambda: chat().invoke(QUESTION, tools=[add], tool_choice="sub"), "but is 'sub'"),
+        (lambda: chat().bind_tools([add], tool_choice=[]), "`tool_choice` has to be .* but is .."),
+        (
+            lambda: chat().bind_tools([add], tool_choice={"type": "tool", "name": "sub"}),
+            "but is {'type': 'tool', 'name': 'sub'}",
+        ),
+        (
+            lambda: chat().bind_tools([], tool_choice="any"),
+            "has to be one of 'auto', 'none' where `tools` is empty, but is 'any'",
+        ),
+        (
+            lambda: chat().bind_tools([add], response_format={"type": "json_object"}),
+            "`response_format` has to be {'type': 'json_schema'",
+        ),
+        (
+            lambda: chat().invoke([HumanMessage([{"type": "text"}])]),
+            "A block of type 'text' has to hold a string under `text`",
+        ),
+        (
+            lambda: chat().invoke([ChatMessage(role="bob", content="a")]),
+            "The role of a ChatMessage has to be one of .* but is 'bob'",
+        ),
         (lambda: chat().bind_tools([3]), "`tools` has to hold functions .* but holds 3"),
         (
             lambda: chat().bind_tools([{"type": "function", "function": {"name": "now"}}]),
@@ -285,6 +440,16 @@ def test_the_hint_stands_in_the_last_turn():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_earlier_thoughts_are_left_out():
+    thought = [{"type": "reasoning", "reasoning": "Well."}, {"type": "text", "text": "A cat."}]
+    thought += [{"type": "thinking", "thinking": "Hm."}]
+    counts = [
+        chat().get_num_tokens_from_messages([HumanMessage(QUESTION), AIMessage(said)])
+        for said in (thought, "A cat.")
+    ]
+    assert counts[0] == counts[1]
 
 
 def test_a_whole_conversation_is_rendered():
