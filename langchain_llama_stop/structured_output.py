@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -9,10 +10,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from langchain_llama_stop.grammars import json_grammar
+
+_METHODS = ("json_schema", "json_mode", "function_calling")
 
 
 def structured_output(
@@ -35,34 +39,42 @@ def structured_output(
         A runnable that gives an instance of the class, else a dict.
 
     Raises:
-        ValueError: If `method` is another one.
+        ValueError: If `method` is another one, or `schema` cannot be used.
     """
-    known = isinstance(schema, type) and is_basemodel_subclass(schema)
-    traced = {"kwargs": {"method": method}, "schema": convert_to_json_schema(schema)}
+    if method not in _METHODS:
+        raise ValueError(
+            f"`method` has to be one of {', '.join(map(repr, _METHODS))}, but is {method!r}."
+        )
+    wanted, known = _json_schema(schema), isinstance(schema, type) and is_basemodel_subclass(schema)
+    grammar = json_grammar(wanted, "`schema`")
+    traced = {"kwargs": {"method": method}, "schema": wanted}
+    # What the constructor asks of all answers does not hold for these.
+    options = {"grammar": None, "json_schema": None, **options}
     parser: Runnable[Any, Any]
     llm: Runnable[Any, Any]
     if method == "function_calling":
-        name = convert_to_openai_tool(schema)["function"]["name"]
-        llm = chat.bind_tools(
-            [schema], tool_choice=name, ls_structured_output_format=traced, **options
-        )
+        if wanted.get("type", "object") != "object":
+            raise ValueError(
+                f"`schema` has to describe an object for 'function_calling', but its type is "
+                f"{wanted['type']!r}: use method='json_schema'."
+            )
+        name = str(wanted.get("title") or getattr(schema, "__name__", "answer"))
+        said = {key: wanted[key] for key in ("description",) if key in wanted}
+        parameters = {k: v for k, v in wanted.items() if k not in ("title", "description")}
+        tool = {"type": "function", "function": {"name": name, **said, "parameters": parameters}}
+        options |= {"tool_choice": name, "ls_structured_output_format": traced}
+        llm = chat.bind_tools([tool], **options)
         parser = (
             PydanticToolsParser(tools=[schema], first_tool_only=True)
             if known
             else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
         )
-    elif method in ("json_schema", "json_mode"):
-        wanted = convert_to_json_schema(schema)
+    else:
         # In JSON mode the prompt tells the schema; decoding is held to it all the same.
         told = method == "json_schema"
-        options["json_schema" if told else "grammar"] = wanted if told else json_grammar(wanted)
+        options["json_schema" if told else "grammar"] = wanted if told else grammar
         llm = chat.bind(ls_structured_output_format=traced, **options)
         parser = PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
-    else:
-        raise ValueError(
-            f"`method` has to be 'json_schema', 'json_mode' or 'function_calling', but is "
-            f"{method!r}."
-        )
     if not include_raw:
         return llm | parser
     parsed = RunnablePassthrough.assign(
@@ -71,3 +83,22 @@ def structured_output(
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     both = parsed.with_fallbacks([failed], exception_key="parsing_error")
     return RunnableMap(raw=llm) | both
+
+
+def _json_schema(schema: Any) -> dict[str, Any]:
+    """The JSON schema of what is given as one: a class, a tool, or a JSON schema itself."""
+    if isinstance(schema, Mapping) and not schema.keys() & {"name", "function", "toolSpec"}:
+        if not schema:
+            raise ValueError("`schema` has to describe the answers, but is {}.")
+        return dict(schema)
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        own = schema.model_json_schema()
+        if "$ref" in str(own.get("$defs")):  # LangChain leaves out what refers to itself
+            return own
+    try:
+        return convert_to_json_schema(schema)
+    except Exception as error:  # LangChain raises what it meets
+        raise ValueError(
+            f"`schema` has to be a Pydantic class, a TypedDict or a JSON schema, but is "
+            f"{schema!r}: {error}"
+        ) from error

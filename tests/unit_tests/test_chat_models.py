@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Literal
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop.chat_templates import chat_ids
@@ -320,6 +322,50 @@ def test_structured_output_is_of_its_class(method):
     assert isinstance(found["raw"], AIMessage)
 
 
+class Pet(BaseModel):
+    """An animal, with a property named like a keyword."""
+
+    type: Literal["cat", "dog"]
+    name: str
+
+
+class Node(BaseModel):
+    """A list, which refers to itself."""
+
+    value: int
+    next: "Node | None"
+
+
+class Colour(TypedDict):
+    """A colour."""
+
+    name: str
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize(
+    ("schema", "keys"),
+    [
+        (Pet, None),
+        (Node, None),
+        (Colour, {"name"}),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a"}),
+        ({"$defs": {"A": Person.model_json_schema()}, "$ref": "#/$defs/A"}, {"name", "age"}),
+        ({"name": "paint", "parameters": Person.model_json_schema()}, {"name", "age"}),
+    ],
+)
+def test_structured_output_of_every_kind_of_schema(schema, keys, method):
+    found = chat().with_structured_output(schema, method=method).invoke(QUESTION)
+    assert found.keys() == keys if keys else isinstance(found, schema)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize("own", [{"grammar": "start: /a+/"}, {"json_schema": {"type": "integer"}}])
+def test_structured_output_replaces_what_the_constructor_asks_for(own, method):
+    model = chat(**own).with_structured_output(Person, method=method)
+    assert isinstance(model.invoke(QUESTION), Person)
+
+
 def test_tokens_of_messages_are_counted_as_they_are_sent():
     model = chat()
     count = model.get_num_tokens_from_messages([HumanMessage(QUESTION)])
@@ -374,7 +420,17 @@ def test_the_hint_stands_in_the_last_turn():
             lambda: chat().bind_tools([add], tool_choice="sub"),
             "`tool_choice` has to be .* 'add', but is 'sub'",
         ),
-        (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be"),
+        (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be one of"),
+        (
+            lambda: chat().with_structured_output({"title": "x", "type": "foo"}),
+            "`schema` has to be a schema .*Invalid type: foo",
+        ),
+        (lambda: chat().with_structured_output({}), "`schema` has to describe the answers"),
+        (lambda: chat().with_structured_output(3), "`schema` has to be a Pydantic class"),
+        (
+            lambda: chat().with_structured_output({"type": "array"}, method="function_calling"),
+            "`schema` has to describe an object for 'function_calling', but its type is 'array'",
+        ),
         (lambda: chat().bind_tools([{"type": "web_search"}]), "`tools` has to hold|has to have a"),
         (
             lambda: chat(grammar="start: /a+/").bind_tools([add]).invoke(QUESTION),
