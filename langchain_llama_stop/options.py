@@ -132,6 +132,11 @@ class GenerationOptions:
             )
         if self.grammar and self.json_schema is not None:
             raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
+        if self.answer_grammar and self.thinking_tokens:  # a schema is compiled here
+            raise ValueError(
+                "`thinking_tokens` has to be 0 where an answer has to fit `json_schema`, `grammar` "
+                f"or tools, but is {self.thinking_tokens}: these allow no thoughts."
+            )
         hint = self.answer_hint
         if hint is not None and (not isinstance(hint, str) or not hint.strip()):
             raise ValueError(f"`answer_hint` has to be a sentence or None, but is {hint!r}.")
@@ -190,6 +195,9 @@ class GenerationOptions:
                 if name in ("stop", "stop_token_ids"):
                     new = [item for item in new if item not in ours]
                 changes[name] = (*ours, *new)
+        for name, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
+            if changes.get(name) is not None:  # they say the same
+                changes.setdefault(other, None)
         if "pipeline_kwargs" in changes:
             changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
         return replace(self, **changes)

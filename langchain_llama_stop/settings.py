@@ -82,6 +82,11 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
                     f"`stop_token_ids` has to hold ids under {vocabulary}, the size of the "
                     f"vocabulary, but holds {token_id}."
                 )
+    if (options.top_logprobs or 0) > vocabulary:
+        raise ValueError(
+            f"`top_logprobs` has to be at most {vocabulary}, the size of the vocabulary, but is "
+            f"{options.top_logprobs}."
+        )
     if "stop_strings" in options.pipeline_kwargs:
         raise ValueError("`pipeline_kwargs` may not hold `stop_strings`: use the option `stop`.")
     if pipeline._preprocess_params.get("prefix"):

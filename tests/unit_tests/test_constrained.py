@@ -93,8 +93,8 @@ def test_a_budget_that_just_suffices():
 
 
 def test_a_schema_that_cannot_be_compiled_is_refused():
-    opts = GenerationOptions.parse({"json_schema": {"type": "colour"}})
     with pytest.raises(ValueError, match="`json_schema` has to be a schema .*colour"):
+        opts = GenerationOptions.parse({"json_schema": {"type": "colour"}})
         generate(pipeline("bytes", 1), ["go"], opts)
 
 

@@ -172,6 +172,7 @@ def test_unknown_options_are_refused_with_the_known_ones(path):
         ({"max_new_tokens": 0}, "`max_new_tokens` has to be"),
         ({"temperature": -1}, "`temperature` has to be"),
         ({"stop": [""]}, "`stop` has to hold"),
+        ({"top_logprobs": 9999}, "`top_logprobs` has to be at most 261, .* but is 9999"),
         ({"stop_token_ids": [9999]}, "`stop_token_ids` has to hold ids under 261.*9999"),
         ({"eos_reward": {"start": 2}}, "`start` has to be"),
         ({"pipeline_kwargs": {"num_beams": 4}}, "greedy search or sampling.*beam search"),

@@ -111,6 +111,30 @@ def test_pipeline_kwargs_that_are_options_count_as_such():
     assert both.max_new_tokens == 3
 
 
+@pytest.mark.parametrize(
+    "asked", [{"grammar": "start: /a+/"}, {"json_schema": {"type": "integer"}}]
+)
+def test_thinking_and_a_grammar_do_not_go_together(asked):
+    with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 where .* but is 5"):
+        GenerationOptions.parse({"thinking_tokens": 5, **asked})
+
+
+@pytest.mark.parametrize("schema", [{"type": "colour"}, {"x": {1, 2}}, 3])
+def test_a_schema_that_cannot_be_used_is_refused_at_once(schema):
+    with pytest.raises(ValueError, match="`json_schema` has to be"):
+        GenerationOptions.parse({"json_schema": schema})
+
+
+def test_a_grammar_of_a_call_replaces_a_schema_and_the_other_way_round():
+    options = GenerationOptions.parse({"json_schema": {"type": "integer"}})
+    call = options.updated({"grammar": "start: /a+/"})
+    assert call.json_schema is None and call.grammar.lark == "start: /a+/"
+    assert call.updated({"json_schema": {}}).grammar is None
+    assert call.updated({"json_schema": None}).grammar == call.grammar
+    with pytest.raises(ValueError, match="say the same"):
+        options.updated({"grammar": "start: /a+/", "json_schema": {}})
+
+
 def test_options_are_frozen():
     with pytest.raises(AttributeError):
         GenerationOptions().seed = 1
