@@ -7,28 +7,20 @@ is therefore known at each step, and taken in time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple
 
-import llguidance.hf
-import llguidance.numpy
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 from transformers import LogitsProcessor
 
-from langchain_llama_stop.closers import ids_behind
 from langchain_llama_stop.grammars import Grammar
+from langchain_llama_stop.vocabulary import LONGEST, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LONGEST = 4096  # tokens of a way to the end
-_OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f" {word}")] + [" "]
-"""What may come next outside of strings, the best first."""
 _TRIED, _TRIED_ALWAYS = 8, 32  # tokens whose ways are measured where the budget is short; always
-_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, _Vocabulary] = WeakKeyDictionary()
 
 
 class _State(NamedTuple):
@@ -80,23 +72,22 @@ class GrammarProcessor(LogitsProcessor):
         self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
         self.free = grammar.free
         self._eos = list(eos_token_ids)
-        if tokenizer not in _VOCABULARIES:
-            _VOCABULARIES[tokenizer] = _Vocabulary(tokenizer)
-        self._vocabulary = _VOCABULARIES[tokenizer]
-        start, way = self._vocabulary.compiled(grammar.lark)
+        self._vocabulary = vocabulary(tokenizer)
+        self._search = not grammar.parts  # the usual way out is that of JSON
+        start, way = self._vocabulary.compiled(grammar.lark, self._search)
         if start is None:
             raise ValueError(
                 f"{grammar.argument} has to be what decoding can be constrained to, but cannot "
                 f"be compiled: simplify {grammar.lark!r}."
             )
         if len(way) >= max_new_tokens:
-            least = f"over {_LONGEST}" if len(way) > _LONGEST else f"{len(way) + 1} or more"
+            least = f"over {LONGEST}" if len(way) > LONGEST else f"{len(way) + 1} or more"
             raise ValueError(
                 f"`max_new_tokens` has to be {least} for the smallest answer that fits "
                 f"{grammar.argument}, but is {max_new_tokens}."
             )
         self._start = _State(start.deep_copy(), way, 0)
-        ways = [self._vocabulary.compiled(part)[1] for part in grammar.parts]
+        ways = [self._vocabulary.compiled(part, False)[1] for part in grammar.parts]
         self._reserve = max(map(len, ways)) + 4 if ways else max_new_tokens
         self._tried = _TRIED if ways else _TRIED_ALWAYS
         self._known: dict[tuple[int, ...], _State] = {}
@@ -122,7 +113,7 @@ class GrammarProcessor(LogitsProcessor):
             allowed = self._allowed(state.matcher, scores.shape[1]).to(scores.device)  # (vocab,)
             if len(state.way) >= left and not (complete and self.free):
                 allowed = self._only(state.way[:1] or self._eos, allowed)
-            elif complete and not allowed[scores[row].argmax()]:
+            elif complete and ids and not allowed[scores[row].argmax()]:
                 # What the model would rather say cannot stand behind a complete answer.
                 allowed = self._only(self._eos, allowed)
             elif len(state.way) + self._reserve >= left:
@@ -135,7 +126,8 @@ class GrammarProcessor(LogitsProcessor):
                     allowed[late] = False
                 else:
                     in_time = [token for token in best if token not in late]
-                    allowed = self._only(in_time or state.way[:1] or self._eos, allowed)
+                    ends = self._eos if complete else []
+                    allowed = self._only([*in_time, *ends] or state.way[:1], allowed)
             scores[row, ~allowed] = -torch.inf
         self._known = known
         return scores
@@ -171,7 +163,8 @@ class GrammarProcessor(LogitsProcessor):
         for way in (before.way[1:], before.way, before.way[2:], before.way[3:]):
             if way and matcher.validate_tokens(way) == len(way) and _leads_out(matcher, way):
                 return _State(matcher, way, before.begin)
-        way = self._vocabulary.way_out(matcher, ids[before.begin :], self.max_new_tokens - len(ids))
+        most, said = self.max_new_tokens - len(ids), ids[before.begin :]
+        way = self._vocabulary.way_out(matcher, said, most, self._search)
         return _State(matcher, way, before.begin)
 
     def _allowed(self, matcher: LLMatcher, size: int) -> torch.Tensor:
@@ -190,107 +183,7 @@ class GrammarProcessor(LogitsProcessor):
         return only
 
 
-class _Vocabulary:
-    """What depends on the tokenizer alone: its tokens, and what grammars come to in them.
-
-    Attributes:
-        size: The number of its tokens.
-        compiled: Gives a grammar's matcher, to be copied before it is used, and ids of a short
-            way to a complete answer; None and [] if the grammar cannot be compiled.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads the vocabulary.
-
-        Args:
-            tokenizer: The model's tokenizer.
-        """
-        self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
-        self.size = self._tokenizer.vocab_size
-        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))}
-        self._outside, self._quote = list(firsts.values()), firsts.get('"')
-        self.compiled = lru_cache(maxsize=1024)(self._compile)
-
-    def _compile(self, lark: str) -> tuple[LLMatcher | None, list[int]]:
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
-        if matcher.is_error():
-            return None, []
-        return matcher, self.way_out(matcher, (), _LONGEST)
-
-    def mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Finds which tokens may come next.
-
-        Args:
-            matcher: Where an answer stands.
-
-        Returns:
-            32 bits a word, (words,).
-        """
-        mask = llguidance.numpy.allocate_token_bitmask(1, self.size)
-        llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-        words: np.ndarray[Any, np.dtype[np.int32]] = mask[0]
-        return words
-
-    def way_out(self, matcher: LLMatcher, ids: Sequence[int], most: int) -> list[int]:
-        """Looks for a short way to a complete answer.
-
-        Args:
-            matcher: Where the answer stands.
-            ids: Its ids since it was complete last.
-            most: Tokens that the way may have.
-
-        Returns:
-            The ids of the way; over `most` of them if none is found that is short enough.
-        """
-        matcher, way = matcher.deep_copy(), list[int]()
-        string = _in_string(self._tokenizer.decode_bytes(list(ids)), (False, False))
-        while not matcher.is_accepting():
-            forced = matcher.compute_ff_tokens()
-            # It is encoded as usual, maybe into a token that is no text to a grammar.
-            forced = forced[: matcher.validate_tokens(forced)]
-            if not forced:
-                mask = self.mask(matcher)
-                wanted = [self._quote] if string[0] else self._outside
-                first = next(
-                    (t for t in wanted if t is not None and int(mask[t >> 5]) >> (t & 31) & 1), None
-                )
-                forced = [_first(mask) if first is None else first]
-            way += forced
-            if not matcher.consume_tokens(forced):  # a dead end
-                return way * (most + 1)
-            if len(way) > most:
-                return way
-            string = _in_string(self._tokenizer.decode_bytes(forced), string)
-        return way
-
-
 def _leads_out(matcher: LLMatcher, way: list[int]) -> bool:
     """Whether an answer is complete behind a way that can be gone."""
     matcher = matcher.deep_copy()
     return matcher.consume_tokens(way) and matcher.is_accepting()
-
-
-def _first(mask: np.ndarray[Any, np.dtype[np.int32]]) -> int:
-    """The first of the tokens that may come next."""
-    return int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax())
-
-
-def _in_string(text: bytes, before: tuple[bool, bool]) -> tuple[bool, bool]:
-    """Whether a JSON text ends inside of a string, and there behind a backslash.
-
-    Args:
-        text: The text.
-        before: The same of what precedes it.
-
-    Returns:
-        Both.
-    """
-    inside, escaped = before
-    for byte in text:
-        if escaped:
-            escaped = False
-        elif inside and byte == ord("\\"):
-            escaped = True
-        elif byte == ord('"'):
-            inside = not inside
-    return inside, escaped

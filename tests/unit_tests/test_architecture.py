@@ -18,7 +18,7 @@ LAYERS = [
     ["decoding"],
     ["batches", "jobs"],
     ["scheduling"],
-    ["options", "placeholders"],
+    ["options", "placeholders", "vocabulary"],
     ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],
     ["logits_process"],
     ["rows"],

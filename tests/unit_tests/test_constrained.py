@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_llama_stop.constrained import GrammarProcessor
 from langchain_llama_stop.generation import generate, stream_generate
-from langchain_llama_stop.grammars import json_grammar
+from langchain_llama_stop.grammars import Grammar, json_grammar
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tool_calling import HERMES, LLAMA_3, call_grammar, parse_tool_calls
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
@@ -182,18 +182,22 @@ def test_a_grammar_of_ones_own():
         generate(pipeline("bytes", 3), ["go"], opts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     grammar=st.sampled_from(
         [
             "start: (/[A-Za-z,]+ /)*",
             'start: "no" | "y " /[0-9]{60}/',
             'start: "a"+ | "b(" inner ")"\ninner: "c"{30} | "d" "(" inner ")"',
+            'start: /[A-Za-z ,]+/ "."',
+            'start: "y" /[0-9]{80}/ | "zo"',
+            'start: /[a-z ]+/ /[0-9]{2}/ "END"',
+            'start: "- " /[^\\n]+/ ("\\n- " /[^\\n]+/){2}',
         ]
     ),
     name=st.sampled_from(sorted(TOKENIZERS)),
     seed=st.integers(0, 10**6),
-    budget=st.integers(6, 90),
+    budget=st.integers(12, 90),
     temperature=st.sampled_from([0, 2]),
 )
 def test_a_grammar_of_ones_own_is_complete_within_the_budget(
@@ -223,6 +227,21 @@ def test_a_grammar_whose_smallest_answer_is_too_long_is_refused_quickly(digits, 
     with pytest.raises(ValueError, match=f"`max_new_tokens` has to be {least}"):
         generate(pipeline("bytes", 1), ["go"], GenerationOptions.parse(opts))
     assert time.monotonic() - began < 20
+
+
+def test_an_answer_is_begun_though_the_favourite_is_not_allowed():
+    """An empty answer may be complete, but says nothing."""
+    tokenizer = TOKENIZERS["bytes"]
+    eos = tokenizer.eos_token_id
+    grammar = Grammar("start: /[a-z]*/")
+    processor = GrammarProcessor(
+        tokenizer, grammar, prompt_length=0, max_new_tokens=9, eos_token_ids=[eos]
+    )
+    scores = torch.zeros(1, len(tokenizer))
+    scores[0, ord("!")] = 5
+    begun, empty = torch.tensor([[*b"ab"]]), torch.zeros(1, 0, dtype=torch.long)  # (1, generated)
+    assert processor(begun, scores).isfinite().nonzero()[:, 1].tolist() == [eos]
+    assert processor(empty, scores).isfinite().nonzero()[:, 1].tolist() == [*range(97, 123), eos]
 
 
 def test_control_tokens_of_a_prompt_are_text_if_asked_for():
