@@ -126,6 +126,49 @@ class Batch:
         return Prefix(known, self.cache.row(row, columns), prompt, logits)
 
 
+def read(
+    model: Any,
+    owners: Sequence[Any],
+    prompts: Sequence[Sequence[int]],
+    known: Sequence[tuple[Prefix | None, int]],
+) -> tuple[Batch, torch.Tensor]:
+    """Reads what is not known of prompts, in one left-padded pass.
+
+    Args:
+        model: The model.
+        owners: As for `Batch`.
+        prompts: The ids of each; at least one is not known.
+        known: As for `Batch`.
+
+    Returns:
+        The rows, and the scores behind the prompts, (rows, 1, vocab).
+    """
+    rest = [ids[count:] for ids, (_, count) in zip(prompts, known, strict=True)]
+    tokens, attended = left_padded(rest, pad=0)
+    batch = Batch(owners, known, tokens.shape[1], model.device)
+    padding = None if bool(attended.all()) else attended.to(model.device)
+    return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
+
+
+def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes texts below each other, their ends in one column.
+
+    Args:
+        texts: Their ids.
+        pad: What stands before the shorter ones.
+
+    Returns:
+        The ids, and 1 for what is text and 0 for padding, both (texts, longest).
+    """
+    tokens = torch.full((len(texts), max(map(len, texts))), pad, dtype=torch.long)
+    attended = torch.zeros_like(tokens)
+    for row, ids in enumerate(texts):
+        if ids:
+            tokens[row, -len(ids) :] = torch.tensor(ids)
+            attended[row, -len(ids) :] = 1
+    return tokens, attended
+
+
 @functools.cache
 def _takes_positions(kind: Any) -> bool:
     """Whether the forward pass of a class of models is told positions."""

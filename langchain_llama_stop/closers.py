@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from langchain_llama_stop.detokenization import Detokenizer, detokenizer
+from langchain_llama_stop.once import once_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,15 +19,12 @@ _FIRST = ("```", "\n```", '"', '."', '".', ")", ".)", ").", "]", "].", "}", "**"
 _NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
 _OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
 _OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
-_CLOSERS: WeakKeyDictionary[PreTrainedTokenizerBase, Closers] = WeakKeyDictionary()
 
 
+@once_each
 def closers(tokenizer: PreTrainedTokenizerBase) -> Closers:
     """Returns the `Closers` of a tokenizer, built once for each."""
-    found = _CLOSERS.get(tokenizer)
-    if found is None:
-        found = _CLOSERS[tokenizer] = Closers(detokenizer(tokenizer))
-    return found
+    return Closers(detokenizer(tokenizer))
 
 
 class Closers:

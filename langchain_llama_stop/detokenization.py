@@ -10,22 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
+
+from langchain_llama_stop.once import once_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
 _WINDOW = 16  # tokens decoded again for each new one; short decodes cost the same up to here
-_DETOKENIZERS: WeakKeyDictionary[PreTrainedTokenizerBase, Detokenizer] = WeakKeyDictionary()
 
 
+@once_each
 def detokenizer(tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
     """Returns the `Detokenizer` of a tokenizer, built once for each."""
-    found = _DETOKENIZERS.get(tokenizer)
-    if found is None:
-        found = _DETOKENIZERS[tokenizer] = Detokenizer(tokenizer)
-    return found
+    return Detokenizer(tokenizer)
 
 
 class Detokenizer:

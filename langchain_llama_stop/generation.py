@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from langchain_llama_stop.batches import left_padded
 from langchain_llama_stop.decoding import Step, decode_steps
 from langchain_llama_stop.detokenization import TextBuilder
 from langchain_llama_stop.guessing import (
@@ -152,7 +153,7 @@ def _next_batch(waiting: list[Row], most: int) -> list[Row]:
 
 def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
     """Prepares the decoding of one batch; after each step the rows have taken their tokens."""
-    model, tokenizer, width = pipeline.model, pipeline.tokenizer, max(len(r.ids) for r in rows)
+    model, tokenizer = pipeline.model, pipeline.tokenizer
     budget = rows[0].budget
     eos = eos_token_ids(pipeline, options)
     limit = rows[0].limit
@@ -161,16 +162,13 @@ def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
     # 1. Left-padded prompts, (batch, width)
     device = pipeline.device
-    ids = torch.full((len(rows), width), config.pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[i, width - len(row.ids) :] = 1
+    ids, mask = left_padded([row.ids for row in rows], config.pad_token_id)
+    width = ids.shape[1]
     # 2. Fresh processors and criteria, which are told where the prompt ends
     user_processors, user_criteria = pipeline_callables(pipeline)
     processors = LogitsProcessorList([*user_processors, *options.logits_processor])
     criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
-    reward = landing = constraint = None
+    reward = landing = None
     if grammar := options.answer_grammar:
         from langchain_llama_stop.constrained import GrammarProcessor
 
@@ -180,7 +178,7 @@ def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
             )
         processors.append(constraint)
     # A grammar says itself where the answer ends.
-    wanted = options.eos_reward if constraint is None or constraint.free else None
+    wanted = options.eos_reward if grammar is None or grammar.free else None
     if wanted and wanted.hindsight:
         with tokenizer_lock(tokenizer):
             landing = Landing(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from langchain_llama_stop.decoding import Pass, Passes
-
-_LOCKS: WeakKeyDictionary[PreTrainedTokenizerBase, threading.RLock] = WeakKeyDictionary()
-_GUARD = threading.Lock()
+from langchain_llama_stop.once import once_each
 
 
+@once_each
 def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     """Returns the lock of a tokenizer: fast ones may not be used by two threads.
 
@@ -25,8 +23,7 @@ def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     Returns:
         Its lock; the same for each call.
     """
-    with _GUARD:
-        return _LOCKS.setdefault(tokenizer, threading.RLock())
+    return threading.RLock()
 
 
 class Job:
@@ -34,7 +31,6 @@ class Job:
 
     Attributes:
         steps: How many times the job has got on.
-        over: Whether nothing more will come.
         error: What has ended it, if that was an error.
     """
 
@@ -63,7 +59,7 @@ class Job:
         self.passes, self.prompts, self.answers = passes, prompts, answers
         self.most_rows, self.prefix_cache, self.alone = most_rows, prefix_cache, alone
         self.wanted: Pass | None = next(passes)
-        self.steps, self.over = 0, False
+        self.steps = 0
         self.error: BaseException | None = None
         self.apart = False  # to be read by itself: reading it along with others has failed
         self.first: torch.Tensor | None = None  # scores behind a single prompt, (vocab,)
@@ -86,12 +82,16 @@ class Job:
             if not isinstance(error, Exception):
                 raise
         self.steps += 1
-        self.over = self.wanted is None
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the job before its time; its caller gets the error."""
-        self.error, self.wanted, self.over = error, None, True
+        self.error, self.wanted = error, None
         self.passes.close()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.wanted is None
 
     @property
     def running(self) -> int:

@@ -53,8 +53,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Writes the states of new tokens behind the others and returns them all."""
         new, length = (key_states, value_states), self.length + key_states.shape[2]
         if not self.buffers or length > self.buffers[0].shape[2]:
-            room = length + max(_SPARE, length // 4)
-            grown = [x.new_empty((*x.shape[:2], room, x.shape[3])) for x in new]
+            grown = [x.new_empty((*x.shape[:2], _room(length), x.shape[3])) for x in new]
             for old, buffer in zip(self.buffers, grown, strict=False):
                 buffer[:, :, : self.length] = old[:, :, : self.length]
             self.buffers = grown
@@ -113,8 +112,7 @@ class RowsCache(Cache):
                 continue
             joined = []
             for a, b in zip(mine.buffers, theirs.buffers, strict=True):
-                room = length + max(_SPARE, length // 4)
-                buffer = a.new_zeros((len(a) + len(b), *a.shape[1:2], room, *a.shape[3:]))
+                buffer = a.new_zeros((len(a) + len(b), a.shape[1], _room(length), a.shape[3]))
                 buffer[: len(a), :, length - mine.length : length] = a[:, :, : mine.length]
                 buffer[len(a) :, :, length - theirs.length : length] = b[:, :, : theirs.length]
                 joined.append(buffer)
@@ -169,3 +167,8 @@ class RowsCache(Cache):
                 buffers.append(buffer)
             layer.fill(buffers, width)
         return cache
+
+
+def _room(length: int) -> int:
+    """Columns of a buffer of which so many are written."""
+    return length + max(_SPARE, length // 4)

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from langchain_llama_stop.kv_cache import LayerStates
 from langchain_llama_stop.loading import adapter_state
+from langchain_llama_stop.once import once_each
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 SHORTEST = 32
 """Tokens under which a common prefix is not used: reading it again costs next to nothing, and in
 low precision another way of computing it may round differently."""
-
-_CACHES: WeakKeyDictionary[PreTrainedModel, PrefixCache] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class PrefixCache:
         """
         if not limit:
             return None
-        cache = _CACHES.setdefault(model, cls())
+        cache = _cache(model)
         adapters = {name: id(config) for name, config in getattr(model, "peft_config", {}).items()}
         state = (adapters, adapter_state(model))
         with cache._lock:
@@ -124,10 +122,11 @@ class PrefixCache:
             while self.tokens > self.limit:
                 self._entries.pop(0)
 
-    def clear(self) -> None:
-        """Forgets everything, which frees its memory."""
-        with self._lock:
-            self._entries.clear()
+
+@once_each
+def _cache(model: PreTrainedModel) -> PrefixCache:
+    """The prefix cache of a model."""
+    return PrefixCache()
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,19 +9,16 @@ join between two passes and leave when they have finished.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from transformers import PreTrainedModel
 
-from langchain_llama_stop.batches import Batch
+from langchain_llama_stop.batches import Batch, read
 from langchain_llama_stop.jobs import Job
-from langchain_llama_stop.prefix_cache import SHORTEST, Prefix, PrefixCache, common
-
-_SCHEDULERS: WeakKeyDictionary[PreTrainedModel, Scheduler] = WeakKeyDictionary()
-_GUARD = threading.Lock()
+from langchain_llama_stop.once import once_each
+from langchain_llama_stop.prefix_cache import SHORTEST, PrefixCache, common
 
 _PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
 
@@ -39,13 +36,12 @@ class Scheduler:
         # Over what follows, up to the blank line. Entered anew where, in the midst of it, an
         # abandoned stream is collected and leaves.
         self._mutex = threading.RLock()
-        self._led = False
+        self._leader = 0  # the thread that leads; 0 if none does
         self._waiting: list[Job] = []  # the first come first
         self._left: list[Job] = []
         self._sleepers: dict[Job, tuple[threading.Condition, int | None]] = {}
 
         # The leader's own.
-        self._leader = 0
         self._batch: Batch | None = None
         self._has_read = False  # whether the last step has read prompts
         self._alone: list[Job] = []
@@ -55,11 +51,15 @@ class Scheduler:
         """The model, which lives as long as somebody wants something of it."""
         return self._ref()
 
+    @property
+    def _led(self) -> bool:
+        """Whether somebody leads."""
+        return self._leader != 0
+
     @classmethod
     def of(cls, model: PreTrainedModel) -> Scheduler:
         """Returns the scheduler of a model."""
-        with _GUARD:
-            return _SCHEDULERS.setdefault(model, cls(model))
+        return _scheduler(model)
 
     def submit(self, job: Job) -> None:
         """Takes a job; somebody has to `drive` it, and to `leave` it in the end."""
@@ -76,7 +76,7 @@ class Scheduler:
         Raises:
             BaseException: What has ended the job, or has come up while the caller led.
         """
-        if self._led and self._leader == threading.get_ident():
+        if self._leader == threading.get_ident():
             raise RuntimeError(
                 "The model has to be called from outside of its own processors and criteria, but "
                 "was called from inside: call it in a callback, or another model."
@@ -87,14 +87,13 @@ class Scheduler:
                     turn = threading.Condition(self._mutex)
                     self._sleepers[job] = (turn, since)
                     turn.wait()
-                lead = not _done(job, since)
-                self._led = self._led or lead
+                if lead := not _done(job, since):
+                    self._leader = threading.get_ident()
             finally:
                 self._sleepers.pop(job, None)
                 if not self._led:  # it may have been this caller's turn
                     self._wake()
         if lead:
-            self._leader = threading.get_ident()
             try:
                 while not _done(job, since):
                     self._step()
@@ -112,9 +111,9 @@ class Scheduler:
                 self._waiting.remove(job)
             elif not job.over:
                 self._left.append(job)
-                lead, self._led = not self._led, True
-                if not lead:
+                if self._led:
                     return  # who leads will see to it
+                self._leader = threading.get_ident()
             else:
                 return
         self._hand_over()
@@ -135,7 +134,7 @@ class Scheduler:
             self._take_out()
             with self._mutex:
                 if not self._left:
-                    self._led, self._leader = False, 0
+                    self._leader = 0
                     self._wake()
                     return
 
@@ -250,12 +249,12 @@ class Scheduler:
         best = max(count for _, count in known)
         if cache and len(prompts) > 1 and shared >= SHORTEST and shared > best:
             ids = prompts[0][:shared]
-            batch, _ = _read(model, [None], [ids], [cache.find(ids)])
+            batch, _ = read(model, [None], [ids], [cache.find(ids)])
             entry = batch.prefix(0, ids, 0, None)
             cache.put(entry)
             known = [(entry, shared)] * len(prompts)
         known = [(p, min(n, len(i) - 1)) for (p, n), i in zip(known, prompts, strict=True)]
-        return _read(model, owners, prompts, known)
+        return read(model, owners, prompts, known)
 
     def _pass(self, batch: Batch) -> None:
         """Gets on with all rows by one pass."""
@@ -297,6 +296,12 @@ class Scheduler:
             cache.put(batch.prefix(row, ids, len(prompt), job.first))
 
 
+@once_each
+def _scheduler(model: PreTrainedModel) -> Scheduler:
+    """The scheduler of a model."""
+    return Scheduler(model)
+
+
 def _done(job: Job, since: int | None) -> bool:
     return job.over or (since is not None and job.steps > since)
 
@@ -319,25 +324,6 @@ def _compact(batch: Batch | None, *, at_once: bool = False) -> Batch | None:
     if finished and rows and (at_once or 4 * finished >= len(batch.owners)):
         batch.select(rows)
     return batch if rows else None
-
-
-def _read(
-    model: Any,
-    owners: Sequence[Any],
-    prompts: Sequence[Sequence[int]],
-    known: Sequence[tuple[Prefix | None, int]],
-) -> tuple[Batch, torch.Tensor]:
-    """Reads what is not known of prompts, in one left-padded pass."""
-    rest = [ids[count:] for ids, (_, count) in zip(prompts, known, strict=True)]
-    width = max(map(len, rest))
-    tokens = torch.zeros(len(rest), width, dtype=torch.long)
-    attended = torch.zeros_like(tokens)
-    for row, ids in enumerate(rest):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        attended[row, width - len(ids) :] = 1
-    batch = Batch(owners, known, width, model.device)
-    padding = None if bool(attended.all()) else attended.to(model.device)
-    return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
 
 
 def _pass_alone(model: Any, job: Job) -> torch.Tensor:

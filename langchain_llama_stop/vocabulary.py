@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import llguidance.hf
 import llguidance.numpy
@@ -13,6 +12,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from langchain_llama_stop.closers import ids_behind
+from langchain_llama_stop.once import once_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,15 +22,12 @@ LONGEST = 4096
 
 _OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f" {word}")] + [" "]
 """What may come next outside of strings, the best first."""
-_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary] = WeakKeyDictionary()
 
 
+@once_each
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """Returns the `Vocabulary` of a tokenizer, built once for each."""
-    found = _VOCABULARIES.get(tokenizer)
-    if found is None:
-        found = _VOCABULARIES[tokenizer] = Vocabulary(tokenizer)
-    return found
+    return Vocabulary(tokenizer)
 
 
 class Vocabulary:

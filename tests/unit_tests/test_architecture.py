@@ -11,7 +11,7 @@ import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
-    ["_version", "dtypes", "marks", "gguf_cache", "grammars", "probes"],
+    ["_version", "dtypes", "marks", "once", "gguf_cache", "grammars", "probes"],
     ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling", "testing"],
     ["eos_reward", "kv_cache", "closers", "endings"],
     ["prefix_cache", "guessing"],
