@@ -182,7 +182,7 @@ def rag(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     works = {
         "ours, no lookup": lambda: llm.invoke(prompt, prompt_lookup_num_tokens=0),
         "HuggingFacePipeline": lambda: peer.invoke(prompt, **options),
-        "ours": lambda: llm.invoke(prompt, prompt_lookup_num_tokens=10),
+        "ours": lambda: llm.invoke(prompt, prompt_lookup_num_tokens=None),
     }
     times, texts = alternate(works, args.repeats)
     with forward_rows(pipeline.model) as passes:

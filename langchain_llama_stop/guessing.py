@@ -12,13 +12,15 @@ import torch
 
 from langchain_llama_stop.kv_cache import RowsCache
 
-LOOKUP_TOKENS = 10
+LOOKUP_TOKENS = 32
 """Tokens that prompt lookup guesses at most where it has switched itself on."""
 
 LONG_PROMPT = 128
 """Tokens from which on a prompt holds enough to look up."""
 
 _SIZES = (4, 3, 2)  # tokens that have to agree before what follows them is a guess
+_FIRST = 8  # tokens of the first guess
+_FEWEST = 4  # tokens of a guess after a wrong one
 
 
 class Guesser(Protocol):
@@ -43,8 +45,9 @@ class PromptLookup:
     """Guesses what followed the last time that the newest tokens stood in the text.
 
     Prompt lookup decoding, after A. Saxena (2023): an answer that quotes its context needs no
-    second model to guess ahead. After a wrong guess longer agreement is asked for, so that texts
-    that only seem to repeat themselves cost little.
+    second model to guess ahead. A guess that came true doubles the next one; after a wrong one
+    fewer tokens are guessed and longer agreement is asked for, so that texts that only seem to
+    repeat themselves cost little.
     """
 
     def __init__(self, count: int) -> None:
@@ -53,7 +56,7 @@ class PromptLookup:
         Args:
             count: Tokens to guess at most.
         """
-        self._count, self._least = count, _SIZES[-1]
+        self._count, self._ahead, self._least = count, _FIRST, _SIZES[-1]
         self._ids: list[int] = []
         self._behind: dict[tuple[int, ...], int] = {}  # where what follows a run of tokens begins
 
@@ -62,6 +65,7 @@ class PromptLookup:
         if tried:
             self._least += -1 if right else 1
             self._least = max(_SIZES[-1], min(self._least, _SIZES[0]))
+            self._ahead = 2 * tried if right == tried else max(_FEWEST, right)
         for token in input_ids[0, len(self._ids) :].tolist():
             for size in _SIZES:  # the newest token itself is not indexed: nothing follows it yet
                 self._behind[tuple(self._ids[-size:])] = len(self._ids)
@@ -69,7 +73,7 @@ class PromptLookup:
         for size in _SIZES:
             begin = self._behind.get(tuple(self._ids[-size:]))
             if size >= self._least and begin is not None:
-                return input_ids[:, begin : begin + max(0, min(self._count, most))]
+                return input_ids[:, begin : begin + max(0, min(self._ahead, self._count, most))]
         return input_ids[:, :0]
 
 

@@ -57,7 +57,7 @@ class GenerationOptions:
         prefix_cache: Tokens whose keys and values are kept for prompts that begin the same way; 0
             is off.
         prompt_lookup_num_tokens: Tokens guessed ahead from the text so far, greedy and one prompt
-            at a time; 0 is off. None: 10 for prompts of 128 tokens or more, else off.
+            at a time, at most; 0 is off. None: 32 for prompts of 128 tokens or more, else off.
         assistant_model: A small transformers model of the same vocabulary that guesses ahead
             instead.
         pipeline_kwargs: Further settings of transformers' `GenerationConfig`.

@@ -49,6 +49,15 @@ def test_after_wrong_guesses_more_has_to_agree():
     assert guess(lookup, ids, tried=2, right=1) == [2, 3]  # three again
 
 
+def test_guesses_that_come_true_grow_and_wrong_ones_shrink():
+    lookup, text = PromptLookup(20), list(range(99))
+    assert guess(lookup, [*text, 0, 1]) == text[2:10]
+    assert guess(lookup, [*text, *text[:11]], tried=8, right=8) == text[11:27]
+    assert guess(lookup, [*text, *text[:28]], tried=16, right=16) == text[28:48]  # 20 at most
+    assert guess(lookup, [*text, *text[:35]], tried=20, right=6) == text[35:41]
+    assert guess(lookup, [*text, *text[:36]], tried=6, right=0) == text[36:40]
+
+
 class Passes(list):
     """The widths of a model's forward passes."""
 
