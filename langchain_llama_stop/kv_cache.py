@@ -45,7 +45,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Takes buffers of which `length` columns are written."""
         self.buffers, self.length, self.is_initialized = list(buffers), length, True
         self.dtype, self.device = buffers[0].dtype, buffers[0].device
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+        self.keys, self.values = (buffer.narrow(2, 0, length) for buffer in self.buffers)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -58,9 +58,9 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
                 buffer[:, :, : self.length] = old[:, :, : self.length]
             self.buffers = grown
         for buffer, states in zip(self.buffers, new, strict=True):
-            buffer[:, :, self.length : length] = states
+            buffer.narrow(2, self.length, length - self.length).copy_(states)
         self.fill(self.buffers, length)
-        return self.buffers[0][:, :, :length], self.buffers[1][:, :, :length]
+        return self.keys, self.values
 
 
 class RowsCache(Cache):
@@ -112,9 +112,13 @@ class RowsCache(Cache):
                 continue
             joined = []
             for a, b in zip(mine.buffers, theirs.buffers, strict=True):
-                buffer = a.new_zeros((len(a) + len(b), a.shape[1], _room(length), a.shape[3]))
-                buffer[: len(a), :, length - mine.length : length] = a[:, :, : mine.length]
-                buffer[len(a) :, :, length - theirs.length : length] = b[:, :, : theirs.length]
+                buffer = a.new_empty((len(a) + len(b), a.shape[1], _room(length), a.shape[3]))
+                for rows, old, layer in (
+                    (buffer[: len(a)], a, mine),
+                    (buffer[len(a) :], b, theirs),
+                ):
+                    rows[:, :, : length - layer.length] = 0  # masked, but NaN would come through
+                    rows[:, :, length - layer.length : length] = old[:, :, : layer.length]
                 joined.append(buffer)
             mine.fill(joined, length)
 
@@ -160,8 +164,9 @@ class RowsCache(Cache):
             buffers = []
             for kind, like in enumerate(model_states):
                 columns = width + room + _SPARE
-                buffer = like.new_zeros((len(rows), like.shape[0], columns, like.shape[2]))
+                buffer = like.new_empty((len(rows), like.shape[0], columns, like.shape[2]))
                 for row, (states, count) in enumerate(rows):
+                    buffer[row, :, : width - count] = 0  # masked, but NaN would come through
                     if states and (layer_states := states[number]):
                         buffer[row, :, width - count : width] = layer_states[kind][:, :count]
                 buffers.append(buffer)

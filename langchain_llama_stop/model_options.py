@@ -79,7 +79,7 @@ class ModelOptions(BaseModel):
     """Your own transformers logits processors; they run before the EOS reward."""
     stopping_criteria: list[Any] | None = Field(default=None, exclude=True)
     """Your own transformers stopping criteria."""
-    batch_size: int = 8
+    batch_size: int = 16
     """Prompts per left-padded batch."""
     prefix_cache: int = 4096
     """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for

@@ -83,7 +83,7 @@ class GenerationOptions:
     answer_hint: str | None = None
     logits_processor: tuple[Any, ...] = ()
     stopping_criteria: tuple[Any, ...] = ()
-    batch_size: int = 8
+    batch_size: int = 16
     prefix_cache: int = 4096
     prompt_lookup_num_tokens: int | None = None
     assistant_model: Any = None
