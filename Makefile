@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores, at most four: each loads the demo model.
 TESTS := -n auto --maxprocesses 4 --dist loadscope
-EXTRAS := quantization,examples,bench,test
+EXTRAS := train,examples,bench,test
 
 .PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
-	bench-conformance bench-termination clean
+	bench-conformance bench-termination finetune-demo clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -59,6 +59,12 @@ bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others 
 
 bench-termination: $(STAMP) ## how answers end under each known method (half an hour)
 	@$(BIN)/python benchmarks/termination.py $(ARGS)
+
+# The article's kind of data where it lies beside the clone, else our own short answers.
+DATA ?= $(firstword $(wildcard ../*/data/oa_questions.jsonl) examples/short_answers.jsonl)
+
+finetune-demo: $(STAMP) ## QLoRA teaches the demo model to stop, on a CPU (half an hour)
+	@$(BIN)/python benchmarks/finetuning.py --data $(DATA) $(ARGS)
 
 clean: ## remove .venv and caches of tools
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

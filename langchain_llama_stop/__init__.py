@@ -13,28 +13,37 @@ from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
     from langchain_llama_stop.chat_models import ChatLlamaStop
+    from langchain_llama_stop.diagnosis import Finding, diagnose
     from langchain_llama_stop.eos_reward import EosReward
     from langchain_llama_stop.generation import generate, stream_generate
     from langchain_llama_stop.llms import LlamaStopLLM
     from langchain_llama_stop.loading import load_pipeline
     from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
+    from langchain_llama_stop.merging import merge_adapter
     from langchain_llama_stop.options import GenerationOptions
     from langchain_llama_stop.rows import GenerationResponse
     from langchain_llama_stop.stop_sequences import find_stop
     from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
+    from langchain_llama_stop.training import finetune
+    from langchain_llama_stop.training_report import FinetuneReport
 
 __all__ = [
     "ChatLlamaStop",
     "EosReward",
     "EosTokenRewardLogitsProcessor",
+    "Finding",
+    "FinetuneReport",
     "GenerationOptions",
     "GenerationResponse",
     "LlamaStopLLM",
     "StopSequenceCriteria",
     "__version__",
+    "diagnose",
     "find_stop",
+    "finetune",
     "generate",
     "load_pipeline",
+    "merge_adapter",
     "stream_generate",
 ]
 
@@ -42,13 +51,18 @@ _MODULES = {
     "ChatLlamaStop": "chat_models",
     "EosReward": "eos_reward",
     "EosTokenRewardLogitsProcessor": "logits_process",
+    "Finding": "diagnosis",
+    "FinetuneReport": "training_report",
     "GenerationOptions": "options",
     "GenerationResponse": "rows",
     "LlamaStopLLM": "llms",
     "StopSequenceCriteria": "stopping_criteria",
+    "diagnose": "diagnosis",
     "find_stop": "stop_sequences",
+    "finetune": "training",
     "generate": "generation",
     "load_pipeline": "loading",
+    "merge_adapter": "merging",
     "stream_generate": "generation",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `llama-stop demo` and `llama-stop ask`.
+"""The command line: `llama-stop demo`, `ask`, `finetune` and `diagnose`.
 
 Everything heavy is imported inside the functions that need it, so that `--help` is instant.
 """
@@ -12,25 +12,38 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 from langchain_llama_stop._version import __version__
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from transformers import TextGenerationPipeline
-
-DEMO_SYSTEM = "You are a helpful travel guide."
-DEMO_QUESTION = "What can I do in Paris?"
+from langchain_llama_stop.commands import diagnose, finetune
+from langchain_llama_stop.console import chat_prompt, load, progress, require_text
+from langchain_llama_stop.demo import QUESTION, demo
 
 _DEMO_EPILOG = """\
 examples:
   llama-stop demo
   llama-stop demo --question "How do I bake bread?" --max-new-tokens 64
   llama-stop demo --svg demo.svg
+"""
+_FINETUNE_EPILOG = """
+examples:
+  llama-stop finetune timdettmers/openassistant-guanaco --model meta-llama/Llama-2-7b-chat-hf
+  llama-stop finetune answers.jsonl --max-new-tokens 128 --output-dir adapter
+  llama-stop finetune answers.jsonl --show 3
+  llama-stop finetune --self-distil prompts.jsonl --output-dir adapter
+
+A row of data is a JSON object with "text" ("### Human: ... ### Assistant: ..."), "prompt" and
+"completion", or "messages". Afterwards: llama-stop ask --adapter adapter "your question".
+"""
+_DIAGNOSE_EPILOG = """
+examples:
+  llama-stop diagnose meta-llama/Llama-3.2-1B-Instruct
+  llama-stop diagnose demo --adapter adapter --json
+  llama-stop diagnose ./my-model --prompt "Q: Why? A:" --max-new-tokens 128
+
+The exit status is 1 if there is an error among the findings.
 """
 _ASK_EPILOG = r"""
 examples:
@@ -52,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name. None: those of the process.
 
     Returns:
-        The exit code: 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C; 141
-        when what reads stdout has closed it.
+        The exit code: 0; 1 if `diagnose` has found an error; 2 after an error, which is one line
+        on stderr; 130 after Ctrl-C; 141 when what reads stdout has closed it.
 
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
@@ -71,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args.run(args)
+            code = args.run(args)
             sys.stdout.flush()
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the shell's prompt begins on a line of its own
@@ -83,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,29 +114,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     purpose = "Show one question answered twice: by the plain pipeline and by LlamaStopLLM."
-    sub = _command(commands, "demo", _demo, purpose, _DEMO_EPILOG)
-    sub.add_argument("--question", default=DEMO_QUESTION, help="what to ask (default: %(default)s)")
+    sub = _command(commands, "demo", demo, purpose, _DEMO_EPILOG)
+    sub.add_argument("--question", default=QUESTION, help="what to ask (default: %(default)s)")
     _add_common(sub, max_new_tokens=96)
     sub.add_argument("--svg", metavar="FILE", help="write the table to FILE as a picture, too")
 
     purpose = "Stream a model's answer to one question to stdout."
     sub = _command(commands, "ask", _ask, purpose, _ASK_EPILOG)
     sub.add_argument("question", help='what to ask; "-" reads it from stdin')
-    sub.add_argument(
-        "--model",
-        default="demo",
-        help='"demo", local folder, .gguf file or hub id (default: %(default)s)',
-    )
+    _add_model(sub)
     sub.add_argument("--adapter", help="PEFT adapter, folder or hub id, to put onto the model")
     _add_common(sub, max_new_tokens=256)
-    sub.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        type=_unescaped,
-        metavar="STR",
-        help=r"end the answer before STR; repeatable; \n and \t in it are newline and tab",
-    )
+    _add_stop(sub)
     sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     sub.add_argument("--seed", type=int, help="make sampling repeatable (default: random)")
     sub.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's own)")
@@ -134,36 +136,64 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_false",
         help="leave the model alone when the budget runs out (default: land at a sentence end)",
     )
+    _add_finetune(commands)
+    _add_diagnose(commands)
     return parser
 
 
-def _demo(args: argparse.Namespace) -> None:
-    """Answers one question twice, and prints both answers side by side."""
-    from rich.console import Console
+_FINETUNE_HELP = {
+    "max_length": "tokens of a conversation; longer ones are left out",
+    "max_new_tokens": "budget to keep: longer answers are left out, and it is measured with",
+    "held_out": "conversations that are not trained on, but measured",
+    "epochs": "how often each conversation is seen",
+    "learning_rate": "of AdamW, at its highest",
+    "batch_size": "conversations per step",
+    "r": "rank of the LoRA matrices",
+    "lora_alpha": "their scale",
+    "lora_dropout": "share of their inputs that is dropped",
+    "save_steps": "steps between two checkpoints",
+    "seed": "of the shuffling",
+}
 
-    from langchain_llama_stop.options import GenerationOptions
 
-    _require_text(args.question)
-    GenerationOptions(max_new_tokens=args.max_new_tokens)  # wrong values are said before loading
-    with _progress() as tell:
-        pipeline = _load("demo", args.quantization, None, tell)
-        prompt = _chat_prompt(pipeline.tokenizer, args.question, DEMO_SYSTEM)
-        tell("The plain pipeline answers")
-        plain = _plain_answer(pipeline, prompt, args.max_new_tokens)
-        tell("LlamaStopLLM answers")
-        ours = _llama_stop_answer(pipeline, prompt, args.max_new_tokens)
-    table = _table(args.question, args.max_new_tokens, plain, ours)
-    console = Console()
-    console.print(table)
-    console.print(
-        'Next: [bold]llama-stop ask "your question"[/]; --help tells of stops and other models.'
-        "\nIn Python: README.md, and in examples/ a chain, RAG and an agent."
+def _add_finetune(commands: Any) -> None:
+    from langchain_llama_stop.training_options import FinetuneOptions
+
+    purpose = "Teach a model to end its answers: QLoRA on answers that end by EOS."
+    sub = _command(commands, "finetune", finetune, purpose, _FINETUNE_EPILOG)
+    sub.add_argument("data", nargs="?", help="JSONL file, or id of a data set on the hub")
+    _add_model(sub)
+    sub.add_argument(
+        "--output-dir", default="adapter", help="new folder for the adapter (default: %(default)s)"
     )
-    if args.svg:
-        picture = Console(record=True, width=101, file=io.StringIO())
-        picture.print(table)
-        picture.save_svg(args.svg, title="llama-stop demo")
-        console.print(f"The table is in {args.svg}.", markup=False)
+    sub.add_argument(
+        "--self-distil",
+        metavar="PROMPTS",
+        help="instead of data: train on the model's own answers to these that landed",
+    )
+    sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    sub.add_argument(
+        "--show", type=int, metavar="N", help="print N rows as they would be trained on, and end"
+    )
+    for field in fields(FinetuneOptions):
+        name = "--" + field.name.replace("_", "-")
+        value: Any = field.default
+        text = f"{_FINETUNE_HELP[field.name]} (default: %(default)s)"
+        sub.add_argument(name, type=type(value), default=value, metavar="N", help=text)
+    _add_quantization(sub)
+
+
+def _add_diagnose(commands: Any) -> None:
+    purpose = "Find out why a model does not stop."
+    sub = _command(commands, "diagnose", diagnose, purpose, _DIAGNOSE_EPILOG)
+    sub.add_argument("model", help='"demo", local folder, .gguf file or hub id')
+    sub.add_argument("--adapter", help="PEFT adapter, folder or hub id, to put onto the model")
+    sub.add_argument("--prompt", metavar="TEXT", help="a prompt as you send it, to be looked at")
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="the budget you use")
+    sub.add_argument("--repetition-penalty", type=float, metavar="X", help="the one you use")
+    _add_stop(sub)
+    _add_quantization(sub)
+    sub.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -175,10 +205,10 @@ def _ask(args: argparse.Namespace) -> None:
     if args.raw and args.system:
         raise ValueError("`--system` needs the chat template, which `--raw` leaves out: drop one.")
     question = sys.stdin.read().removesuffix("\n") if args.question == "-" else args.question
-    _require_text(question)
-    with _progress(transient=True) as tell:
-        pipeline = _load(args.model, args.quantization, args.adapter, tell)
-        prompt = question if args.raw else _chat_prompt(pipeline.tokenizer, question, args.system)
+    require_text(question)
+    with progress(transient=True) as tell:
+        pipeline = load(args.model, args.quantization, args.adapter, tell)
+        prompt = question if args.raw else chat_prompt(pipeline.tokenizer, question, args.system)
 
     from rich.console import Console
 
@@ -203,7 +233,11 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], purpose: str, epilog: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    purpose: str,
+    epilog: str,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -224,6 +258,29 @@ def _add_common(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
         metavar="N",
         help="token budget of an answer (default: %(default)s)",
     )
+    _add_quantization(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help='"demo", local folder, .gguf file or hub id (default: %(default)s)',
+    )
+
+
+def _add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        type=_unescaped,
+        metavar="STR",
+        help=r"end the answer before STR; repeatable; \n and \t in it are newline and tab",
+    )
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization",
         choices=("nf4", "int8", "none"),
@@ -236,164 +293,6 @@ def _unescaped(text: str) -> str:
     r"""A shell argument with its \n, \t and \\ replaced by what they stand for."""
     characters = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], text)
-
-
-def _require_text(question: str) -> None:
-    if not question.strip():
-        raise ValueError(
-            f"`question` has to hold at least one word, but is {question!r}: write one, or pipe "
-            f'it in and give "-".'
-        )
-
-
-@contextmanager
-def _progress(transient: bool = False) -> Iterator[Callable[[str], None]]:
-    """Shows stages on stderr, each with its seconds; yields what begins the next one."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    bar = Progress(
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description} [dim]{task.elapsed:.1f} s"),
-        console=console,
-        transient=transient,
-        disable=not console.is_terminal,
-    )
-
-    def end_stage() -> None:
-        for stage in bar.task_ids[-1:]:
-            bar.update(stage, completed=1)
-            bar.stop_task(stage)
-
-    def begin_stage(name: str) -> None:
-        end_stage()
-        bar.add_task(escape(name), total=1)
-
-    with bar:
-        yield begin_stage
-        end_stage()
-
-
-def _load(
-    model: str, quantization: str, adapter: str | None, tell: Callable[[str], None]
-) -> TextGenerationPipeline:
-    from langchain_llama_stop.loading import load_pipeline
-
-    weights = None if quantization == "none" else quantization
-    return load_pipeline(model, weights, adapter, progress=tell)
-
-
-def _chat_prompt(tokenizer: Any, question: str, system: str | None) -> str:
-    """The question in the model's chat template, or as it is for a model that has none."""
-    if not tokenizer.chat_template:
-        if system:
-            raise ValueError(
-                "`--system` needs a chat template, but the model's tokenizer has none: leave it "
-                "out, and write what you want into the question."
-            )
-        return question
-    from jinja2 import TemplateError
-
-    messages = [{"role": "user", "content": question}]
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
-    try:
-        render = tokenizer.apply_chat_template
-        return str(render(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise ValueError(f"The model's chat template refuses the messages: {error}.") from error
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One column of the demo's table."""
-
-    name: str
-    text: str
-    tokens: int
-    cut: bool  # by the token limit
-    finish_reason: str
-    eos_source: str
-
-
-def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
-    import torch
-    from langchain_huggingface import HuggingFacePipeline
-
-    from langchain_llama_stop.options import GenerationOptions
-    from langchain_llama_stop.settings import eos_token_ids
-
-    ids: list[int] = []
-
-    def count(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """A stopping criterion that never stops: the pipeline gives no other way to count."""
-        ids.append(int(input_ids[0, -1]))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    text = HuggingFacePipeline(pipeline=pipeline).invoke(
-        prompt,
-        pipeline_kwargs={
-            "max_new_tokens": budget,
-            "do_sample": False,
-            "return_full_text": False,
-            "stopping_criteria": [count],
-        },
-    )
-    cut = ids[-1] not in eos_token_ids(pipeline, GenerationOptions())
-    return _Answer(
-        name="Plain HuggingFacePipeline",
-        text=text,
-        tokens=len(ids),
-        cut=cut,
-        finish_reason=f"{'length' if cut else 'stop'} (the pipeline does not say)",
-        eos_source="none" if cut else "model",
-    )
-
-
-def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
-    from langchain_llama_stop.llms import LlamaStopLLM
-
-    llm = LlamaStopLLM(pipeline=pipeline, max_new_tokens=budget, temperature=0)
-    generation = llm.generate([prompt]).generations[0][0]
-    info = generation.generation_info
-    assert info is not None  # LlamaStopLLM always gives it
-    return _Answer(
-        name="LlamaStopLLM",
-        text=generation.text,
-        tokens=info["usage_metadata"]["output_tokens"],
-        cut=info["finish_reason"] == "length",
-        finish_reason=info["finish_reason"],
-        eos_source=info["eos_source"] or "none",
-    )
-
-
-def _table(question: str, budget: int, *answers: _Answer) -> Table:
-    from rich.box import HORIZONTALS
-    from rich.table import Table
-    from rich.text import Text
-
-    from langchain_llama_stop.boundaries import may_end
-
-    # On a line of their own: behind the text they may be wrapped.
-    cut, end = ("\n✂ cut here", "bold red"), ("\n✓ ends here", "bold green")
-    texts = [Text.assemble(a.text, end if not a.cut and may_end(a.text) else cut) for a in answers]
-    table = Table(
-        title=Text(f"“{question}” in {budget} tokens", style="bold"),
-        box=HORIZONTALS,  # vertical lines have gaps in the picture
-        padding=(0, 1),
-        expand=True,
-    )
-    table.add_column("", style="dim", no_wrap=True)
-    for answer in answers:
-        table.add_column(answer.name, ratio=1, header_style="red" if answer.cut else "green")
-    table.add_row("answer", *texts)
-    table.add_section()
-    table.add_row("tokens used", *(f"{answer.tokens} of {budget}" for answer in answers))
-    table.add_row("finish_reason", *(answer.finish_reason for answer in answers))
-    table.add_row("eos_source", *(answer.eos_source for answer in answers))
-    return table
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         for buffer, states in zip(self.buffers, new, strict=True):
             buffer.narrow(2, self.length, length - self.length).copy_(states)
         self.fill(self.buffers, length)
+        assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
 

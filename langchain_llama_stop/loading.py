@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     )
 
 
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """All but one message of bitsandbytes: it asks for a package that the hub has to give."""
+    return "kernels-community" not in str(record.msg)
+
+
+# It comes once, when bitsandbytes is imported, which trl and peft do too.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_wanted)
+
 # transformers changes torch's default dtype while it loads, and the bars and messages are
 # switched off for the whole process: two loads in one process take turns.
 _one_load_at_a_time = threading.RLock()
@@ -108,7 +116,7 @@ def load_pipeline(
             raise ValueError(
                 f"`model_kwargs` may not hold {taken}: they are set by arguments of load_pipeline."
             )
-        adapter_folder = None if adapter is None else _find_adapter(adapter, token)
+        adapter_folder = None if adapter is None else find_adapter(adapter, token)
         name = str(source)
         if isinstance(source, Path):
             name = source.stem if _is_gguf(source) else source.name
@@ -203,27 +211,20 @@ def _quantization_config(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Switch off transformers' bars and one message of bitsandbytes, and nothing else.
+    """Switch off transformers' bars, and nothing else.
 
-    `progress` takes the place of the bars; those of hub downloads stay. The message asks, once,
-    for a package that only makes 4-bit decoding on some CPUs faster.
+    `progress` takes their place; those of hub downloads stay.
     """
     from transformers.utils.logging import set_tqdm_hook
 
     def no_bar(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return bar(*args, **{**options, "disable": True})
 
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return "kernels-community" not in str(record.msg)
-
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.addFilter(is_wanted)
     earlier_hook = set_tqdm_hook(no_bar)
     try:
         yield
     finally:
         set_tqdm_hook(earlier_hook)
-        logger.removeFilter(is_wanted)
 
 
 def _is_gguf(source: str | Path) -> bool:
@@ -339,8 +340,11 @@ def _load_tokenizer(source: str | Path, fetch: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _find_adapter(adapter: Any, token: str | bool | None) -> Path:
-    """Return the folder of an adapter, fetched from the hub if it is not on this machine."""
+def find_adapter(adapter: Any, token: str | bool | None) -> Path:
+    """Find the folder of an adapter, fetched from the hub if it is not on this machine.
+
+    Args and errors are those of `load_pipeline`.
+    """
     require("peft", "`adapter`", INSTALL_QUANTIZATION)
     files = ("adapter_config.json", "adapter_model.safetensors")
     folder = _local_path(adapter, "adapter")

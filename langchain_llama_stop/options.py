@@ -93,22 +93,22 @@ class GenerationOptions:
         """Checks every value, and brings those that can be written in several ways into one."""
         for name, read in _READERS.items():
             object.__setattr__(self, name, read(getattr(self, name)))
-        _integer("max_new_tokens", self.max_new_tokens, 1)
-        _integer("top_k", self.top_k, 0)
-        _integer("seed", self.seed, 0)
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_integer("top_k", self.top_k, 0)
+        check_integer("seed", self.seed, 0)
         if self.seed is not None and self.seed >= 2**63:
             raise ValueError(f"`seed` has to be under 2**63, but is {self.seed}.")
-        _integer("batch_size", self.batch_size, 1)
-        _integer("prefix_cache", self.prefix_cache, 0)
-        _integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
-        _number("temperature", self.temperature, 0, "0 (greedy), or 0.01 or more")
+        check_integer("batch_size", self.batch_size, 1, optional=False)
+        check_integer("prefix_cache", self.prefix_cache, 0, optional=False)
+        check_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
+        check_number("temperature", self.temperature, 0, "0 (greedy), or 0.01 or more")
         if self.temperature and self.temperature < 0.01:
             raise ValueError(
                 f"`temperature` has to be 0 (greedy), or 0.01 or more, but is {self.temperature!r}."
             )
-        _number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
-        _number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
-        _integer("thinking_tokens", self.thinking_tokens, 0)
+        check_number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
+        check_number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
+        check_integer("thinking_tokens", self.thinking_tokens, 0, optional=False)
         if self.on_length not in get_args(OnLength):
             raise ValueError(
                 f"`on_length` has to be one of {', '.join(map(repr, get_args(OnLength)))}, "
@@ -118,7 +118,7 @@ class GenerationOptions:
             value = getattr(self, name)
             if not isinstance(value, bool) and (value, name) != (None, "split_special_tokens"):
                 raise ValueError(f"`{name}` has to be True or False, but is {value!r}.")
-        _integer("top_logprobs", self.top_logprobs, 0)
+        check_integer("top_logprobs", self.top_logprobs, 0)
         if self.top_logprobs:
             object.__setattr__(self, "logprobs", True)
         if self.thinking_tokens and self.eos_reward and not self.eos_reward.hindsight:
@@ -281,16 +281,40 @@ def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _integer(name: str, value: object, least: int) -> None:
-    if value is None and name not in ("batch_size", "prefix_cache", "thinking_tokens"):
+def check_integer(name: str, value: object, least: int, *, optional: bool = True) -> None:
+    """Refuses what is no whole number, or too small a one.
+
+    Args:
+        name: The argument's name.
+        value: Its value.
+        least: What it has to be at least.
+        optional: Whether it may be None.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` has to be a whole number of {least} or more, but is {value!r}.")
 
 
-def _number(
+def check_number(
     name: str, value: Any, least: float, rule: str, *, above: bool = False, most: float = math.inf
 ) -> None:
+    """Refuses what is no finite number, or out of range; None is let pass.
+
+    Args:
+        name: The argument's name.
+        value: Its value.
+        least: What it has to be at least.
+        rule: The range in words.
+        above: Whether it has to be above `least`.
+        most: What it has to be at most.
+
+    Raises:
+        ValueError: If it is refused.
+    """
     if value is None:
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -131,6 +131,21 @@ def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConf
     return config, {**config.to_diff_dict(), **given, **options.pipeline_kwargs}
 
 
+def setting(pipeline: Any, options: GenerationOptions, name: str) -> Any:
+    """Finds a generation setting of a call that is no option of ours.
+
+    Args:
+        pipeline: The pipeline.
+        options: Its `pipeline_kwargs` may name the setting.
+        name: Its name in transformers' `GenerationConfig`.
+
+    Returns:
+        The call's, else the pipeline's, else the model's; None if it is unset.
+    """
+    value = _settings(pipeline, options)[1].get(name)
+    return getattr(pipeline.model.generation_config, name, None) if value is None else value
+
+
 def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
     """Processors and criteria that were given to the pipeline."""
     given = pipeline._forward_params

@@ -11,7 +11,17 @@ import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
-    ["_version", "dtypes", "marks", "once", "gguf_cache", "grammars", "probes"],
+    [
+        "_version",
+        "dtypes",
+        "marks",
+        "once",
+        "gguf_cache",
+        "grammars",
+        "probes",
+        "training_bar",
+        "training_files",
+    ],
     ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling", "testing"],
     ["eos_reward", "kv_cache", "closers", "endings"],
     ["prefix_cache", "guessing"],
@@ -20,12 +30,16 @@ LAYERS = [
     ["scheduling"],
     ["options", "placeholders", "vocabulary"],
     ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],
+    ["training_options", "training_data", "eos_probes", "merging"],
     ["logits_process"],
     ["rows"],
-    ["generation", "model_options"],
+    ["generation", "model_options", "diagnosis"],
+    ["training_report"],
+    ["training"],
     ["llms", "messages", "structured_output", "tools"],
     ["prompts"],
-    ["chat_models"],
+    ["chat_models", "console"],
+    ["demo", "commands"],
     ["cli"],
     ["__init__"],
 ]
@@ -55,7 +69,7 @@ def test_imports_point_downwards(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_only_the_langchain_layer_knows_langchain(path):
     known = ("llms", "chat_models", "model_options", "messages", "prompts", "structured_output")
-    if path.stem not in (*known, "tools", "cli", "probes", "testing"):
+    if path.stem not in (*known, "tools", "demo", "probes", "testing"):
         assert not any(name.startswith("langchain_core") for name in imported(path))
 
 

@@ -1,7 +1,9 @@
 """The command line on scripted models: what it reads, writes and refuses."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -78,7 +80,7 @@ def test_defaults():
         "eos_reward": True,
     }
     shown = vars(parse("demo"))
-    assert shown.pop("run") is cli._demo
+    assert shown.pop("run") is cli.demo
     assert shown == {
         "question": "What can I do in Paris?",
         "max_new_tokens": 96,
@@ -111,13 +113,13 @@ def test_what_argparse_refuses(argv, capsys):
     assert "usage: llama-stop" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["ask"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["ask"], ["finetune"], ["diagnose"]])
 def test_help_states_purpose_examples_and_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*command, "--help"])
     assert exit_.value.code == 0
     help_ = capsys.readouterr().out
-    assert help_.count("default: ") >= (3 if command else 0)
+    assert help_.count("default: ") >= (1 if command == ["diagnose"] else 3 if command else 0)
     assert ("examples:\n  llama-stop" in help_) == bool(command)
     assert all(len(line) <= 100 for line in help_.splitlines())
 
@@ -136,6 +138,14 @@ def test_help_states_purpose_examples_and_defaults(command, capsys):
         (["ask", " "], "`question` has to hold at least one word"),
         (["demo", "--question", ""], "`question` has to hold at least one word"),
         (["demo", "--max-new-tokens", "0"], "`max_new_tokens` has to be a whole number of 1"),
+        (["finetune", "--epochs", "0", "x.jsonl"], "`epochs` has to be a whole number of 1"),
+        (["finetune", "--learning-rate", "2", "x.jsonl"], "`learning_rate` has to be over 0"),
+        (["finetune"], "Either `data` or `self_distil` has to be given"),
+        (["finetune", "x.jsonl", "--self-distil", "y.jsonl"], "Either `data` or `self_distil`"),
+        (["finetune", "nowhere.jsonl"], "nowhere.jsonl, which does not exist"),
+        (["finetune", "--show", "0", "x.jsonl"], "`--show` has to be a whole number of 1"),
+        (["finetune", "--show", "3"], "`--show` needs data"),
+        (["diagnose", "demo", "--max-new-tokens", "0"], "`max_new_tokens` has to be a whole"),
     ],
 )
 def test_wrong_values_are_refused_before_loading(argv, message, capsys, refuse_loading):
@@ -304,6 +314,34 @@ def test_names_are_no_markup(model_that_says, capsys, monkeypatch):
     model_that_says("No.", prompt="Why?")
     assert cli.main(["ask", "--model", "[/x]", "Why?"]) == 0
     assert "Loading [/x]" in capsys.readouterr().err
+
+
+def test_finetune_shows_what_it_would_train_on(model_that_says, capsys, tmp_path):
+    model_that_says("So.", prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"What is {n}?", "completion": f"A [red]{n}[/]."} for n in range(4)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--show", "2", "--held-out", "1", "--output-dir", str(tmp_path / "out")]
+    assert cli.main(["finetune", str(data), *arguments]) == 0
+    out = capsys.readouterr().out
+    form = r"<s>\[INST\] What is (\d)\? \[/INST\]▶ A \[red\](\d)\[/\]\. </s>◀"
+    shown = re.findall(form, out.replace("\n", ""))
+    assert len(shown) == 2 and all(a == b for a, b in shown)
+    assert "3 rows to train on, 1 held out, 0 left out as too long." in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_diagnose_prints_findings_and_says_whether_one_is_serious(model_that_says, capsys):
+    model_that_says("So.", prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    assert cli.main(["diagnose", "m", "--prompt", "Why?", "--stop", "</s>"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"error +eos-never-learned *\n(.|\n)+warning +prompt-without-template *\n", out)
+    assert re.search(r"  fix +stop_token_ids=\[258\]", out)
+    assert "3 findings, 1 of them serious." in out
+    assert cli.main(["diagnose", "m", "--prompt", "Why?", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [f["code"] for f in found] == ["eos-never-learned", "prompt-without-template"]
+    assert found[0].keys() == {"severity", "code", "message", "why", "fix"}
 
 
 def test_a_closed_pipe_ends_it_quietly():

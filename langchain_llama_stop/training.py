@@ -1,0 +1,369 @@
+"""QLoRA fine-tuning that teaches a model to end its answers by EOS.
+
+After "QLoRA: Efficient Finetuning of Quantized LLMs" (Dettmers et al., 2023): the weights stay in
+4-bit NormalFloat with double quantization, gradients flow through them in bfloat16 into LoRA
+matrices on all linear layers. The loop is trl's `SFTTrainer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.chat_templates import chat_ids, chat_template
+from langchain_llama_stop.generation import generate
+from langchain_llama_stop.gguf_cache import Progress, require
+from langchain_llama_stop.loading import load_pipeline
+from langchain_llama_stop.options import GenerationOptions, refuse_unknown
+from langchain_llama_stop.settings import eos_token_ids
+from langchain_llama_stop.training_data import (
+    INSTALL_TRAIN,
+    Conversation,
+    Example,
+    Supervision,
+    conversations,
+    example,
+    read_rows,
+    supervision,
+)
+from langchain_llama_stop.training_files import Run, written
+from langchain_llama_stop.training_options import FinetuneOptions
+from langchain_llama_stop.training_report import FinetuneReport, Measurement, measure
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, TextGenerationPipeline
+
+Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+"""A JSONL file, the id of a data set on the hub, or rows; see `training_data.conversations`."""
+
+SUPERVISED = 0.99
+"""The share of examples whose EOS has to be supervised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Data ready for training.
+
+    Attributes:
+        examples: What is trained on.
+        held_out: What is measured on.
+        dropped: Conversations left out as too long.
+    """
+
+    examples: list[Example]
+    held_out: list[Example]
+    dropped: int
+
+
+def finetune(
+    model: str | os.PathLike[str] | TextGenerationPipeline,
+    data: Data | None = None,
+    output_dir: str | os.PathLike[str] = "adapter",
+    *,
+    self_distil: Data | None = None,
+    quantization: str | BitsAndBytesConfig | None = "nf4",
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> FinetuneReport:
+    """Teaches a model to end its answers: QLoRA on conversations whose answers end by EOS.
+
+    Args:
+        model: As for `load_pipeline`; or a pipeline, which is left as it was.
+        data: Conversations: a JSONL file, the id of a data set on the hub
+            ("timdettmers/openassistant-guanaco"), or rows. A row has `text` ("### Human: … ###
+            Assistant: …"), `prompt` and `completion`, or `messages`.
+        output_dir: The folder for the adapter; it may not exist yet, or be empty. Checkpoints are
+            kept beside it until it is written.
+        self_distil: Prompts instead of `data`: the model answers them under the EOS reward, and
+            what landed is what it is trained on.
+        quantization: As for `load_pipeline`.
+        resume: Whether to go on with a run that was interrupted.
+        progress: Called with a short sentence before each stage. None: silent.
+        **options: The fields of `FinetuneOptions`.
+
+    Returns:
+        What was done, and how answers ended before and after. The folder holds the adapter, a
+        model card, `report.json` and `report.png`.
+
+    Raises:
+        ValueError: If an argument is out of its range, a row is no conversation, or under 99% of
+            the examples have a loss on EOS: the message says why.
+        FileExistsError: If the folder holds something, or an interrupted run lies beside it.
+        FileNotFoundError: If a file does not exist, or there is nothing to resume.
+        ImportError: If a package is missing; the message says how to install it.
+    """
+    refuse_unknown(options, [f.name for f in dataclasses.fields(FinetuneOptions)], "option")
+    settings, tell = FinetuneOptions(**options), progress or (lambda stage: None)
+    if (data is None) == (self_distil is None):
+        raise ValueError("Either `data` or `self_distil` has to be given, and not both.")
+    for package in ("trl", "peft", "datasets", "matplotlib", "bitsandbytes"):
+        require(package, "finetune", INSTALL_TRAIN)
+    named = isinstance(model, str | os.PathLike)
+    name = os.fspath(model) if named else str(model.model.name_or_path)  # type: ignore[union-attr, arg-type]
+    run = Run(Path(output_dir), resume)
+    # Rows are read before the model is: what is wrong with them is said at once.
+    talks = conversations(read_rows(data)) if data is not None else run.kept("distilled")
+    prompts = None if talks else conversations(read_rows(self_distil or ()), answered=False)
+    pipeline: Any = load_pipeline(model, quantization, progress=tell) if named else model  # type: ignore[arg-type]
+    if prompts:
+        talks = distil(pipeline, prompts, settings, tell)
+        run.keep("distilled", talks)
+    assert talks is not None
+    tell(f"Encoding {len(talks):,} conversations")
+    prepared = prepare(pipeline, talks, settings)
+    ids = [e.ids for e in (*prepared.examples, *prepared.held_out)]
+    run.check({"model": name, **dataclasses.asdict(settings)}, ids)
+    with _trainer(pipeline, prepared, settings, run.folder) as trainer:
+        checked = _supervised(trainer, pipeline, settings)
+        tell(f"EOS is supervised in {checked.share:.1%} of {checked.examples:,} conversations")
+        if kept := run.kept("before"):
+            before = Measurement(**kept)
+        else:
+            tell(f"Measuring {len(prepared.held_out)} answers before")
+            before = _measured(pipeline, prepared, settings)
+            run.keep("before", dataclasses.asdict(before))
+        tell(f"Training on {checked.examples:,} conversations ({prepared.dropped:,} left out)")
+        began = time.perf_counter()
+        with _set_for_training(pipeline.model):
+            trainer.train(resume_from_checkpoint=run.checkpoint())
+        seconds = time.perf_counter() - began
+        pipeline.model.eval()
+        tell(f"Measuring {len(prepared.held_out)} answers afterwards")
+        report = FinetuneReport(
+            model=name,
+            data=_data_name(data if data is not None else self_distil, self_distil is not None),
+            options={"quantization": str(quantization), **dataclasses.asdict(settings)},
+            adapter=str(output_dir),
+            examples=checked.examples,
+            dropped=prepared.dropped,
+            eos_supervised=checked.share,
+            before=before,
+            after=_measured(pipeline, prepared, settings),
+            losses=[(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
+            seconds=seconds,
+        )
+        with written(Path(output_dir)) as folder:
+            trainer.model.peft_config["default"].base_model_name_or_path = name
+            trainer.model.save_pretrained(folder, save_embedding_layers=False)
+            report.write(folder)
+    run.remove()
+    return report
+
+
+def prepare(pipeline: Any, talks: Sequence[Conversation], settings: FinetuneOptions) -> Prepared:
+    """Renders conversations, leaves out those that are too long, and holds some back.
+
+    Args:
+        pipeline: The pipeline.
+        talks: The conversations; each ends with an answer.
+        settings: The settings.
+
+    Returns:
+        The examples.
+
+    Raises:
+        ValueError: If a conversation cannot be rendered, or too few are left.
+    """
+    tokenizer, eos = pipeline.tokenizer, eos_token_ids(pipeline, GenerationOptions())
+    template = chat_template(tokenizer, pipeline.model.name_or_path)
+    found = [example(tokenizer, talk, template, eos) for talk in talks]
+    kept = [
+        e
+        for e in found
+        if len(e.ids) <= settings.max_length
+        and all(end - begin <= settings.max_new_tokens for begin, end in e.answers)
+    ]
+    if len(kept) <= settings.held_out:
+        raise ValueError(
+            f"More conversations have to be left than the {settings.held_out} of `held_out`, but "
+            f"of {len(found):,} only {len(kept):,} have at most {settings.max_length} tokens "
+            f"(`max_length`) and no answer over {settings.max_new_tokens} (`max_new_tokens`): "
+            "raise these, lower `held_out`, or give more data."
+        )
+    random.Random(settings.seed).shuffle(kept)
+    # A prompt that is held out is neither trained on in another row nor measured twice.
+    held_out: dict[tuple[int, ...], Example] = {}
+    for e in kept:
+        if len(held_out) < settings.held_out:
+            held_out.setdefault(e.prompt, e)
+    examples = [e for e in kept if e.prompt not in held_out]
+    if not examples:
+        raise ValueError(
+            "`data` has to hold more prompts than are held out, but all others are repetitions."
+        )
+    return Prepared(examples, list(held_out.values()), len(found) - len(kept))
+
+
+def distil(
+    pipeline: Any, prompts: Sequence[Conversation], settings: FinetuneOptions, tell: Progress
+) -> list[Conversation]:
+    """Lets a model answer prompts under the EOS reward.
+
+    Args:
+        pipeline: The pipeline.
+        prompts: Conversations that end with a question.
+        settings: Their budget and batch size are used.
+        tell: Told how it gets on.
+
+    Returns:
+        The conversations whose answers landed, with these.
+
+    Raises:
+        ValueError: If none did.
+    """
+    template = chat_template(pipeline.tokenizer, pipeline.model.name_or_path)
+    options = GenerationOptions.parse(
+        {"max_new_tokens": settings.max_new_tokens, "temperature": 0, "batch_size": 8}
+    )
+    landed = []
+    for begin in range(0, len(prompts), 64):
+        tell(f"Answering prompts {begin + 1} to {min(begin + 64, len(prompts))} of {len(prompts)}")
+        part = prompts[begin : begin + 64]
+        ids = [chat_ids(pipeline.tokenizer, prompt, template=template) for prompt in part]
+        for prompt, answer in zip(part, generate(pipeline, ids, options), strict=True):
+            if answer.eos_source and may_end(answer.text) and answer.text.strip():
+                landed.append([*prompt, {"role": "assistant", "content": answer.text.strip()}])
+    if not landed:
+        raise ValueError(
+            f"`self_distil` has to bring answers that land, but none of {len(prompts)} did within "
+            f"{settings.max_new_tokens} tokens: raise `max_new_tokens`, or give `data`."
+        )
+    return landed
+
+
+@contextmanager
+def _trainer(
+    pipeline: Any, prepared: Prepared, settings: FinetuneOptions, folder: Path
+) -> Iterator[Any]:
+    """A trainer whose model is the pipeline's, with LoRA in it until the end."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, ProgressCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from langchain_llama_stop.training_bar import TrainingBar
+
+    on_gpu = pipeline.model.device.type != "cpu"
+    config = SFTConfig(
+        output_dir=str(folder),
+        max_length=None,  # what is too long has been left out: nothing is cut
+        num_train_epochs=1,  # the rows hold all epochs, in the order that they are seen in
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        optim="paged_adamw_32bit" if on_gpu else "adamw_torch",
+        max_grad_norm=0.3,  # as in the paper
+        activation_checkpointing=on_gpu,  # computes twice to save memory, of which CPUs have enough
+        bf16=pipeline.model.dtype == torch.bfloat16,
+        use_cpu=not on_gpu,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=on_gpu,
+        logging_steps=1,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        report_to="none",
+        seed=settings.seed,
+        disable_tqdm=True,
+    )
+    lora = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in _order(prepared, settings)]
+    trainer: Any = SFTTrainer(
+        model=pipeline.model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=pipeline.tokenizer,
+        peft_config=lora,
+        callbacks=[TrainingBar()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    # With a name peft would ask the hub at each checkpoint whether the vocabulary has grown.
+    trainer.model.peft_config["default"].base_model_name_or_path = ""
+    try:
+        yield trainer
+    finally:
+        trainer.model.unload()
+        pipeline.model.eval()
+
+
+def _order(prepared: Prepared, settings: FinetuneOptions) -> list[Example]:
+    """The examples of all epochs, shuffled, neighbours of like length in one batch.
+
+    It depends on the seed alone, so that a run that is resumed goes on with the next ones.
+    """
+    shuffle, size, found = random.Random(settings.seed).shuffle, settings.batch_size, []
+    for _ in range(settings.epochs):
+        rows = list(prepared.examples)
+        shuffle(rows)
+        for begin in range(0, len(rows), 8 * size):
+            alike = sorted(rows[begin : begin + 8 * size], key=lambda e: len(e.ids))
+            batches = [alike[i : i + size] for i in range(0, len(alike), size)]
+            shuffle(batches)
+            found += [e for batch in batches for e in batch]
+    return found
+
+
+@contextmanager
+def _set_for_training(model: Any) -> Iterator[None]:
+    """Undoes what inference has done to the weights, and afterwards what training does to ids.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights for inference. Their product then has
+    no derivative: gradients end there, without an error. `state_dict` unpacks them. A trainer puts
+    the tokenizer's special ids into the place of the model's.
+    """
+    model.state_dict()
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    kept = [(c, {n: getattr(c, n) for n in names}) for c in (model.config, model.generation_config)]
+    try:
+        yield
+    finally:
+        for config, ids in kept:
+            for name, value in ids.items():
+                setattr(config, name, value)
+
+
+def _supervised(trainer: Any, pipeline: Any, settings: FinetuneOptions) -> Supervision:
+    """Refuses data that would not teach where answers end."""
+    data, size = trainer.train_dataset, settings.batch_size
+    count = len(data) // settings.epochs  # each of them once
+    batches = (
+        trainer.data_collator([data[i] for i in range(begin, min(begin + size, count))])
+        for begin in range(0, count, size)
+    )
+    eos = eos_token_ids(pipeline, GenerationOptions())
+    found = supervision(batches, eos, pipeline.tokenizer, settings.max_length)
+    if found.share < SUPERVISED:
+        reasons = "; ".join(f"in {count:,}, {reason}" for reason, count in found.reasons[:3])
+        raise ValueError(
+            f"At least {SUPERVISED:.0%} of the examples have to have a loss on the EOS of each "
+            f"answer, else the model does not learn to stop, but of {found.examples:,} only "
+            f"{found.ended:,} ({found.share:.1%}) have: {reasons}."
+        )
+    return found
+
+
+def _measured(pipeline: Any, prepared: Prepared, settings: FinetuneOptions) -> Measurement:
+    return measure(pipeline, prepared.held_out, settings.max_new_tokens, settings.batch_size)
+
+
+def _data_name(data: Any, distilled: bool) -> str:
+    name = str(data) if isinstance(data, str | os.PathLike) else "rows given in Python"
+    return f"the model's own landed answers to {name}" if distilled else name

@@ -1,0 +1,148 @@
+"""The files of a fine-tuning: whole or not there, and found again after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Run:
+    """What a run keeps beside its output until that is written: settings, checkpoints.
+
+    Attributes:
+        folder: Where.
+    """
+
+    def __init__(self, output: Path, resume: bool) -> None:
+        """Begins a run, or goes on with one.
+
+        Args:
+            output: The folder that will be written.
+            resume: Whether to go on.
+
+        Raises:
+            FileExistsError: If the folder holds something, or an interrupted run lies beside it.
+            FileNotFoundError: If there is no run to go on with.
+        """
+        output = free(output)
+        self.folder = output.with_name(output.name + ".checkpoints")
+        self._resume = resume
+        if resume and self.kept("settings") is None:
+            raise FileNotFoundError(
+                f"`resume` is True, but no interrupted run lies in {self.folder}: leave it out."
+            )
+        if not resume and self.checkpoint():
+            raise FileExistsError(
+                f"An interrupted run lies in {self.folder}: `resume=True` (`--resume`) goes on "
+                "with it. Remove the folder to begin anew."
+            )
+        if not resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def check(self, settings: dict[str, Any], data: Sequence[Sequence[int]]) -> None:
+        """Keeps what the run is about.
+
+        Args:
+            settings: The settings.
+            data: The ids of its conversations, in order.
+
+        Raises:
+            ValueError: If the run that is gone on with was about something else.
+        """
+        now = {**settings, "data": hashlib.sha256(repr(data).encode()).hexdigest()}
+        if self._resume:
+            before = self.kept("settings")
+            others = [
+                f"`{name}` was {before.get(name)!r} and is {value!r}"
+                for name, value in now.items()
+                if before.get(name) != value
+            ]
+            if others:
+                raise ValueError(
+                    "`resume` needs the settings and the data of the interrupted run, but "
+                    f"{', '.join(others)}: give those, or remove {self.folder} to begin anew."
+                )
+        self.keep("settings", now)
+
+    def checkpoint(self) -> str | None:
+        """Finds the newest checkpoint that is whole: its trainer state is written last."""
+        found = {
+            int(folder.name.partition("-")[2]): folder
+            for folder in self.folder.glob("checkpoint-*")
+            if _read_json(folder / "trainer_state.json") is not None
+        }
+        return str(found[max(found)]) if found else None
+
+    def kept(self, name: str) -> Any:
+        """Gives what was kept under a name, as JSON reads it; None if nothing was."""
+        return _read_json(self.folder / f"{name}.json")
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keeps a JSON value under a name."""
+        partial = self.folder / f"{name}.partial"
+        partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        os.replace(partial, self.folder / f"{name}.json")
+
+    def remove(self) -> None:
+        """Removes all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free(folder: Path) -> Path:
+    """Refuses a folder that holds something.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        FileExistsError: If it does.
+    """
+    folder = folder.expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"`output_dir` is {folder}, which exists and is not empty: give another, or remove it."
+        )
+    return folder
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which then takes its place in one step.
+
+    Args:
+        folder: Its place; nothing may be there.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        FileExistsError: If something is there.
+    """
+    folder = free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield made
+        made.chmod(0o755)
+        os.replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _read_json(file: Path) -> Any:
+    """What a file holds; None if it is not there or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,55 @@
+"""The settings of a fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from langchain_llama_stop.options import check_integer, check_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneOptions:
+    """The settings of a fine-tuning.
+
+    Attributes:
+        max_length: Tokens of a conversation; longer ones are left out.
+        max_new_tokens: The budget that the model is to keep: conversations with longer answers are
+            left out, and answers are measured, and distilled, within it.
+        held_out: Conversations that are not trained on: answers to their prompts are measured.
+        epochs: How often each conversation is seen.
+        learning_rate: Of AdamW, at its highest; it rises over 3% of the steps and falls along a
+            cosine.
+        batch_size: Conversations per step.
+        r: Rank of the LoRA matrices.
+        lora_alpha: Their scale; what they give is multiplied by `lora_alpha / r`.
+        lora_dropout: The share of their inputs that is dropped in training.
+        save_steps: Steps between two checkpoints: what an interruption loses at most.
+        seed: Of the shuffling and of what is held out.
+    """
+
+    max_length: int = 1024
+    max_new_tokens: int = 256
+    held_out: int = 40
+    epochs: int = 2
+    learning_rate: float = 2e-4
+    batch_size: int = 8
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    save_steps: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        for name in ("epochs", "batch_size", "r", "lora_alpha", "save_steps", "held_out"):
+            check_integer(name, getattr(self, name), 1, optional=False)
+        check_integer("max_new_tokens", self.max_new_tokens, 2, optional=False)
+        check_integer("max_length", self.max_length, 8, optional=False)
+        check_integer("seed", self.seed, 0, optional=False)
+        rate = self.learning_rate
+        check_number("learning_rate", rate, 0, "over 0 and at most 1", above=True, most=1)
+        check_number("lora_dropout", self.lora_dropout, 0, "between 0 and 1", most=1)
