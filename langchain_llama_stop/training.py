@@ -109,54 +109,40 @@ def finetune(
         require(package, "finetune", INSTALL_TRAIN)
     named = isinstance(model, str | os.PathLike)
     name = os.fspath(model) if named else str(model.model.name_or_path)  # type: ignore[union-attr, arg-type]
-    run = Run(Path(output_dir), resume)
-    # Rows are read before the model is: what is wrong with them is said at once.
-    talks = conversations(read_rows(data)) if data is not None else run.kept("distilled")
-    prompts = None if talks else conversations(read_rows(self_distil or ()), answered=False)
-    pipeline: Any = load_pipeline(model, quantization, progress=tell) if named else model  # type: ignore[arg-type]
-    if prompts:
-        talks = distil(pipeline, prompts, settings, tell)
-        run.keep("distilled", talks)
-    assert talks is not None
-    tell(f"Encoding {len(talks):,} conversations")
-    prepared = prepare(pipeline, talks, settings)
-    ids = [e.ids for e in (*prepared.examples, *prepared.held_out)]
-    run.check({"model": name, **dataclasses.asdict(settings)}, ids)
-    with _trainer(pipeline, prepared, settings, run.folder) as trainer:
-        checked = _supervised(trainer, pipeline, settings)
-        tell(f"EOS is supervised in {checked.share:.1%} of {checked.examples:,} conversations")
-        if kept := run.kept("before"):
-            before = Measurement(**kept)
-        else:
-            tell(f"Measuring {len(prepared.held_out)} answers before")
-            before = _measured(pipeline, prepared, settings)
-            run.keep("before", dataclasses.asdict(before))
-        tell(f"Training on {checked.examples:,} conversations ({prepared.dropped:,} left out)")
-        began = time.perf_counter()
-        with _set_for_training(pipeline.model):
-            trainer.train(resume_from_checkpoint=run.checkpoint())
-        seconds = time.perf_counter() - began
-        pipeline.model.eval()
-        tell(f"Measuring {len(prepared.held_out)} answers afterwards")
-        report = FinetuneReport(
-            model=name,
-            data=_data_name(data if data is not None else self_distil, self_distil is not None),
-            options={"quantization": str(quantization), **dataclasses.asdict(settings)},
-            adapter=str(output_dir),
-            examples=checked.examples,
-            dropped=prepared.dropped,
-            eos_supervised=checked.share,
-            before=before,
-            after=_measured(pipeline, prepared, settings),
-            losses=[(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
-            seconds=seconds,
-        )
-        with written(Path(output_dir)) as folder:
-            trainer.model.peft_config["default"].base_model_name_or_path = name
-            trainer.model.save_pretrained(folder, save_embedding_layers=False)
-            report.write(folder)
-    run.remove()
+    with Run(Path(output_dir), resume) as run:
+        # Rows are read before the model is: what is wrong with them is said at once.
+        talks = conversations(read_rows(data)) if data is not None else run.kept("distilled")
+        prompts = None if talks else conversations(read_rows(self_distil or ()), answered=False)
+        pipeline: Any = _load(model, quantization, tell) if named else model
+        if prompts:
+            talks = distil(pipeline, prompts, settings, tell)
+            run.keep("distilled", talks)
+        assert talks is not None
+        tell(f"Encoding {len(talks):,} conversations")
+        prepared = prepare(pipeline, talks, settings)
+        ids = [e.ids for e in (*prepared.examples, *prepared.held_out)]
+        about = {"model": name, "quantization": str(quantization), **dataclasses.asdict(settings)}
+        run.check(about, ids)
+        with _trainer(pipeline, prepared, settings, run.folder) as trainer:
+            report = FinetuneReport(
+                model=name,
+                data=_data_name(data if data is not None else self_distil, self_distil is not None),
+                options={key: value for key, value in about.items() if key != "model"},
+                adapter=str(output_dir),
+                dropped=prepared.dropped,
+                **_train(trainer, pipeline, prepared, settings, run, tell),
+            )
+            with written(Path(output_dir)) as folder:
+                trainer.model.peft_config["default"].base_model_name_or_path = name
+                trainer.model.save_pretrained(folder, save_embedding_layers=False)
+                report.write(folder)
     return report
+
+
+def _load(model: Any, quantization: Any, tell: Progress) -> Any:
+    # What is not quantized, in the type that the rest is computed in: float16 may overflow.
+    dtype = "bfloat16" if quantization == "nf4" else "auto"
+    return load_pipeline(model, quantization, dtype=dtype, progress=tell)
 
 
 def prepare(pipeline: Any, talks: Sequence[Conversation], settings: FinetuneOptions) -> Prepared:
@@ -285,14 +271,15 @@ def _trainer(
         task_type="CAUSAL_LM",
     )
     rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in _order(prepared, settings)]
-    trainer: Any = SFTTrainer(
-        model=pipeline.model,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=pipeline.tokenizer,
-        peft_config=lora,
-        callbacks=[TrainingBar()],
-    )
+    with _settings_kept(pipeline.model):
+        trainer: Any = SFTTrainer(
+            model=pipeline.model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=pipeline.tokenizer,
+            peft_config=lora,
+            callbacks=[TrainingBar()],
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     # With a name peft would ask the hub at each checkpoint whether the vocabulary has grown.
@@ -321,23 +308,63 @@ def _order(prepared: Prepared, settings: FinetuneOptions) -> list[Example]:
     return found
 
 
-@contextmanager
-def _set_for_training(model: Any) -> Iterator[None]:
-    """Undoes what inference has done to the weights, and afterwards what training does to ids.
+def _train(
+    trainer: Any,
+    pipeline: Any,
+    prepared: Prepared,
+    settings: FinetuneOptions,
+    run: Run,
+    tell: Progress,
+) -> dict[str, Any]:
+    """Checks, measures, trains and measures again; gives fields of the report."""
+    checked = _supervised(trainer, pipeline, settings)
+    tell(f"EOS is supervised in {checked.share:.1%} of {checked.examples:,} conversations")
+    held_out, size = prepared.held_out, settings.batch_size
+    if kept := run.kept("before"):
+        before = Measurement(**kept)
+    else:
+        tell(f"Measuring {len(held_out)} answers before")
+        before = measure(pipeline, held_out, settings.max_new_tokens, size)
+        run.keep("before", dataclasses.asdict(before))
+    tell(f"Training on {checked.examples:,} conversations ({prepared.dropped:,} left out)")
+    began = time.perf_counter()
+    _unpack(pipeline.model)
+    # The answers afterwards are to end by the same ids as before.
+    with _settings_kept(pipeline.model):
+        trainer.train(resume_from_checkpoint=run.checkpoint())
+    seconds = time.perf_counter() - began
+    pipeline.model.eval()
+    tell(f"Measuring {len(held_out)} answers afterwards")
+    return {
+        "examples": checked.examples,
+        "eos_supervised": checked.share,
+        "before": before,
+        "after": measure(pipeline, held_out, settings.max_new_tokens, size),
+        "losses": [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
+        "seconds": seconds,
+    }
 
-    On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights for inference. Their product then has
-    no derivative: gradients end there, without an error. `state_dict` unpacks them. A trainer puts
-    the tokenizer's special ids into the place of the model's.
-    """
-    model.state_dict()
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+@contextmanager
+def _settings_kept(model: Any) -> Iterator[None]:
+    """Keeps settings of a model: trainers put the tokenizer's ids in, and switch the cache off."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
     kept = [(c, {n: getattr(c, n) for n in names}) for c in (model.config, model.generation_config)]
     try:
         yield
     finally:
-        for config, ids in kept:
-            for name, value in ids.items():
+        for config, values in kept:
+            for name, value in values.items():
                 setattr(config, name, value)
+
+
+def _unpack(model: Any) -> None:
+    """Undoes what inference has done to 4-bit weights.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs them for inference. Their product then has no
+    derivative: gradients end there, without an error. `state_dict` unpacks them in place.
+    """
+    model.state_dict()
 
 
 def _supervised(trainer: Any, pipeline: Any, settings: FinetuneOptions) -> Supervision:
@@ -358,10 +385,6 @@ def _supervised(trainer: Any, pipeline: Any, settings: FinetuneOptions) -> Super
             f"{found.ended:,} ({found.share:.1%}) have: {reasons}."
         )
     return found
-
-
-def _measured(pipeline: Any, prepared: Prepared, settings: FinetuneOptions) -> Measurement:
-    return measure(pipeline, prepared.held_out, settings.max_new_tokens, settings.batch_size)
 
 
 def _data_name(data: Any, distilled: bool) -> str:

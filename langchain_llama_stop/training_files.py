@@ -38,7 +38,7 @@ class Run:
             raise FileNotFoundError(
                 f"`resume` is True, but no interrupted run lies in {self.folder}: leave it out."
             )
-        if not resume and self.checkpoint():
+        if not resume and self._begun():
             raise FileExistsError(
                 f"An interrupted run lies in {self.folder}: `resume=True` (`--resume`) goes on "
                 "with it. Remove the folder to begin anew."
@@ -91,9 +91,17 @@ class Run:
         partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
         os.replace(partial, self.folder / f"{name}.json")
 
-    def remove(self) -> None:
-        """Removes all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def __enter__(self) -> Run:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, error: object, *args: object) -> None:
+        """Removes all of it, unless an error leaves something to go on with."""
+        if error is None or not self._begun():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _begun(self) -> bool:
+        return self.checkpoint() is not None or self.kept("distilled") is not None
 
 
 def free(folder: Path) -> Path:

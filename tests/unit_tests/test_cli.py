@@ -335,7 +335,9 @@ def test_diagnose_prints_findings_and_says_whether_one_is_serious(model_that_say
     model_that_says("So.", prompt=PROMPT, template=LLAMA2_TEMPLATE)
     assert cli.main(["diagnose", "m", "--prompt", "Why?", "--stop", "</s>"]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"error +eos-never-learned *\n(.|\n)+warning +prompt-without-template *\n", out)
+    assert re.search(
+        r"error +eos-never-learned *\n(.|\n)+warning +prompt-without-template *\n", out
+    )
     assert re.search(r"  fix +stop_token_ids=\[258\]", out)
     assert "3 findings, 1 of them serious." in out
     assert cli.main(["diagnose", "m", "--prompt", "Why?", "--json"]) == 1

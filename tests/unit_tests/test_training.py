@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from langchain_llama_stop import finetune, load_pipeline, merge_adapter
-from langchain_llama_stop.training import _set_for_training, distil, prepare
+from langchain_llama_stop.training import _unpack, distil, prepare
 from langchain_llama_stop.training_data import conversations
 from langchain_llama_stop.training_files import Run, written
 from langchain_llama_stop.training_options import FinetuneOptions
@@ -38,7 +38,6 @@ def tiny_pipeline(seed=0):
     tokenizer = byte_tokenizer()
     model = tiny_llama(len(tokenizer), seed, initializer_range=0.1)
     model.generation_config.eos_token_id = IM_END
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = "tiny"
     return make_pipeline(model, tokenizer)
 
@@ -59,7 +58,7 @@ def names(folder):
 def test_a_model_learns_to_end_its_answers(tmp_path):
     pipeline, stages, out = tiny_pipeline(), [], tmp_path / "adapter"
     before = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
-    config = pipeline.model.generation_config.to_dict()
+    settings = [pipeline.model.generation_config.to_dict(), pipeline.model.config.to_dict()]
     report = finetune(
         pipeline, ROWS, out, epochs=12, r=8, lora_dropout=0.0, progress=stages.append, **SMALL
     )
@@ -73,7 +72,8 @@ def test_a_model_learns_to_end_its_answers(tmp_path):
     after = pipeline.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert pipeline.model.generation_config.to_dict() == config and not pipeline.model.training
+    again = [pipeline.model.generation_config.to_dict(), pipeline.model.config.to_dict()]
+    assert again == settings and not pipeline.model.training
 
     # The folder is whole, and nothing lies beside it.
     assert names(tmp_path) == ["adapter"]
@@ -163,7 +163,7 @@ def test_an_eos_that_would_not_be_learned_is_refused(tmp_path):
     pipeline.tokenizer.chat_template = template.replace("'<|im_end|>' + ", "")
     with pytest.raises(ValueError, match="in 20, the chat template puts no EOS behind an answer"):
         finetune(pipeline, ROWS, tmp_path / "out", **SMALL)
-    assert "lora" not in str(pipeline.model) and not (tmp_path / "out").exists()
+    assert "lora" not in str(pipeline.model) and names(tmp_path) == []
 
 
 def test_what_is_too_long_is_left_out_and_counted(tmp_path):
@@ -259,12 +259,18 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     assert names(tmp_path / "out") == ["whole"]
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
-    run = Run(tmp_path / "out", resume=False)
-    run.check({"epochs": 1}, [[1]])
-    run.keep("before", {"ended": 0})
-    again = Run(tmp_path / "out", resume=False)
-    assert again.kept("before") is None and again.checkpoint() is None
+def test_a_run_leaves_only_what_it_can_go_on_with(tmp_path):
+    for kept in ("before", "distilled"):
+        with pytest.raises(RuntimeError), Run(tmp_path / "out", resume=False) as run:
+            run.check({"epochs": 1}, [[1]])
+            run.keep(kept, [1])
+            raise RuntimeError
+        assert names(tmp_path) == (["out.checkpoints"] if kept == "distilled" else [])
+    with pytest.raises(FileExistsError, match="An interrupted run lies in"):
+        Run(tmp_path / "out", resume=False)
+    with Run(tmp_path / "out", resume=True) as run:
+        assert run.kept("distilled") == [1] and run.checkpoint() is None
+    assert names(tmp_path) == []
 
 
 def test_gradients_flow_after_inference_too(tmp_path):
@@ -280,9 +286,9 @@ def test_gradients_flow_after_inference_too(tmp_path):
         if inferred:
             with torch.no_grad():
                 pipeline.model(ids)
-        with _set_for_training(pipeline.model):
-            pipeline.model.train()
-            embedded = pipeline.model.get_input_embeddings()(ids).detach().requires_grad_()
-            pipeline.model(inputs_embeds=embedded, labels=ids).loss.backward()
+        _unpack(pipeline.model)
+        pipeline.model.train()
+        embedded = pipeline.model.get_input_embeddings()(ids).detach().requires_grad_()
+        pipeline.model(inputs_embeds=embedded, labels=ids).loss.backward()
         norms.append(float(embedded.grad.float().norm()))
     assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=0.1)
