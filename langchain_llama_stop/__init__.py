@@ -13,8 +13,9 @@ from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
     from langchain_llama_stop.chat_models import ChatLlamaStop
-    from langchain_llama_stop.diagnosis import Finding, diagnose
+    from langchain_llama_stop.diagnosis import diagnose
     from langchain_llama_stop.eos_reward import EosReward
+    from langchain_llama_stop.findings import Finding
     from langchain_llama_stop.generation import generate, stream_generate
     from langchain_llama_stop.llms import LlamaStopLLM
     from langchain_llama_stop.loading import load_pipeline
@@ -51,7 +52,7 @@ _MODULES = {
     "ChatLlamaStop": "chat_models",
     "EosReward": "eos_reward",
     "EosTokenRewardLogitsProcessor": "logits_process",
-    "Finding": "diagnosis",
+    "Finding": "findings",
     "FinetuneReport": "training_report",
     "GenerationOptions": "options",
     "GenerationResponse": "rows",

@@ -116,7 +116,7 @@ def chat_ids(
         messages = [told, *messages[:count], *example, *messages[count:]]
         tools = ()
     control = control_tokens(tokenizer, template)
-    for view in _views(_merged(messages), template):
+    for view in _views(merged(messages), template):
         held = Placeholders(control)
         shown: Any = [held.guarded(tool) for tool in tools]
         try:
@@ -178,20 +178,27 @@ def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _merged(messages: Sequence[Message]) -> list[Message]:
-    """Joins neighbours of one role, except tools' results."""
-    merged: list[Message] = []
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """Joins neighbours of one role, except tools' results.
+
+    Args:
+        messages: The messages.
+
+    Returns:
+        The conversation with fewer, longer ones.
+    """
+    joined: list[Message] = []
     for message in messages:
-        last = merged[-1] if merged else None
+        last = joined[-1] if joined else None
         if last and last["role"] == message["role"] != "tool":
             texts = [m["content"] for m in (last, message) if m["content"]]
             calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
-            merged[-1] = {**last, "content": "\n\n".join(texts)}
+            joined[-1] = {**last, "content": "\n\n".join(texts)}
             if calls:
-                merged[-1]["tool_calls"] = calls
+                joined[-1]["tool_calls"] = calls
         else:
-            merged.append(dict(message))
-    return merged
+            joined.append(dict(message))
+    return joined
 
 
 def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
@@ -212,7 +219,7 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
         spoken.append(
             {"role": message["role"], "content": "\n".join(filter(None, (content, calls)))}
         )
-    spoken = _merged(spoken)
+    spoken = merged(spoken)
     yield spoken
     # A template without a system role, or one whose conversations begin with a user.
     system = spoken[0]["content"] if spoken[0]["role"] == "system" else ""
@@ -224,7 +231,7 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """Finds the special token with which the template ends an answer.
+    """Finds the token with which the template ends an answer: a special one, or an added one.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -237,5 +244,5 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
     text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     behind = str(text).partition(said)[2].lstrip()
-    special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return [i for token, i in special.items() if behind.startswith(token)][:1]
+    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
+    return [i for i, token in added if token.content and behind.startswith(token.content)][:1]

@@ -51,18 +51,19 @@ def _show(args: argparse.Namespace, settings: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from langchain_llama_stop.training import prepare
-    from langchain_llama_stop.training_data import conversations, marked, read_rows
+    from langchain_llama_stop.training_data import conversations, read_rows
+    from langchain_llama_stop.training_examples import marked
+    from langchain_llama_stop.training_preparation import encode
 
     if not args.data:
         raise ValueError("`--show` needs data: a JSONL file, or the id of a data set on the hub.")
     if args.show < 1:
         raise ValueError(f"`--show` has to be a whole number of 1 or more, but is {args.show}.")
     talks = conversations(read_rows(args.data))
-    pipeline: Any = load(args.model, "none", None, _tell)
-    prepared = prepare(pipeline, talks, settings)
+    pipeline: Any = load(args.model, args.quantization, None, _tell)
+    examples = encode(pipeline, talks, settings)
     console = Console(soft_wrap=True, highlight=False)
-    for number, example in enumerate(prepared.examples[: args.show], start=1):
+    for number, example in enumerate(examples[: args.show], start=1):
         console.rule(f"row {number}, {len(example.ids)} tokens")
         for text, supervised in marked(pipeline.tokenizer, example):
             shown = Text(f"▶{text}◀" if supervised else text, "bold" * supervised)
@@ -70,9 +71,9 @@ def _show(args: argparse.Namespace, settings: Any) -> None:
         console.print()
     console.rule()
     console.print(
-        f"{len(prepared.examples):,} rows to train on, {len(prepared.held_out):,} held out, "
-        f"{prepared.dropped:,} left out as too long. The loss is on what stands between ▶ and ◀. "
-        "Nothing was trained: leave out --show for that.",
+        f"{len(examples):,} rows, {settings.held_out:,} of them to be held out; "
+        f"{len(talks) - len(examples):,} others are too long. The loss is on what stands between "
+        "▶ and ◀. Nothing was trained: leave out --show for that.",
         markup=False,
     )
 

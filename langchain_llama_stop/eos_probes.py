@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from langchain_llama_stop.chat_templates import chat_ids
+from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.chat_templates import chat_ids, chat_template
 from langchain_llama_stop.placeholders import plain_ids
+from langchain_llama_stop.prefix_cache import common
 
 REFERENCES: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -42,7 +45,6 @@ class Probes(NamedTuple):
 
 def probe(
     pipeline: Any,
-    template: str,
     references: Sequence[tuple[str, str]],
     eos: Sequence[int],
     turn_end: int | None,
@@ -50,9 +52,8 @@ def probe(
     """Asks a model how likely it is to end.
 
     Args:
-        pipeline: The pipeline.
-        template: The chat template (Jinja); "" for a model without one, which then gets question
-            and answer as plain text.
+        pipeline: The pipeline. A model without a chat template gets question and answer as plain
+            text, unless it is one of Llama 2's.
         references: Questions and complete answers.
         eos: The EOS ids, inside of the vocabulary.
         turn_end: The token with which the template ends an answer, if there is one.
@@ -61,40 +62,67 @@ def probe(
         What it says.
     """
     tokenizer, model = pipeline.tokenizer, pipeline.model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            template = chat_template(tokenizer, model.name_or_path)
+    except ValueError:
+        template = ""
     vocabulary = model.get_input_embeddings().num_embeddings
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = {i for i in special | {turn_end} if i is not None and i < vocabulary} - {*eos}
+    added = tokenizer.added_tokens_decoder
+    others = {i for i in {*added, turn_end} if i is not None and i < vocabulary} - {*eos}
     ends, middles = [], []
     for question, answer in references:
-        ids, begin = _conversation(tokenizer, template, question, answer)
+        ids, begin = exchange(tokenizer, template, question, answer)
         with torch.no_grad():
             logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
         ends.append(logits[-1].float().softmax(dim=-1))  # (vocab,)
-        middles.append(logits[(begin + len(ids)) // 2 - 1].float().softmax(dim=-1))
+        for place in _inside(tokenizer, ids, begin):
+            probabilities = logits[place - 1].float().softmax(dim=-1)
+            middles.append(max(float(probabilities[i]) for i in eos))
     best = [max(eos, key=lambda i, p=p: float(p[i])) for p in ends]  # type: ignore[misc]
-    others = {i: statistics.median(float(p[i]) for p in ends) for i in special}
-    other = max(others, key=others.__getitem__, default=None)
+    found = {i: statistics.median(float(p[i]) for p in ends) for i in others}
+    other = max(found, key=found.__getitem__, default=None)
+    ranks = [1 + int((p > p[i]).sum()) for p, i in zip(ends, best, strict=True)]
     return Probes(
         end=statistics.median(float(p[i]) for p, i in zip(ends, best, strict=True)),
-        rank=int(
-            statistics.median_low(
-                1 + int((p > p[i]).sum()) for p, i in zip(ends, best, strict=True)
-            )
-        ),
-        middle=statistics.median(max(float(p[i]) for i in eos) for p in middles),
+        rank=int(statistics.median_low(ranks)),
+        middle=statistics.median(middles) if middles else 0.0,
         other=other,
-        other_probability=others[other] if other is not None else 0.0,
+        other_probability=found[other] if other is not None else 0.0,
     )
 
 
-def _conversation(
-    tokenizer: Any, template: str, question: str, answer: str
-) -> tuple[list[int], int]:
-    """The ids of an exchange up to the end of the answer, and where the answer begins."""
+def _inside(tokenizer: Any, ids: list[int], begin: int) -> list[int]:
+    """The place nearest to the middle of an answer where its text may not end, if there is one."""
+    middle = (begin + len(ids)) // 2
+    places = sorted(range(begin + 1, len(ids)), key=lambda place: abs(place - middle))
+    texts = ((place, str(tokenizer.decode(ids[begin:place]))) for place in places)
+    return [place for place, text in texts if text.strip() and not may_end(text)][:1]
+
+
+def exchange(tokenizer: Any, template: str, question: str, answer: str) -> tuple[list[int], int]:
+    """Encodes a question and an answer, up to where EOS is due.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: The chat template (Jinja); "" for plain text.
+        question: The question.
+        answer: The answer.
+
+    Returns:
+        The ids; what the template writes between the answer and EOS (Llama 2: a space) is among
+        them. And where the answer begins.
+    """
     if not template:
         prompt = tokenizer(f"{question}\n")["input_ids"]
         return [*prompt, *plain_ids(tokenizer, answer, inside=True)], len(prompt)
     asked = [{"role": "user", "content": question}]
     said = [*asked, {"role": "assistant", "content": answer}]
-    ids = chat_ids(tokenizer, said, template=template, continue_final_message=True)
-    return ids, len(chat_ids(tokenizer, asked, template=template))
+    ids = chat_ids(tokenizer, said, template=template)
+    begin = common(chat_ids(tokenizer, asked, template=template), ids)
+    ends = [i for i in range(begin, len(ids)) if ids[i] in tokenizer.added_tokens_decoder]
+    if not ends:  # nothing ends an answer in this template
+        said_only = chat_ids(tokenizer, said, template=template, continue_final_message=True)
+        return said_only, begin
+    return ids[: ends[0]], begin

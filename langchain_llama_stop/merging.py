@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from langchain_llama_stop.gguf_cache import Progress
 from langchain_llama_stop.loading import find_adapter, load_pipeline
@@ -48,13 +48,18 @@ def merge_adapter(
     target = free(Path(output_dir))
     source = find_adapter(adapter, token=None)
     pipeline = load_pipeline(model, dtype=dtype, progress=progress)
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     base: Any = pipeline.model
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload(safe_merge=True)
+            adapted = PeftModel.from_pretrained(base, str(source))
+        with safe_open(source / "adapter_model.safetensors", framework="pt") as file:
+            taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            if surplus := set(file.keys()) - set(taken):
+                raise ValueError(f"the model has no place for {min(surplus)}")
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, UserWarning, SafetensorError) as error:
         raise ValueError(
             f"The adapter {source} is damaged or does not fit the model {model}: "

@@ -11,31 +11,28 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.boundaries import may_end
-from langchain_llama_stop.chat_templates import chat_ids, chat_template
-from langchain_llama_stop.generation import generate
 from langchain_llama_stop.gguf_cache import Progress, require
-from langchain_llama_stop.loading import load_pipeline
+from langchain_llama_stop.loading import load_pipeline, quantization_of
 from langchain_llama_stop.options import GenerationOptions, refuse_unknown
 from langchain_llama_stop.settings import eos_token_ids
 from langchain_llama_stop.training_data import (
     INSTALL_TRAIN,
-    Conversation,
+    conversations,
+    read_rows,
+)
+from langchain_llama_stop.training_examples import (
     Example,
     Supervision,
-    conversations,
-    example,
-    read_rows,
     supervision,
 )
 from langchain_llama_stop.training_files import Run, written
 from langchain_llama_stop.training_options import FinetuneOptions
+from langchain_llama_stop.training_preparation import Prepared, distil, prepare
 from langchain_llama_stop.training_report import FinetuneReport, Measurement, measure
 
 if TYPE_CHECKING:
@@ -46,21 +43,6 @@ Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 SUPERVISED = 0.99
 """The share of examples whose EOS has to be supervised."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Data ready for training.
-
-    Attributes:
-        examples: What is trained on.
-        held_out: What is measured on.
-        dropped: Conversations left out as too long.
-    """
-
-    examples: list[Example]
-    held_out: list[Example]
-    dropped: int
 
 
 def finetune(
@@ -107,22 +89,36 @@ def finetune(
         raise ValueError("Either `data` or `self_distil` has to be given, and not both.")
     for package in ("trl", "peft", "datasets", "matplotlib", "bitsandbytes"):
         require(package, "finetune", INSTALL_TRAIN)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("finetune runs in one process, on one GPU: start it without torchrun.")
     named = isinstance(model, str | os.PathLike)
     name = os.fspath(model) if named else str(model.model.name_or_path)  # type: ignore[union-attr, arg-type]
+    # Rows are read before the model is: what is wrong with them is said at once.
+    talks = None if data is None else conversations(read_rows(data))
     with Run(Path(output_dir), resume) as run:
-        # Rows are read before the model is: what is wrong with them is said at once.
-        talks = conversations(read_rows(data)) if data is not None else run.kept("distilled")
+        talks = talks or run.kept("distilled")
         prompts = None if talks else conversations(read_rows(self_distil or ()), answered=False)
+        if prompts and len(prompts) <= settings.held_out:
+            raise ValueError(
+                f"`self_distil` has to hold more prompts than the {settings.held_out} of "
+                f"`held_out`, but holds {len(prompts)}: give more, or lower `held_out`."
+            )
         pipeline: Any = _load(model, quantization, tell) if named else model
+        if getattr(pipeline.model, "peft_config", None):
+            raise ValueError(
+                "The model has to be without adapters, but has one already: merge it first "
+                "(`merge_adapter`), or give the model that it was put onto."
+            )
         if prompts:
             talks = distil(pipeline, prompts, settings, tell)
             run.keep("distilled", talks)
         assert talks is not None
+        dtype = str(pipeline.model.dtype).removeprefix("torch.")
+        weights = quantization_of(pipeline.model) or dtype
+        about = {"model": name, "weights": weights, **dataclasses.asdict(settings)}
+        run.check(about, talks)
         tell(f"Encoding {len(talks):,} conversations")
         prepared = prepare(pipeline, talks, settings)
-        ids = [e.ids for e in (*prepared.examples, *prepared.held_out)]
-        about = {"model": name, "quantization": str(quantization), **dataclasses.asdict(settings)}
-        run.check(about, ids)
         with _trainer(pipeline, prepared, settings, run.folder) as trainer:
             report = FinetuneReport(
                 model=name,
@@ -133,7 +129,10 @@ def finetune(
                 **_train(trainer, pipeline, prepared, settings, run, tell),
             )
             with written(Path(output_dir)) as folder:
-                trainer.model.peft_config["default"].base_model_name_or_path = name
+                config = trainer.model.peft_config["default"]
+                config.base_model_name_or_path = name
+                # By their last names, so that a model with more layers is not taken for this one.
+                config.target_modules = {n.rpartition(".")[2] for n in config.target_modules}
                 trainer.model.save_pretrained(folder, save_embedding_layers=False)
                 report.write(folder)
     return report
@@ -145,92 +144,11 @@ def _load(model: Any, quantization: Any, tell: Progress) -> Any:
     return load_pipeline(model, quantization, dtype=dtype, progress=tell)
 
 
-def prepare(pipeline: Any, talks: Sequence[Conversation], settings: FinetuneOptions) -> Prepared:
-    """Renders conversations, leaves out those that are too long, and holds some back.
-
-    Args:
-        pipeline: The pipeline.
-        talks: The conversations; each ends with an answer.
-        settings: The settings.
-
-    Returns:
-        The examples.
-
-    Raises:
-        ValueError: If a conversation cannot be rendered, or too few are left.
-    """
-    tokenizer, eos = pipeline.tokenizer, eos_token_ids(pipeline, GenerationOptions())
-    template = chat_template(tokenizer, pipeline.model.name_or_path)
-    found = [example(tokenizer, talk, template, eos) for talk in talks]
-    kept = [
-        e
-        for e in found
-        if len(e.ids) <= settings.max_length
-        and all(end - begin <= settings.max_new_tokens for begin, end in e.answers)
-    ]
-    if len(kept) <= settings.held_out:
-        raise ValueError(
-            f"More conversations have to be left than the {settings.held_out} of `held_out`, but "
-            f"of {len(found):,} only {len(kept):,} have at most {settings.max_length} tokens "
-            f"(`max_length`) and no answer over {settings.max_new_tokens} (`max_new_tokens`): "
-            "raise these, lower `held_out`, or give more data."
-        )
-    random.Random(settings.seed).shuffle(kept)
-    # A prompt that is held out is neither trained on in another row nor measured twice.
-    held_out: dict[tuple[int, ...], Example] = {}
-    for e in kept:
-        if len(held_out) < settings.held_out:
-            held_out.setdefault(e.prompt, e)
-    examples = [e for e in kept if e.prompt not in held_out]
-    if not examples:
-        raise ValueError(
-            "`data` has to hold more prompts than are held out, but all others are repetitions."
-        )
-    return Prepared(examples, list(held_out.values()), len(found) - len(kept))
-
-
-def distil(
-    pipeline: Any, prompts: Sequence[Conversation], settings: FinetuneOptions, tell: Progress
-) -> list[Conversation]:
-    """Lets a model answer prompts under the EOS reward.
-
-    Args:
-        pipeline: The pipeline.
-        prompts: Conversations that end with a question.
-        settings: Their budget and batch size are used.
-        tell: Told how it gets on.
-
-    Returns:
-        The conversations whose answers landed, with these.
-
-    Raises:
-        ValueError: If none did.
-    """
-    template = chat_template(pipeline.tokenizer, pipeline.model.name_or_path)
-    options = GenerationOptions.parse(
-        {"max_new_tokens": settings.max_new_tokens, "temperature": 0, "batch_size": 8}
-    )
-    landed = []
-    for begin in range(0, len(prompts), 64):
-        tell(f"Answering prompts {begin + 1} to {min(begin + 64, len(prompts))} of {len(prompts)}")
-        part = prompts[begin : begin + 64]
-        ids = [chat_ids(pipeline.tokenizer, prompt, template=template) for prompt in part]
-        for prompt, answer in zip(part, generate(pipeline, ids, options), strict=True):
-            if answer.eos_source and may_end(answer.text) and answer.text.strip():
-                landed.append([*prompt, {"role": "assistant", "content": answer.text.strip()}])
-    if not landed:
-        raise ValueError(
-            f"`self_distil` has to bring answers that land, but none of {len(prompts)} did within "
-            f"{settings.max_new_tokens} tokens: raise `max_new_tokens`, or give `data`."
-        )
-    return landed
-
-
 @contextmanager
 def _trainer(
     pipeline: Any, prepared: Prepared, settings: FinetuneOptions, folder: Path
 ) -> Iterator[Any]:
-    """A trainer whose model is the pipeline's, with LoRA in it until the end."""
+    """A trainer whose model is the pipeline's, which gets LoRA until the end."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -240,7 +158,7 @@ def _trainer(
 
     from langchain_llama_stop.training_bar import TrainingBar
 
-    on_gpu = pipeline.model.device.type != "cpu"
+    on_gpu = pipeline.model.device.type == "cuda"
     config = SFTConfig(
         output_dir=str(folder),
         max_length=None,  # what is too long has been left out: nothing is cut
@@ -253,7 +171,7 @@ def _trainer(
         max_grad_norm=0.3,  # as in the paper
         activation_checkpointing=on_gpu,  # computes twice to save memory, of which CPUs have enough
         bf16=pipeline.model.dtype == torch.bfloat16,
-        use_cpu=not on_gpu,
+        use_cpu=pipeline.model.device.type == "cpu",
         train_sampling_strategy="sequential",
         dataloader_pin_memory=on_gpu,
         logging_steps=1,
@@ -263,6 +181,7 @@ def _trainer(
         seed=settings.seed,
         disable_tqdm=True,
     )
+    config._n_gpu = 1  # the model is on one; torch's DataParallel is not wanted on the others
     lora = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -270,6 +189,8 @@ def _trainer(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    asked_for = [(p, p.requires_grad) for p in pipeline.model.parameters()]
+    pad_token = pipeline.tokenizer.pad_token
     rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in _order(prepared, settings)]
     with _settings_kept(pipeline.model):
         trainer: Any = SFTTrainer(
@@ -289,6 +210,10 @@ def _trainer(
     finally:
         trainer.model.unload()
         pipeline.model.eval()
+        pipeline.tokenizer.pad_token = pad_token
+        vars(pipeline.model).pop("forward", None)  # trl's, which computes the loss in pieces
+        for parameter, wanted in asked_for:
+            parameter.requires_grad_(wanted)
 
 
 def _order(prepared: Prepared, settings: FinetuneOptions) -> list[Example]:

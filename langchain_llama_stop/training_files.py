@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,13 @@ class Run:
         """
         output = free(output)
         self.folder = output.with_name(output.name + ".checkpoints")
-        self._resume = resume
-        if resume and self.kept("settings") is None:
+        ours = self.kept("run") is not None
+        if not ours and self.folder.exists() and any(self.folder.iterdir()):
+            raise FileExistsError(
+                f"Checkpoints are kept in {self.folder}, which holds something else: give another "
+                "`output_dir`, or remove it."
+            )
+        if resume and not self._begun():
             raise FileNotFoundError(
                 f"`resume` is True, but no interrupted run lies in {self.folder}: leave it out."
             )
@@ -46,22 +51,24 @@ class Run:
         if not resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.keep("run", {"output": output.name})  # a folder that holds this is ours
 
-    def check(self, settings: dict[str, Any], data: Sequence[Sequence[int]]) -> None:
+    def check(self, settings: dict[str, Any], data: Any) -> None:
         """Keeps what the run is about.
 
         Args:
             settings: The settings.
-            data: The ids of its conversations, in order.
+            data: What it is trained on, as JSON.
 
         Raises:
             ValueError: If the run that is gone on with was about something else.
         """
-        now = {**settings, "data": hashlib.sha256(repr(data).encode()).hexdigest()}
-        if self._resume:
-            before = self.kept("settings")
+        now = {**settings, "data": hashlib.sha256(json.dumps(data).encode()).hexdigest()}
+        if before := self.kept("settings"):
             others = [
                 f"`{name}` was {before.get(name)!r} and is {value!r}"
+                if name != "data"
+                else "the data are others"
                 for name, value in now.items()
                 if before.get(name) != value
             ]

@@ -15,7 +15,7 @@ from langchain_llama_stop.boundaries import may_end
 from langchain_llama_stop.generation import generate
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.settings import eos_token_ids
-from langchain_llama_stop.training_data import Example
+from langchain_llama_stop.training_examples import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ class FinetuneReport:
         options: The settings.
         adapter: The folder of the adapter.
         examples: Conversations that were trained on.
-        dropped: Conversations that were left out, because they or their answers are too long.
+        dropped: Conversations that were left out: they or their answers are too long, or their
+            prompt is held out.
         eos_supervised: The share of examples with a loss on each answer's EOS, 0 to 1.
         before: How the model ended its answers to held-out prompts before.
         after: And afterwards.
@@ -150,6 +151,8 @@ class FinetuneReport:
 
     def _card(self) -> str:
         settings = "\n".join(f"- {name}: {value}" for name, value in self.options.items())
+        weights = self.options["weights"]
+        quantization = f'quantization="{weights}", ' if weights in ("nf4", "int8") else ""
         return f"""---
 base_model: {json.dumps(self.model)}
 library_name: peft
@@ -162,7 +165,7 @@ tags: [lora, langchain-llama-stop]
 ```python
 from langchain_llama_stop import ChatLlamaStop
 
-chat = ChatLlamaStop(model={self.model!r}, quantization="nf4", adapter="<this folder>")
+chat = ChatLlamaStop(model={self.model!r}, {quantization}adapter="<this folder>")
 ```
 
 ## Effect
@@ -173,9 +176,10 @@ chat = ChatLlamaStop(model={self.model!r}, quantization="nf4", adapter="<this fo
 
 ## Training
 
-Data: {self.data}; {self.examples:,} conversations, {self.dropped:,} left out as too long. The loss
-is on answers only, and on the EOS of each in {self.eos_supervised:.1%} of them. QLoRA (Dettmers
-et al., 2023): LoRA on all linear layers. {self.seconds:,.0f} s, langchain-llama-stop {__version__}.
+Data: {self.data}; {self.examples:,} conversations, {self.dropped:,} left out (too long, or their
+prompt is held out). The loss is on answers only, and on the EOS of each in
+{self.eos_supervised:.1%} of them. LoRA on all linear layers of {weights} weights, as in QLoRA
+(Dettmers et al., 2023). {self.seconds:,.0f} s, langchain-llama-stop {__version__}.
 
 {settings}
 """

@@ -327,7 +327,7 @@ def test_finetune_shows_what_it_would_train_on(model_that_says, capsys, tmp_path
     form = r"<s>\[INST\] What is (\d)\? \[/INST\]▶ A \[red\](\d)\[/\]\. </s>◀"
     shown = re.findall(form, out.replace("\n", ""))
     assert len(shown) == 2 and all(a == b for a, b in shown)
-    assert "3 rows to train on, 1 held out, 0 left out as too long." in out
+    assert "4 rows, 1 of them to be held out; 0 others are too long." in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
@@ -338,7 +338,7 @@ def test_diagnose_prints_findings_and_says_whether_one_is_serious(model_that_say
     assert re.search(
         r"error +eos-never-learned *\n(.|\n)+warning +prompt-without-template *\n", out
     )
-    assert re.search(r"  fix +stop_token_ids=\[258\]", out)
+    assert re.search(r"  fix +stop_token_ids=\[\[258\]\]", out)
     assert "3 findings, 1 of them serious." in out
     assert cli.main(["diagnose", "m", "--prompt", "Why?", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
+import transformers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from langchain_llama_stop import Finding, diagnose
 from langchain_llama_stop.eos_probes import REFERENCES
-from tests.fakes import ScriptedLlama, byte_tokenizer, make_pipeline
+from tests.fakes import (
+    TOKENIZERS,
+    ScriptedLlama,
+    byte_tokenizer,
+    make_pipeline,
+    metaspace_tokenizer,
+)
 
 PROMPT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -59,6 +66,12 @@ def no_eos(pipeline):
     pipeline.tokenizer.eos_token = None
 
 
+def both_eos(pipeline):
+    pipeline.tokenizer.eos_token = "</s>"
+    pipeline.model.generation_config.eos_token_id = [END, 258]
+
+
+WITHOUT_EOS = byte_tokenizer().chat_template.replace("'<|im_end|>' + ", "")
 FAULTS = [
     ("no-chat-template", "warning", tokens(chat_template=None), {}),
     ("no-eos", "error", no_eos, {}),
@@ -72,7 +85,17 @@ FAULTS = [
     ("min-new-tokens", "error", config(min_new_tokens=64), {"max_new_tokens": 64}),
     ("min-new-tokens", "error", config(min_new_tokens=70, max_new_tokens=64), {}),
     ("over-context", "warning", nothing, {"max_new_tokens": 2040}),
-    ("over-context", "warning", nothing, {"max_new_tokens": 9, "prompt": PROMPT + "a" * 2048}),
+    ("over-context", "error", nothing, {"max_new_tokens": 9, "prompt": PROMPT + "a" * 2048}),
+    ("over-context", "error", nothing, {"prompt": PROMPT + "a" * 2048}),
+    ("over-context", "warning", nothing, {"prompt": PROMPT + "a" * 1900, "max_new_tokens": 200}),
+    ("min-new-tokens", "error", config(min_new_tokens=400), {}),
+    ("min-new-tokens", "error", config(min_length=400), {}),
+    ("eos-suppressed", "error", config(sequence_bias=[[[END], -100.0]]), {}),
+    ("template-broken", "error", tokens(chat_template="{{ raise_exception('no') }}"), {}),
+    ("template-broken", "error", tokens(chat_template="{% if %}"), {}),
+    ("template-without-eos", "warning", tokens(chat_template=WITHOUT_EOS), {}),
+    ("prompt-without-template", "warning", nothing, {"prompt": "<s>Q: Why?\nA:"}),
+    ("turn-end-not-tokenizer-eos", "info", both_eos, {}),
     ("repetition-penalty", "warning", config(repetition_penalty=1.2), {"prompt": PROMPT}),
     ("repetition-penalty", "warning", nothing, {"repetition_penalty": 1.1}),
     ("doubled-bos", "warning", bos_added, {"prompt": "<s>" + PROMPT}),
@@ -88,6 +111,9 @@ def test_each_fault_is_found_and_nothing_else(code, severity, change, call):
     (finding,) = diagnose(pipeline, **{"references": (), **call})
     assert (finding.code, finding.severity) == (code, severity)
     assert finding.message.endswith(".") and finding.why.endswith((".", ".)")) and finding.fix
+    if finding.fix.startswith("pipeline.") and "…" not in finding.fix:
+        exec(finding.fix, {"pipeline": pipeline})
+        assert diagnose(pipeline, **{"references": (), **call}) == []
 
 
 @pytest.mark.parametrize(
@@ -103,14 +129,6 @@ def test_a_healthy_model_shows_nothing(call):
     assert diagnose(healthy(), **{"references": (), "max_new_tokens": 64, **call}) == []
 
 
-def test_the_line_that_fixes_it_does():
-    pipeline = healthy()
-    pipeline.model.generation_config.eos_token_id = [258]
-    (finding,) = diagnose(pipeline, references=())
-    exec(finding.fix, {"pipeline": pipeline})
-    assert diagnose(pipeline, references=()) == []
-
-
 def collate_by_id(rows):
     batch = DataCollatorForLanguageModeling(pad_token_id=END)(rows)
     return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == END, -100)}
@@ -123,7 +141,16 @@ def test_a_collator_that_masks_by_the_pad_id():
     assert (finding.code, finding.severity) == ("eos-masked", "error")
     assert "pad token as well" in finding.message
     by_place = DataCollatorForLanguageModeling(pad_token_id=END)
-    assert diagnose(pipeline, references=(), data_collator=by_place) == []
+    by_seq2seq = transformers.DataCollatorForSeq2Seq(pipeline.tokenizer)
+    for right in (by_place, by_seq2seq, transformers.default_data_collator):
+        assert diagnose(pipeline, references=(), data_collator=right) == []
+
+    def looks_for_other_marks(rows):
+        batch = by_place(rows)
+        return {**batch, "labels": batch["labels"] * 0 - 100}
+
+    with pytest.raises(ValueError, match="does it look for other marks"):
+        diagnose(pipeline, references=(), data_collator=looks_for_other_marks)
 
 
 def scores(at_end, at_middle, end_token=END):
@@ -162,6 +189,39 @@ def test_never_learned_and_configured_away_are_told_apart():
     pipeline.tokenizer.pad_token = "<|im_end|>"
     (finding,) = diagnose(pipeline)
     assert finding.code == "eos-never-learned" and "masks labels by the pad id" in finding.why
+
+
+def test_llama_2_writes_a_space_before_eos():
+    tokenizer = TOKENIZERS["metaspace"]
+    eos, space = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("▁")
+
+    def next_scores(history):
+        scores = torch.zeros(len(tokenizer))
+        scores[eos if history[-1] == space else space] = 9
+        return scores
+
+    model = ScriptedLlama(len(tokenizer), next_scores, eos, eos)
+    model.name_or_path = "meta-llama/Llama-2-7b-chat-hf"
+    for template in (tokenizer.chat_template, None):
+        copy = metaspace_tokenizer()
+        copy.chat_template = template
+        found = diagnose(make_pipeline(model, copy))
+        assert [f.code for f in found][-1] == "eos-learned"
+
+
+def test_a_turn_end_that_is_no_special_token_is_configured_away_too():
+    pipeline = healthy(lambda history: torch.zeros(262))
+    pipeline.tokenizer.add_tokens(["<end>"])
+    template = pipeline.tokenizer.chat_template.replace("<|im_end|>", "<end>")
+    pipeline.tokenizer.chat_template = template
+    assert [f.code for f in diagnose(pipeline, references=())] == ["turn-end-not-eos"]
+
+
+def test_mid_sentence_is_no_end_of_a_sentence():
+    both = [("Why?", "It is so. It is ok.")]
+    assert [f.code for f in diagnose(healthy(scores(9.0, 0.0)), references=both)] == ["eos-learned"]
+    with pytest.raises(ValueError, match="`references` has to hold questions and answers with a"):
+        diagnose(healthy(), references=[("Why?", " ")])
 
 
 def test_references_of_ones_own_and_a_model_without_template():

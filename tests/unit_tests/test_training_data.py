@@ -8,12 +8,12 @@ from transformers import DataCollatorForLanguageModeling
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
 
 from langchain_llama_stop.chat_templates import chat_ids
-from langchain_llama_stop.training_data import (
+from langchain_llama_stop.training_data import conversations, read_rows
+from langchain_llama_stop.training_examples import (
     IGNORED,
-    conversations,
+    check_template,
     example,
     marked,
-    read_rows,
     supervision,
 )
 from tests.fakes import TOKENIZERS
@@ -52,6 +52,25 @@ def test_several_turns_and_a_system_text():
     assert conversations([{"text": text}, {"messages": TWO}]) == [TWO, TWO]
 
 
+def test_what_is_said_in_several_messages_is_one_and_greetings_are_dropped():
+    spoken = [
+        {"role": "assistant", "content": "Hello!"},
+        TWO[1],
+        {"role": "assistant", "content": "First."},
+        {"role": "assistant", "content": "Second."},
+    ]
+    one = [TWO[1], {"role": "assistant", "content": "First.\n\nSecond."}]
+    assert conversations([{"messages": spoken}]) == [one]
+    assert conversations([{"messages": [TWO[0], *spoken]}]) == [[TWO[0], *one]]
+    text = "### Human: Why? ### Assistant: First. ### Human: ### Assistant: Second."
+    assert conversations([{"text": text}]) == [one]
+
+
+def test_thoughts_are_left_out():
+    answer = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nBecause."}
+    assert conversations([{"messages": [ONE[0], answer]}]) == [ONE]
+
+
 def test_prompts_without_answers():
     rows = [{"prompt": "Why?"}, {"messages": ONE}, {"text": "### Human: Why? ### Assistant:"}]
     assert conversations(rows, answered=False) == [ONE[:1]] * 3
@@ -87,6 +106,13 @@ def test_rows_of_a_file(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=reason):
             read_rows(file)
+    file.write_text('\ufeff{"prompt": "a\u2028b\u0085c"}\n', encoding="utf-8")
+    assert read_rows(file) == [{"prompt": "a\u2028b\u0085c"}]
+    file.write_bytes(b'{"prompt": "caf\xe9"}')
+    with pytest.raises(ValueError, match=r"`data` has to be UTF-8, but .*rows.jsonl is not"):
+        read_rows(file)
+    with pytest.raises(ValueError, match="`data` has to hold dicts, but holds 3"):
+        read_rows([{"prompt": "a"}, 3])
     with pytest.raises(FileNotFoundError, match=r"`data` is the file .*nowhere.jsonl"):
         read_rows("nowhere.jsonl")
     with pytest.raises(ValueError, match="the list holds none"):
@@ -115,6 +141,19 @@ def test_answers_are_supervised_up_to_their_eos_and_nothing_else_is(name):
     pieces = marked(tokenizer, found)
     assert [supervised for _, supervised in pieces] == [False, True, False, True]
     assert "Because." in pieces[1][0] and tokenizer.convert_ids_to_tokens(eos) in pieces[1][0]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_templates_that_think_before_they_answer_are_refused(name):
+    tokenizer, template = TOKENIZERS[name], TOKENIZERS[name].chat_template
+    check_template(tokenizer, template)
+    content = "message['content']" if name != "metaspace" else "content.strip() + ' ' + eos_token"
+    assert content in template
+    thinks = template.replace(content, f"'<think>\n\n</think>\n\n' + {content}")
+    with pytest.raises(ValueError, match="A chat has to begin an answer behind"):
+        check_template(tokenizer, thinks)
+    with pytest.raises(ValueError, match="A chat has to begin an answer behind"):
+        check_template(tokenizer, template + "{% if add_generation_prompt %}<think>{% endif %}")
 
 
 def test_llama_2_is_rendered_as_it_was_trained():
