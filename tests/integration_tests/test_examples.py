@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -42,7 +43,8 @@ def example(demo_pipeline, monkeypatch):
 
 def test_every_example_is_tested_and_says_what_it_shows():
     found = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert found == ["agent", "chain", "landing", "paris", "rag", "react_agent", "structured"]
+    names = "agent chain diagnose finetune landing paris rag react_agent structured"
+    assert found == names.split()
     for name in found:
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert text.lstrip("r").startswith('"""') and f"python examples/{name}.py" in text
@@ -133,6 +135,35 @@ def test_structured(example, capsys):
     long, short = example("structured").main()
     assert long.city == short.city == "Paris"
     assert "`max_new_tokens` has to be" in capsys.readouterr().out
+
+
+def test_diagnose(example, capsys, converted_models):
+    found = [[finding.code for finding in part] for part in example("diagnose").main()]
+    assert found == [["eos-learned"], ["turn-end-not-eos"], ["eos-learned"]]
+    out = capsys.readouterr().out
+    fix = "pipeline.model.generation_config.eos_token_id = [0, 2]"
+    assert f"    {fix}\n" in out and fix in (EXAMPLES / "diagnose.py").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_finetune(example, capsys, tmp_path, converted_models):
+    module = example("finetune")
+    rows = sorted(module.ANSWERS.read_text(encoding="utf-8").splitlines(), key=len)[:10]
+    module.ANSWERS = tmp_path / "few.jsonl"
+    module.ANSWERS.write_text("\n".join(rows), encoding="utf-8")
+    folder = tmp_path / "adapter"
+    report = module.main(str(folder), max_new_tokens=16, held_out=2, epochs=1)
+    assert (folder / "adapter_model.safetensors").exists() and report.examples == 8
+    out = capsys.readouterr().out
+    assert report.table() in out and f"--- adapter: {folder}, finish_reason: " in out
+
+
+def test_our_own_answers_are_short_and_end():
+    lines = (EXAMPLES / "short_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 120
+    open_ended = [row["prompt"] for row in rows if not may_end(row["completion"])]
+    assert len(open_ended) <= 3 and all("ite a" in prompt for prompt in open_ended)  # letters
 
 
 def test_the_first_lines_of_the_readme(capsys):
