@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from langchain_llama_stop.decoding import CACHE
-from langchain_llama_stop.kv_cache import RowsCache
+from langchain_llama_stop.kv_cache import CACHE, RowsCache
 from langchain_llama_stop.prefix_cache import Prefix
 
 

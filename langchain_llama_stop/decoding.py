@@ -8,7 +8,6 @@ scheduler's affair.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -29,13 +27,6 @@ from transformers import (
 )
 
 from langchain_llama_stop.guessing import Guesser
-
-CACHE = (
-    "cache"
-    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    else "past_key_values"
-)
-"""What the forward pass calls its keys and values: transformers 5.24 has renamed them."""
 
 WARPERS = (
     EpsilonLogitsWarper,

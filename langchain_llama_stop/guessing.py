@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from langchain_llama_stop.kv_cache import RowsCache
+from langchain_llama_stop.kv_cache import CACHE, RowsCache, can_share
 
 LOOKUP_TOKENS = 32
 """Tokens that prompt lookup guesses at most where it has switched itself on."""
@@ -85,7 +85,15 @@ class Assistant:
 
         Args:
             model: The small model.
+
+        Raises:
+            ValueError: If what the model remembers cannot be taken back.
         """
+        if not can_share(model.config):
+            raise ValueError(
+                "`assistant_model` has to be a model that remembers keys and values only, but is a "
+                f"{model.config.model_type}: its guesses could not be taken back."
+            )
         self._model, self._count = model, 5
         self._cache, self._ids = RowsCache(), torch.empty(0, dtype=torch.long)
 
@@ -100,9 +108,7 @@ class Assistant:
         self._cache.truncate(known)
         new, guesses = ids[None, known:], ids[:0]
         for _ in range(min(self._count, most)):
-            outputs = self._model(
-                new, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
+            outputs = self._model(new, use_cache=True, **{CACHE: self._cache})
             new = outputs.logits[:, -1:].argmax(dim=-1)  # (1, 1)
             guesses = torch.cat([guesses, new[0]])
         self._ids = torch.cat([ids, guesses])

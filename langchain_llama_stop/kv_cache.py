@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, get_layer_types_and_kwargs
+
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+"""What the forward pass calls its keys and values: transformers 5.24 has renamed them."""
 
 _SPARE = 64  # columns of room behind what is written; a quarter of what there is, if that is more
 
@@ -27,6 +35,20 @@ def can_share(config: PreTrainedConfig) -> bool:
     kinds = get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
     attention = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}
     return attention.issuperset(kinds)
+
+
+def has_windows(config: PreTrainedConfig) -> bool:
+    """Says whether some layers of a model see a window of columns only.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        True for sliding and chunked attention, where padding in the midst of a row would take
+        places in the window.
+    """
+    kinds = get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
+    return not {"sliding_attention", "chunked_attention"}.isdisjoint(kinds)
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -67,8 +67,10 @@ class PrefixCache:
         if not limit:
             return None
         cache = _cache(model)
-        adapters = {name: id(config) for name, config in getattr(model, "peft_config", {}).items()}
-        state = (adapters, adapter_state(model))
+        # Configs are compared as objects. Training in place raises the versions of parameters.
+        configs = [_Same(config) for config in getattr(model, "peft_config", {}).values()]
+        versions = sum(parameter._version for parameter in model.parameters())
+        state = (configs, adapter_state(model), versions)
         with cache._lock:
             if cache._adapters != state:
                 cache._entries, cache._adapters = [], state
@@ -121,6 +123,18 @@ class PrefixCache:
             self._entries.append(entry)
             while self.tokens > self.limit:
                 self._entries.pop(0)
+
+
+class _Same:
+    """An object that is equal to itself only, and kept: its `id` is not given to another."""
+
+    def __init__(self, held: object) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._held is self._held
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @once_each

@@ -9,6 +9,8 @@ join between two passes and leave when they have finished.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import ref
 
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel
 
 from langchain_llama_stop.batches import Batch, read
 from langchain_llama_stop.jobs import Job
+from langchain_llama_stop.kv_cache import has_windows
 from langchain_llama_stop.once import once_each
 from langchain_llama_stop.prefix_cache import SHORTEST, PrefixCache, common
 
@@ -130,13 +133,22 @@ class Scheduler:
 
     def _hand_over(self) -> None:
         """Gives the lead up, once nothing is left to be taken out."""
-        while True:
-            self._take_out()
+        leads = True
+        while leads:
+            try:
+                self._take_out()
+            except BaseException:
+                self._give_up()
+                raise
             with self._mutex:
-                if not self._left:
-                    self._leader = 0
-                    self._wake()
-                    return
+                leads = bool(self._left)
+                if not leads:
+                    self._give_up()
+
+    def _give_up(self) -> None:
+        with self._mutex:
+            self._leader = 0
+            self._wake()
 
     def _take_out(self) -> None:
         """Takes out the jobs that were left."""
@@ -149,8 +161,26 @@ class Scheduler:
                 self._keep(self._batch, job)
                 job.end()
             self._alone = [job for job in self._alone if not job.over]
-            self._batch = _compact(self._batch, at_once=True)
+            with self._whole(self._batch):
+                self._batch = _compact(self._batch, at_once=True)
 
+    @contextmanager
+    def _whole(self, *batches: Batch | None) -> Iterator[None]:
+        """Ends the jobs of batches whose rows could not be moved: some layers have, others not."""
+        try:
+            yield
+        except BaseException as error:
+            for batch in batches:
+                for job, _ in batch.owners if batch else ():
+                    if not job.over:
+                        job.end(error)
+            if self._batch in batches:
+                self._batch = None
+            if not isinstance(error, Exception):
+                raise
+
+    # The buffers of one caller are written to by the next: not in the inference mode of either.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _step(self) -> None:
         """Reads prompts that have come, or else gets on with all rows by one pass."""
@@ -162,14 +192,16 @@ class Scheduler:
             self._read(group)
         elif self._batch:
             self._pass(self._batch)
-        for job in self._alone:
-            try:
-                job.get_on(_pass_alone(self._model, job))
-            except BaseException as error:
-                job.end(error)
-                if not isinstance(error, Exception):
-                    raise
-        self._alone = [job for job in self._alone if not job.over]
+        try:
+            for job in self._alone:
+                try:
+                    job.get_on(_pass_alone(self._model, job))
+                except BaseException as error:
+                    job.end(error)
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            self._alone = [job for job in self._alone if not job.over]
 
     def _next_to_read(self) -> list[Job]:
         """The first jobs that wait, as far as there is room and their lengths go together."""
@@ -179,7 +211,7 @@ class Scheduler:
             running = sum(job.wants(row) for job, row in self._batch.owners) if self._batch else 0
             group: list[Job] = []
             lengths: list[int] = []
-            for job in self._waiting:
+            for job in list(self._waiting):
                 rows = [*lengths, *map(len, job.prompts)]
                 padding = len(rows) * max(rows) - sum(rows)
                 if (
@@ -192,7 +224,7 @@ class Scheduler:
                     break
                 group.append(job)
                 lengths = rows
-            del self._waiting[: len(group)]
+            self._waiting = [job for job in self._waiting if job not in group]
             return group
 
     def _read(self, group: list[Job]) -> None:
@@ -210,16 +242,24 @@ class Scheduler:
         except BaseException:
             self._put_back(group)
             raise
-        for job in group:
-            rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
-            if len(rows) == 1 and job.prefix_cache:
-                job.first = logits[rows[0], -1].clone()
-        self._deliver(batch, logits)
-        if read := _compact(batch, at_once=True):
-            if self._batch and (running := _compact(self._batch, at_once=True)):
-                running.join(read)
-                read = running
-            self._batch = read
+        with self._whole(batch):
+            for job in group:
+                rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
+                if len(rows) == 1 and job.prefix_cache:
+                    job.first = logits[rows[0], -1].clone()
+        before, interrupt = self._batch, None
+        try:
+            self._deliver(batch, logits)
+        except BaseException as error:  # all have their scores: the others get on
+            interrupt = error
+        with self._whole(before, batch):
+            if read := _compact(batch, at_once=True):
+                if before and (running := _compact(before, at_once=True)):
+                    running.join(read)
+                    read = running
+                self._batch = read
+        if interrupt:
+            raise interrupt
 
     def _put_back(self, group: list[Job]) -> None:
         with self._mutex:
@@ -253,6 +293,8 @@ class Scheduler:
             entry = batch.prefix(0, ids, 0, None)
             cache.put(entry)
             known = [(entry, shared)] * len(prompts)
+        if len(prompts) > 1 and has_windows(model.config):
+            known = [(None, 0) for _ in known]  # else there were padding behind what is known
         known = [(p, min(n, len(i) - 1)) for (p, n), i in zip(known, prompts, strict=True)]
         return read(model, owners, prompts, known)
 
@@ -274,26 +316,38 @@ class Scheduler:
             newest.end(error)
         else:
             self._deliver(batch, logits)
-        self._batch = _compact(batch)
+        with self._whole(batch):
+            self._batch = _compact(batch)
 
     def _deliver(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Hands the scores of a pass to the jobs."""
+        """Hands the scores of a pass to all jobs; what interrupts one is raised afterwards."""
+        interrupt: BaseException | None = None
         for job, rows in _places(batch).items():
-            job.get_on(logits if len(rows) == len(logits) else logits[rows])
+            try:
+                job.get_on(logits if len(rows) == len(logits) else logits[rows])
+            except BaseException as error:  # else the next pass would repeat the others' tokens
+                job.end(error)
+                interrupt = interrupt or error
             if job.over:
                 self._keep(batch, job)
             elif logits.shape[1] > 1:  # wrong guesses
                 batch.truncate(len(job.prompts[0]) + len(job.answers[0]) - 1)
+        if interrupt:
+            raise interrupt
 
     def _keep(self, batch: Batch | None, job: Job) -> None:
         """Keeps what is known of a single row for prompts that begin the same way."""
         if job.error or job.first is None or batch is None:
             return
+        if (job, 0) not in batch.owners:
+            return
         row = batch.owners.index((job, 0))
-        if cache := PrefixCache.of(self._model, job.prefix_cache):
-            prompt = job.prompts[0]
-            ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
-            cache.put(batch.prefix(row, ids, len(prompt), job.first))
+        # Nothing is lost but time where there is no memory to keep it.
+        with suppress(Exception):
+            if cache := PrefixCache.of(self._model, job.prefix_cache):
+                prompt = job.prompts[0]
+                ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
+                cache.put(batch.prefix(row, ids, len(prompt), job.first))
 
 
 @once_each

@@ -606,6 +606,19 @@ def test_a_sliding_window_goes_back_too():
         assert list(responses[0].token_ids) == expected
 
 
+def test_a_sliding_window_is_not_filled_with_padding():
+    """Prompts that are read together, of which much and nothing is known."""
+    pipeline = sliding_pipeline()
+    with torch.no_grad():
+        for parameter in pipeline.model.parameters():
+            parameter.mul_(25)  # what is attended to makes a difference then
+    prompts = ["ab cd " * 10, "So it is. " * 6]
+    opts = options(eos_reward=False, max_new_tokens=12)
+    expected = [generate(pipeline, [p], opts.updated({"prefix_cache": 0}))[0] for p in prompts]
+    generate(pipeline, [prompts[0][:56]], opts)
+    assert generate(pipeline, prompts, opts) == expected
+
+
 @pytest.mark.parametrize(
     ("model", "pipe", "budget"),
     [

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
 
+from langchain_llama_stop.batches import Batch
 from langchain_llama_stop.generation import generate, stream_generate
+from langchain_llama_stop.kv_cache import RowsCache
 from langchain_llama_stop.scheduling import Scheduler
 from tests.fakes import TOKENIZERS, ScriptedLlama, byte_ids, make_pipeline, scripted_answers
 from tests.unit_tests.test_generation import options, streamed, tiny
@@ -394,3 +396,93 @@ def test_what_is_kept_is_bounded_and_the_longest_unused_goes():
 def test_gradient_mode_is_as_it_was():
     generate(tiny(), ["Hi"], options(max_new_tokens=2))
     assert torch.is_grad_enabled()
+
+
+def test_the_inference_mode_of_one_caller_is_not_the_others():
+    pipeline = tiny()
+    calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(2)]
+    expected = [generate(pipeline, *call) for call in calls]
+    stream = stream_generate(pipeline, "Hi", options(max_new_tokens=30))
+    with torch.inference_mode():
+        next(stream)
+    assert [generate(pipeline, *call) for call in calls] == expected
+    with torch.inference_mode():
+        assert [generate(pipeline, *call) for call in calls] == expected
+    assert list(stream)[-1].response
+
+
+def once_failing(monkeypatch, owner, name, error):
+    """Lets a method fail at its first call, in the midst of the layers where there are some."""
+    original, calls = getattr(owner, name), []
+
+    def fail(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fail)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["join", "select"])
+def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(name, monkeypatch):
+    pipeline = tiny()
+    calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
+    expected = [generate(pipeline, *call) for call in calls]
+    gate = Gate(pipeline)
+    failed = once_failing(monkeypatch, RowsCache, name, RuntimeError("no room"))
+    results = started_behind(pipeline, gate, calls)
+    assert failed and at_rest(pipeline)
+    for result, wanted in zip(results[1:], expected, strict=True):
+        assert result == wanted or "no room" in str(result)
+    assert any("no room" in str(result) for result in results)
+    assert generate(pipeline, *calls[0]) == expected[0]  # and the next call is right
+
+
+def test_what_cannot_be_kept_is_not_kept(monkeypatch):
+    pipeline = tiny()
+    prompt, opts = "Question " * 8, options(max_new_tokens=5)
+    expected = generate(pipeline, [prompt], opts)
+    pipeline = tiny()
+    failed = once_failing(monkeypatch, Batch, "prefix", RuntimeError("no room"))
+    assert generate(pipeline, [prompt], opts) == expected and failed and at_rest(pipeline)
+    stream = stream_generate(pipeline, prompt + "more", opts)
+    next(stream)
+    once_failing(monkeypatch, Batch, "prefix", RuntimeError("no room"))
+    stream.close()
+    assert at_rest(pipeline) and generate(pipeline, [prompt], opts) == expected
+
+
+class Interrupting(LogitsProcessor):
+    """Ctrl-C in the midst of a call's own part of a step."""
+
+    def __init__(self):
+        self.left = 3
+
+    def __call__(self, input_ids, scores):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return scores
+
+
+def test_an_interrupted_delivery_leaves_the_others_whole():
+    pipeline = tiny()
+    plain = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
+    expected = [generate(pipeline, *call) for call in plain]
+    broken = (["Broken"], options(max_new_tokens=20, logits_processor=[Interrupting()]))
+    gate = Gate(pipeline)
+    results = started_behind(pipeline, gate, [broken, *plain])
+    assert results[2:] == expected and at_rest(pipeline)
+    assert sum(isinstance(result, KeyboardInterrupt) for result in results[:2]) >= 1
+
+
+def test_a_model_that_is_trained_in_place_forgets():
+    pipeline, prompt, opts = tiny(), "Question " * 8, options(max_new_tokens=8)
+    generate(pipeline, [prompt], opts)
+    with torch.no_grad():
+        for parameter in pipeline.model.parameters():
+            parameter.mul_(1.5)
+    plain = opts.updated({"prefix_cache": 0})
+    assert generate(pipeline, [prompt], opts) == generate(pipeline, [prompt], plain)
