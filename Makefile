@@ -63,7 +63,7 @@ bench-termination: $(STAMP) ## how answers end under each known method (half an 
 # The article's kind of data where it lies beside the clone, else our own short answers.
 DATA ?= $(firstword $(wildcard ../*/data/oa_questions.jsonl) examples/short_answers.jsonl)
 
-finetune-demo: $(STAMP) ## QLoRA teaches the demo model to stop, on a CPU (half an hour)
+finetune-demo: $(STAMP) ## QLoRA teaches the demo model to stop, on a CPU (6 to 20 minutes)
 	@$(BIN)/python benchmarks/finetuning.py --data $(DATA) $(ARGS)
 
 clean: ## remove .venv and caches of tools
