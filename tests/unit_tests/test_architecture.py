@@ -34,7 +34,7 @@ LAYERS = [
     ["training_examples"],
     ["eos_probes"],
     ["logits_process"],
-    ["rows"],
+    ["rows", "vllm"],
     ["generation", "model_options", "findings"],
     ["diagnosis"],
     ["training_report", "training_preparation"],
