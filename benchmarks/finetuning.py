@@ -16,8 +16,8 @@ from measuring import machine
 from termination import read_prompts
 
 from langchain_llama_stop import GenerationOptions, finetune, generate, load_pipeline
-from langchain_llama_stop.boundaries import may_end
 from langchain_llama_stop.training_data import read_rows
+from langchain_llama_stop.training_report import endings
 
 HERE = Path(__file__).parent
 BUDGET = 128
@@ -32,11 +32,8 @@ def ends(pipeline, prompts: list[str]) -> str:
         for prompt in prompts
     ]
     options = {"max_new_tokens": BUDGET, "temperature": 0, "eos_reward": False}
-    answers = generate(pipeline, texts, GenerationOptions.parse(options))
-    ended = [answer for answer in answers if answer.eos_source]
-    landed = [answer for answer in ended if may_end(answer.text)]
-    tokens = sum(len(answer.token_ids) for answer in answers) / len(answers)
-    return f"{len(ended) / len(answers):.0%} | {len(landed) / len(answers):.0%} | {tokens:.0f}"
+    found = endings(generate(pipeline, texts, GenerationOptions.parse(options)))
+    return "{ended:.0%} | {landed:.0%} | {mean_tokens:.0f}".format(**found)
 
 
 def main() -> None:

@@ -48,6 +48,19 @@ _EXAMPLE: tuple[Message, ...] = (
 """How tools are used."""
 
 
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Gives the chat template that a tokenizer carries.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The template (Jinja), the default one of several; "" if there is none.
+    """
+    template = tokenizer.chat_template
+    return str((template.get("default") if isinstance(template, dict) else template) or "")
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
     """Finds the chat template of a model.
 
@@ -61,11 +74,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
     Raises:
         ValueError: If the tokenizer has none and the model is no Llama 2 chat model.
     """
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template:
-        return str(template)
+    if template := own_template(tokenizer):
+        return template
     if re.search(r"llama-?2.*chat", name, re.IGNORECASE):
         warnings.warn(
             f"The tokenizer of {name} carries no chat template: Llama 2's own is used ([INST], "
@@ -230,6 +240,23 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
     yield [{**rest[0], "content": text}, *rest[1:]]
 
 
+def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+    """Finds what a template writes before and behind the answer to a question, "?".
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: The chat template (Jinja).
+
+    Returns:
+        Both texts.
+    """
+    said = "\ue000"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    before, _, behind = str(text).partition(said)
+    return before, behind
+
+
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     """Finds the token with which the template ends an answer: a special one, or an added one.
 
@@ -240,9 +267,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
     Returns:
         Its id in a list; [] if an answer is not followed by one.
     """
-    said = "\ue000"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    behind = str(text).partition(said)[2].lstrip()
+    behind = around_answer(tokenizer, template)[1].lstrip()
     added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
     return [i for i, token in added if token.content and behind.startswith(token.content)][:1]

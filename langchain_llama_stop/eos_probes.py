@@ -13,6 +13,7 @@ from langchain_llama_stop.boundaries import may_end
 from langchain_llama_stop.chat_templates import chat_ids, chat_template
 from langchain_llama_stop.placeholders import plain_ids
 from langchain_llama_stop.prefix_cache import common
+from langchain_llama_stop.settings import vocabulary_size
 
 REFERENCES: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -68,7 +69,7 @@ def probe(
             template = chat_template(tokenizer, model.name_or_path)
     except ValueError:
         template = ""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     added = tokenizer.added_tokens_decoder
     others = {i for i in {*added, turn_end} if i is not None and i < vocabulary} - {*eos}
     ends, middles = [], []

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from langchain_llama_stop.chat_templates import chat_ids, turn_end_ids
+from langchain_llama_stop.chat_templates import chat_ids, own_template, turn_end_ids
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.placeholders import control_tokens
 from langchain_llama_stop.settings import (
     DEFAULT_MAX_NEW_TOKENS,
+    context_window,
     eos_token_ids,
     setting,
     token_budget,
+    vocabulary_size,
 )
 
 Severity = Literal["error", "warning", "info"]
@@ -56,8 +58,7 @@ class Case:
     @cached_property
     def template(self) -> str:
         """The chat template; "" if there is none."""
-        template = self.tokenizer.chat_template
-        return str((template.get("default") if isinstance(template, dict) else template) or "")
+        return own_template(self.tokenizer)
 
     @cached_property
     def eos(self) -> list[int]:
@@ -96,7 +97,7 @@ class Case:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model knows."""
-        return int(self.pipeline.model.get_input_embeddings().num_embeddings)
+        return vocabulary_size(self.pipeline.model)
 
     def setting(self, name: str) -> Any:
         """A generation setting as a call would have it."""
@@ -238,8 +239,7 @@ def _padding(case: Case) -> Iterator[Finding]:
 
 def _budget(case: Case) -> Iterator[Finding]:
     length = len(case.prompt_ids)
-    config = case.pipeline.model.config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None)
+    window = context_window(case.pipeline.model)
     asked = case.options.max_new_tokens or case.setting("max_new_tokens")
     try:
         budget = asked or token_budget(case.pipeline, case.options, length)

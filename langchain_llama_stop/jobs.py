@@ -102,3 +102,30 @@ class Job:
     def wants(self, row: int) -> bool:
         """Whether a row has not finished."""
         return self.wanted is not None and row in self.wanted.rows
+
+
+def pass_alone(model: Any, job: Job) -> torch.Tensor:
+    """Makes one pass of a job whose states are its own affair, as transformers' own loop does.
+
+    Args:
+        model: The model.
+        job: The job; it wants a pass.
+
+    Returns:
+        The scores behind the tokens, (rows of the pass, 1, vocab).
+    """
+    wanted = job.wanted
+    assert wanted is not None
+    if not job.steps:
+        job.model_kwargs = wanted.model_kwargs
+    kwargs = job.model_kwargs
+    inputs = model.prepare_inputs_for_generation(
+        wanted.input_ids,
+        next_sequence_length=1 if job.steps and kwargs["use_cache"] else None,
+        is_first_iteration=not job.steps,
+        **kwargs,
+    )
+    outputs = model(**inputs, return_dict=True)
+    job.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
+    logits: torch.Tensor = outputs.logits[:, -1:]
+    return logits[wanted.rows]

@@ -19,6 +19,8 @@ CACHE = (
 
 _SPARE = 64  # columns of room behind what is written; a quarter of what there is, if that is more
 
+_WINDOWS = {"sliding_attention", "chunked_attention"}
+
 LayerStates = list[tuple[torch.Tensor, torch.Tensor] | None]
 """Keys and values of one row: per layer two of (heads, tokens, head_dim), None if it has none."""
 
@@ -32,9 +34,7 @@ def can_share(config: PreTrainedConfig) -> bool:
     Returns:
         False for models with recurrent or compressed states, whose rows cannot come and go.
     """
-    kinds = get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
-    attention = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}
-    return attention.issuperset(kinds)
+    return _kinds(config) <= {"full_attention", "dummy"} | _WINDOWS
 
 
 def has_windows(config: PreTrainedConfig) -> bool:
@@ -47,8 +47,12 @@ def has_windows(config: PreTrainedConfig) -> bool:
         True for sliding and chunked attention, where padding in the midst of a row would take
         places in the window.
     """
-    kinds = get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
-    return not {"sliding_attention", "chunked_attention"}.isdisjoint(kinds)
+    return not _kinds(config).isdisjoint(_WINDOWS)
+
+
+def _kinds(config: PreTrainedConfig) -> set[str]:
+    """What a model's layers remember, in the words of transformers."""
+    return set(get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0])
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]

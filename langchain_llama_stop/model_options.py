@@ -201,9 +201,10 @@ def model_profile(name: str, pipeline: Any) -> dict[str, Any]:
         profile |= {f"{kind}_inputs": kind == "text", f"{kind}_outputs": kind == "text"}
     profile |= {"tool_calling": True, "tool_choice": True, "structured_output": True}
     if pipeline is not None:
+        from langchain_llama_stop.settings import context_window
+
         profile["name"] = name or pipeline.model.name_or_path
-        config = pipeline.model.config.get_text_config()
-        if window := getattr(config, "max_position_embeddings", None):
+        if window := context_window(pipeline.model):
             profile["max_input_tokens"] = window
     return profile
 

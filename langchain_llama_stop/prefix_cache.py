@@ -50,16 +50,17 @@ class PrefixCache:
         """Begins empty."""
         self._lock = threading.Lock()
         self._entries: list[Prefix] = []  # the last used last
-        self._adapters: object = None
-        self.limit = 0
+        self._state: object = None  # of the weights that the entries were computed with
 
     @classmethod
     def of(cls, model: PreTrainedModel, limit: int) -> PrefixCache | None:
-        """Returns the prefix cache of a model, emptied if its adapters have changed.
+        """Returns the prefix cache of a model, emptied if its adapters or weights have changed.
+
+        That takes a millisecond or so: every parameter is asked.
 
         Args:
             model: The model.
-            limit: Tokens to keep at most.
+            limit: Tokens that the caller wants to be kept at most.
 
         Returns:
             The cache; None if `limit` is 0.
@@ -72,9 +73,8 @@ class PrefixCache:
         versions = sum(parameter._version for parameter in model.parameters())
         state = (configs, adapter_state(model), versions)
         with cache._lock:
-            if cache._adapters != state:
-                cache._entries, cache._adapters = [], state
-            cache.limit = limit
+            if cache._state != state:
+                cache._entries, cache._state = [], state
         return cache
 
     @property
@@ -106,22 +106,23 @@ class PrefixCache:
             self._entries.append(best)
             return best, length
 
-    def put(self, entry: Prefix) -> None:
+    def put(self, entry: Prefix, limit: int) -> None:
         """Keeps an entry, in place of those that it continues.
 
         Args:
             entry: The entry; what is over the limit is cut off.
+            limit: Tokens to keep at most.
         """
-        if len(entry.ids) > self.limit:
-            states = [s and (s[0][:, : self.limit], s[1][:, : self.limit]) for s in entry.states]
+        if len(entry.ids) > limit:
+            states = [s and (s[0][:, :limit], s[1][:, :limit]) for s in entry.states]
             states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view on the rest
-            entry = Prefix(entry.ids[: self.limit], states)
+            entry = Prefix(entry.ids[:limit], states)
         with self._lock:
             if any(common(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
                 return  # nothing new
             self._entries = [e for e in self._entries if common(e.ids, entry.ids) < len(e.ids)]
             self._entries.append(entry)
-            while self.tokens > self.limit:
+            while self.tokens > limit:
                 self._entries.pop(0)
 
 

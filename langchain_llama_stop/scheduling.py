@@ -9,7 +9,7 @@ join between two passes and leave when they have finished.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import ref
@@ -18,12 +18,21 @@ import torch
 from transformers import PreTrainedModel
 
 from langchain_llama_stop.batches import Batch, read
-from langchain_llama_stop.jobs import Job
+from langchain_llama_stop.jobs import Job, pass_alone
 from langchain_llama_stop.kv_cache import has_windows
 from langchain_llama_stop.once import once_each
 from langchain_llama_stop.prefix_cache import SHORTEST, PrefixCache, common
 
 _PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
+
+
+def _neutral(method: Callable[[Scheduler], None]) -> Callable[[Scheduler], None]:
+    """Lets what the leader does for all not depend on its own modes.
+
+    The buffers that one caller makes are written to by the next: tensors of inference mode could
+    not be.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class Scheduler:
@@ -48,6 +57,7 @@ class Scheduler:
         self._batch: Batch | None = None
         self._has_read = False  # whether the last step has read prompts
         self._alone: list[Job] = []
+        self._prefixes: PrefixCache | None = None  # as it was when prompts were last read
 
     @property
     def _model(self) -> Any:
@@ -150,6 +160,7 @@ class Scheduler:
             self._leader = 0
             self._wake()
 
+    @_neutral
     def _take_out(self) -> None:
         """Takes out the jobs that were left."""
         with self._mutex:
@@ -179,9 +190,7 @@ class Scheduler:
             if not isinstance(error, Exception):
                 raise
 
-    # The buffers of one caller are written to by the next: not in the inference mode of either.
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @_neutral
     def _step(self) -> None:
         """Reads prompts that have come, or else gets on with all rows by one pass."""
         self._take_out()
@@ -195,7 +204,7 @@ class Scheduler:
         try:
             for job in self._alone:
                 try:
-                    job.get_on(_pass_alone(self._model, job))
+                    job.get_on(pass_alone(self._model, job))
                 except BaseException as error:
                     job.end(error)
                     if not isinstance(error, Exception):
@@ -247,19 +256,16 @@ class Scheduler:
                 rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
                 if len(rows) == 1 and job.prefix_cache:
                     job.first = logits[rows[0], -1].clone()
-        before, interrupt = self._batch, None
+        before = self._batch
         try:
             self._deliver(batch, logits)
-        except BaseException as error:  # all have their scores: the others get on
-            interrupt = error
-        with self._whole(before, batch):
-            if read := _compact(batch, at_once=True):
-                if before and (running := _compact(before, at_once=True)):
-                    running.join(read)
-                    read = running
-                self._batch = read
-        if interrupt:
-            raise interrupt
+        finally:  # all have their scores: where one was interrupted, the others get on
+            with self._whole(before, batch):
+                if read := _compact(batch, at_once=True):
+                    if before and (running := _compact(before, at_once=True)):
+                        running.join(read)
+                        read = running
+                    self._batch = read
 
     def _put_back(self, group: list[Job]) -> None:
         with self._mutex:
@@ -274,9 +280,12 @@ class Scheduler:
         model = self._model
         owners = [(job, row) for job in group for row in range(len(job.prompts))]
         prompts = [job.prompts[row] for job, row in owners]
-        caches = {job: PrefixCache.of(model, job.prefix_cache) for job in group}
-        found = (caches[job] for job, _ in owners)
-        known = [c.find(p) if c else (None, 0) for c, p in zip(found, prompts, strict=True)]
+        cache = PrefixCache.of(model, max(job.prefix_cache for job in group))
+        self._prefixes = cache or self._prefixes
+        known = [
+            cache.find(prompt) if cache and job.prefix_cache else (None, 0)
+            for (job, _), prompt in zip(owners, prompts, strict=True)
+        ]
         if len(prompts) == 1 and known[0][0] and known[0][1] == len(prompts[0]):
             batch = Batch(owners, known, 1, model.device)
             assert known[0][0].logits is not None
@@ -285,13 +294,13 @@ class Scheduler:
         shared = min(len(p) - 1 for p in prompts)
         for prompt in prompts[1:]:
             shared = common(prompts[0][:shared], prompt)
-        cache = caches[group[0]] if all(caches.values()) else None
+        limit = min(job.prefix_cache for job in group)
         best = max(count for _, count in known)
-        if cache and len(prompts) > 1 and shared >= SHORTEST and shared > best:
+        if cache and limit and len(prompts) > 1 and shared >= SHORTEST and shared > best:
             ids = prompts[0][:shared]
             batch, _ = read(model, [None], [ids], [cache.find(ids)])
             entry = batch.prefix(0, ids, 0, None)
-            cache.put(entry)
+            cache.put(entry, limit)
             known = [(entry, shared)] * len(prompts)
         if len(prompts) > 1 and has_windows(model.config):
             known = [(None, 0) for _ in known]  # else there were padding behind what is known
@@ -337,17 +346,15 @@ class Scheduler:
 
     def _keep(self, batch: Batch | None, job: Job) -> None:
         """Keeps what is known of a single row for prompts that begin the same way."""
-        if job.error or job.first is None or batch is None:
+        if job.error or job.first is None or batch is None or (job, 0) not in batch.owners:
             return
-        if (job, 0) not in batch.owners:
-            return
-        row = batch.owners.index((job, 0))
         # Nothing is lost but time where there is no memory to keep it.
         with suppress(Exception):
-            if cache := PrefixCache.of(self._model, job.prefix_cache):
-                prompt = job.prompts[0]
-                ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
-                cache.put(batch.prefix(row, ids, len(prompt), job.first))
+            row, prompt, cache = batch.owners.index((job, 0)), job.prompts[0], self._prefixes
+            ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
+            if cache and job.prefix_cache:
+                entry = batch.prefix(row, ids, len(prompt), job.first)
+                cache.put(entry, job.prefix_cache)
 
 
 @once_each
@@ -378,22 +385,3 @@ def _compact(batch: Batch | None, *, at_once: bool = False) -> Batch | None:
     if finished and rows and (at_once or 4 * finished >= len(batch.owners)):
         batch.select(rows)
     return batch if rows else None
-
-
-def _pass_alone(model: Any, job: Job) -> torch.Tensor:
-    """One pass of a job whose states are its own affair, as transformers' own loop makes it."""
-    wanted = job.wanted
-    assert wanted is not None
-    if not job.steps:
-        job.model_kwargs = wanted.model_kwargs
-    kwargs = job.model_kwargs
-    inputs = model.prepare_inputs_for_generation(
-        wanted.input_ids,
-        next_sequence_length=1 if job.steps and kwargs["use_cache"] else None,
-        is_first_iteration=not job.steps,
-        **kwargs,
-    )
-    outputs = model(**inputs, return_dict=True)
-    job.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
-    logits: torch.Tensor = outputs.logits[:, -1:]
-    return logits[wanted.rows]

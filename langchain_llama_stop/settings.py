@@ -41,6 +41,16 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
     )
 
 
+def vocabulary_size(model: Any) -> int:
+    """Counts the tokens that a model knows: the rows of its embeddings."""
+    return int(model.get_input_embeddings().num_embeddings)
+
+
+def context_window(model: Any) -> int | None:
+    """Gives the tokens that a model may look back on; None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def thinking_ids(tokenizer: Any) -> tuple[int, int]:
     """Finds the ids of `<think>` and `</think>`.
 
@@ -74,7 +84,7 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
     """
     if options.thinking_tokens:
         thinking_ids(pipeline.tokenizer)
-    vocabulary = pipeline.model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(pipeline.model)
     for sequence in options.stop_token_ids:
         for token_id in sequence:
             if token_id >= vocabulary:
@@ -182,7 +192,7 @@ def token_budget(
         # A model's own maximum is a limit (4096 for Llama 2), not a wish.
         max_length = defaults.max_length
         budget = min(DEFAULT_MAX_NEW_TOKENS, (max_length or math.inf) - prompt_tokens)
-    window = getattr(pipeline.model.config.get_text_config(), "max_position_embeddings", None)
+    window = context_window(pipeline.model)
     room = budget if window is None else window - prompt_tokens
     if room < 1 or budget < 1:
         limit = (

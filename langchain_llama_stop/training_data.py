@@ -194,8 +194,13 @@ def _messages(messages: Any) -> Conversation:
 
 def _said(message: Mapping[str, Any]) -> str:
     """What a message says; of an answer with thoughts, what is behind them."""
-    text = str(message["content"])
-    return (text.rpartition("</think>")[2] if message["role"] == "assistant" else text).strip()
+    answer = message["role"] == "assistant"
+    return behind_thoughts(message["content"]) if answer else str(message["content"]).strip()
+
+
+def behind_thoughts(text: str) -> str:
+    """Gives what a reasoning model says behind its thoughts; all of it, stripped, without any."""
+    return text.rpartition("</think>")[2].strip()
 
 
 def _without_greeting(messages: Conversation) -> Conversation:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
-from langchain_llama_stop.chat_templates import chat_ids
+from langchain_llama_stop.chat_templates import around_answer, chat_ids
 from langchain_llama_stop.prefix_cache import common
 from langchain_llama_stop.training_data import Conversation
 
@@ -68,12 +67,13 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         ValueError: If a chat would put other tokens before an answer than training does: those
             of a reasoning model do, with its thoughts.
     """
-    said = "\ue000"
     asked = [{"role": "user", "content": "?"}]
-    answered = [*asked, {"role": "assistant", "content": said}]
-    render = partial(tokenizer.apply_chat_template, chat_template=template, tokenize=False)
-    prompt = str(render(asked, add_generation_prompt=True)).rstrip()
-    before = str(render(answered)).partition(said)[0]
+    prompt = str(
+        tokenizer.apply_chat_template(
+            asked, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    ).rstrip()
+    before = around_answer(tokenizer, template)[0]
     if not before.startswith(prompt) or before[len(prompt) :].strip():
         raise ValueError(
             f"A chat has to begin an answer behind {prompt[-40:]!r}, as the template's generation "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from langchain_llama_stop.chat_templates import chat_ids, chat_template
 from langchain_llama_stop.generation import generate
 from langchain_llama_stop.gguf_cache import Progress
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.settings import eos_token_ids
-from langchain_llama_stop.training_data import Conversation, conversations
+from langchain_llama_stop.settings import context_window, eos_token_ids
+from langchain_llama_stop.training_data import Conversation, behind_thoughts
 from langchain_llama_stop.training_examples import Example, check_template, example
 from langchain_llama_stop.training_options import FinetuneOptions
 
@@ -52,12 +53,12 @@ def encode(
     tokenizer, eos = pipeline.tokenizer, eos_token_ids(pipeline, GenerationOptions())
     template = chat_template(tokenizer, pipeline.model.name_or_path)
     check_template(tokenizer, template)
-    window = pipeline.model.config.get_text_config().max_position_embeddings
+    most = min(settings.max_length, context_window(pipeline.model) or settings.max_length)
     found = (example(tokenizer, talk, template, eos) for talk in talks)
     return [
         e
         for e in found
-        if len(e.ids) <= min(settings.max_length, window)
+        if len(e.ids) <= most
         and all(end - begin <= settings.max_new_tokens for begin, end in e.answers)
     ]
 
@@ -118,7 +119,7 @@ def distil(
     """
     template = chat_template(pipeline.tokenizer, pipeline.model.name_or_path)
     options = GenerationOptions.parse({"max_new_tokens": settings.max_new_tokens, "temperature": 0})
-    window = pipeline.model.config.get_text_config().max_position_embeddings
+    window = context_window(pipeline.model) or math.inf
     encoded = [(p, chat_ids(pipeline.tokenizer, p, template=template)) for p in prompts]
     encoded = [(p, ids) for p, ids in encoded if len(ids) + settings.max_new_tokens <= window]
     landed = []
@@ -127,7 +128,7 @@ def distil(
         tell(f"Answering prompts {begin + 1} to {begin + len(part)} of {len(encoded)}")
         answers = generate(pipeline, [ids for _, ids in part], options)
         for (prompt, _), answer in zip(part, answers, strict=True):
-            text = answer.text.rpartition("</think>")[2].strip()
+            text = behind_thoughts(answer.text)
             if answer.eos_source and may_end(text) and text:
                 landed.append([*prompt, {"role": "assistant", "content": text}])
     if not landed:
@@ -135,4 +136,4 @@ def distil(
             f"`self_distil` has to bring answers that land, but none of {len(prompts)} did within "
             f"{settings.max_new_tokens} tokens: raise `max_new_tokens`, or give `data`."
         )
-    return conversations({"messages": talk} for talk in landed)
+    return landed

@@ -14,6 +14,7 @@ from langchain_llama_stop._version import __version__
 from langchain_llama_stop.boundaries import may_end
 from langchain_llama_stop.generation import generate
 from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.rows import GenerationResponse
 from langchain_llama_stop.settings import eos_token_ids
 from langchain_llama_stop.training_examples import Example
 
@@ -62,17 +63,30 @@ def measure(
         }
     )
     answers = generate(pipeline, [example.prompt for example in held_out], options)
-    ended = [answer.eos_source is not None for answer in answers]
-    landed = [by_eos and may_end(a.text) for by_eos, a in zip(ended, answers, strict=True)]
     return Measurement(
         answers=len(answers),
-        ended=statistics.mean(ended),
-        landed=statistics.mean(landed),
-        mean_tokens=statistics.mean(len(answer.token_ids) for answer in answers),
+        **endings(answers),
         eos_loss=statistics.mean(
             -eos_logprob(pipeline, example.prompt, example.reference[:-1]) for example in held_out
         ),
     )
+
+
+def endings(answers: Sequence[GenerationResponse]) -> dict[str, float]:
+    """Judges how answers end.
+
+    Args:
+        answers: At least one.
+
+    Returns:
+        `ended`, `landed` and `mean_tokens`, as in `Measurement`.
+    """
+    ended = [answer for answer in answers if answer.eos_source]
+    return {
+        "ended": len(ended) / len(answers),
+        "landed": sum(may_end(answer.text) for answer in ended) / len(answers),
+        "mean_tokens": statistics.mean(len(answer.token_ids) for answer in answers),
+    }
 
 
 def eos_logprob(pipeline: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:

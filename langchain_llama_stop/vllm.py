@@ -174,24 +174,25 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
     def _apply_to_slots(self, logits: torch.Tensor, ctx: Any) -> None:
         """The same for V2: what a row has generated is read from the runner's buffers."""
         prompts = self._states.prompt_len.np
-        for slot, seen in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
+        for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
             if int(slot) not in self._rows:
                 continue
             processor, _ = self._rows[int(slot)]
             prompt = int(prompts[slot])
             # Known on the host: outside of the landing zone nothing waits for the device.
-            if seen - prompt < processor.reward.zone(processor.max_new_tokens):
+            if most - prompt < processor.reward.zone(processor.max_new_tokens):
                 continue
             rows = (ctx.expanded_idx_mapping == int(slot)).nonzero()[:, 0].tolist()
             committed = int(self._states.total_len.gpu[slot])
             ids = self._states.all_token_ids.gpu[slot, prompt:committed].tolist()
-            for row in rows:
-                length = int(ctx.pos[row]) + 1 - prompt
+            places, fed = ctx.pos[rows].tolist(), ctx.input_ids[rows].tolist()
+            for row, place in zip(rows, places, strict=True):
                 # Draft tokens, under speculative decoding, stand in the rows before.
                 drafts = [
-                    int(ctx.input_ids[r]) for r in rows if committed <= ctx.pos[r] <= ctx.pos[row]
+                    token for token, at in zip(fed, places, strict=True) if committed <= at <= place
                 ]
-                _lift(processor, [*ids, *drafts][:length], logits[row : row + 1])
+                seen = [*ids, *drafts][: place + 1 - prompt]
+                _lift(processor, seen, logits[row : row + 1])
 
 
 def _lift(processor: InPlaceEosReward, ids: list[int], scores: torch.Tensor) -> None:

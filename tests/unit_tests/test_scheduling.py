@@ -411,6 +411,18 @@ def test_the_inference_mode_of_one_caller_is_not_the_others():
     assert list(stream)[-1].response
 
 
+def test_the_inference_mode_of_one_who_leaves_is_not_the_others():
+    pipeline, opts = tiny(), options(max_new_tokens=40, eos_reward=False)
+    expected = [text.text for text in stream_generate(pipeline, "One", opts)]
+    one, two = (stream_generate(pipeline, prompt, opts) for prompt in ("One", "Two"))
+    begun = next(one).text
+    next(two)
+    assert len(Scheduler.of(pipeline.model)._batch.owners) == 2
+    with torch.inference_mode():
+        two.close()
+    assert [begun, *(chunk.text for chunk in one)] == expected and at_rest(pipeline)
+
+
 def once_failing(monkeypatch, owner, name, error):
     """Lets a method fail at its first call, in the midst of the layers where there are some."""
     original, calls = getattr(owner, name), []
