@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores, at most four: each loads the demo model.
 TESTS := -n auto --maxprocesses 4 --dist loadscope
-EXTRAS := train,examples,bench,test
+EXTRAS := train,examples,bench,test,vllm
 
 .PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
 	bench-conformance bench-termination finetune-demo test-vllm clean
@@ -81,10 +81,11 @@ $(VLLM_STAMP):
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-test-vllm: $(STAMP) $(VLLM_STAMP) ## the EOS reward on a real vLLM engine (minutes)
-	@$(BIN)/python tests/vllm_tests/reference.py $(VLLM)/reference.json
-	@LLAMA_STOP_REFERENCE=$(VLLM)/reference.json $(VLLM)/bin/python -m pytest \
-		--override-ini addopts=-ra tests/vllm_tests
+test-vllm: $(STAMP) $(VLLM_STAMP) ## the logits processor and the client on a real vLLM server
+	@LLAMA_STOP_MODEL=$$($(BIN)/python -c 'import langchain_llama_stop as package; \
+		print(package.load_pipeline("demo").model.name_or_path)') $(VLLM)/bin/python -m pytest \
+		--override-ini addopts=-ra tests/vllm_tests/processor
+	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm_tests/server
 
 clean: ## remove .venv and caches of tools
 	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis

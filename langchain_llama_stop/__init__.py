@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
     from langchain_llama_stop.training import finetune
     from langchain_llama_stop.training_report import FinetuneReport
+    from langchain_llama_stop.vllm_chat import ChatLlamaStopServer
 
 __all__ = [
     "ChatLlamaStop",
+    "ChatLlamaStopServer",
     "EosReward",
     "EosTokenRewardLogitsProcessor",
     "Finding",
@@ -50,6 +52,7 @@ __all__ = [
 
 _MODULES = {
     "ChatLlamaStop": "chat_models",
+    "ChatLlamaStopServer": "vllm_chat",
     "EosReward": "eos_reward",
     "EosTokenRewardLogitsProcessor": "logits_process",
     "Finding": "findings",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import (
     BaseChatModel,
     LangSmithParams,
-    LanguageModelInput,
     ModelProfile,
 )
 from langchain_core.messages import (
@@ -20,8 +19,6 @@ from langchain_core.messages import (
     BaseMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
@@ -37,11 +34,10 @@ from langchain_llama_stop.options import (
     resolve_aliases,
 )
 from langchain_llama_stop.placeholders import plain_ids
-from langchain_llama_stop.structured_output import structured_output
+from langchain_llama_stop.structured_output import BindingMixin
 from langchain_llama_stop.tool_calling import call_begins
 from langchain_llama_stop.tools import (
     format_choice,
-    format_response,
     format_tools,
     tool_call_chunks,
 )
@@ -53,7 +49,7 @@ if TYPE_CHECKING:
 _LOADING = threading.Lock()
 
 
-class ChatLlamaStop(ModelOptions, BaseChatModel):
+class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
     r"""A chat model for local Llama-family models whose answers end and stop where they are told.
 
     Example:
@@ -238,63 +234,6 @@ class ChatLlamaStop(ModelOptions, BaseChatModel):
         options = options.updated({"pipeline_kwargs": settings}) if settings else options
         check_options(self.pipeline, options)
         return options
-
-    def bind_tools(
-        self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
-        *,
-        tool_choice: str | dict[str, Any] | bool | None = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Gives the model tools.
-
-        Args:
-            tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
-            tool_choice: None or "auto" leaves it to the model, "none" calls none, "any" (also
-                "required", True) calls some of them, a name calls that one. A call is always one
-                of these tools with arguments of its schema: decoding is constrained to it.
-            **kwargs: Options of the generation, `response_format` in OpenAI's form among them: a
-                JSON schema that an answer has to fit which calls no tool.
-
-        Returns:
-            The model with its tools.
-
-        Raises:
-            ValueError: If a tool cannot be described, or `tool_choice` names none of them.
-        """
-        kwargs.pop("strict", None)  # decoding is always held to the schemas
-        if (response_format := kwargs.pop("response_format", None)) is not None:
-            kwargs["json_schema"] = format_response(response_format)
-        formatted = format_tools(tools)
-        choice = format_choice(tool_choice, formatted)
-        return self.bind(tools=formatted, tool_choice=choice, **kwargs)
-
-    def with_structured_output(
-        self,
-        schema: dict[str, Any] | type,
-        *,
-        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
-        include_raw: bool = False,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """Makes the model answer with an object of a schema; decoding is constrained to it.
-
-        Args:
-            schema: A Pydantic class, TypedDict, or JSON schema.
-            method: "json_schema": the answer is the object. "function_calling": it is the
-                arguments of a tool call. "json_mode": as "json_schema", but the model is not told
-                the schema; the prompt has to say it.
-            include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
-            **kwargs: Options of the generation.
-
-        Returns:
-            A runnable that gives an instance of the class, else a dict.
-
-        Raises:
-            ValueError: If `method` is another one.
-        """
-        kwargs.pop("strict", None)
-        return structured_output(self, schema, method, include_raw, kwargs)
 
     def _task(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]

@@ -73,6 +73,68 @@ def template_message(message: BaseMessage) -> Message:
     )
 
 
+def schema_message(schema: Mapping[str, Any]) -> Message:
+    """Tells the model which schema its answer has to fit.
+
+    Args:
+        schema: The JSON schema.
+
+    Returns:
+        A message of the system.
+    """
+    text = f"Answer with JSON that fits this schema:\n{json.dumps(schema)}"
+    return {"role": "system", "content": text}
+
+
+def with_text(message: Message, text: str) -> Message:
+    """Puts a paragraph at the end of a message.
+
+    Args:
+        message: Its content is a text, or a list of blocks.
+        text: The paragraph; "" for none.
+
+    Returns:
+        A message like it.
+    """
+    if not text:
+        return message
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": f"{content}\n\n{text}"}
+    return {**message, "content": [*content, {"type": "text", "text": text}]}
+
+
+def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
+    """Refuses conversations that leave nothing to answer, or nothing to continue.
+
+    Args:
+        messages: The messages.
+        continue_final_message: Whether the last one is an answer that has begun.
+
+    Raises:
+        ValueError: If they do.
+    """
+    if not isinstance(continue_final_message, bool):
+        raise ValueError(
+            f"`continue_final_message` has to be True or False, but is {continue_final_message!r}."
+        )
+    if not messages:
+        raise ValueError("`messages` has to hold at least one message, but is empty.")
+    last = messages[-1]
+    answer = isinstance(last, AIMessage) or getattr(last, "role", "") == "assistant"
+    begun = answer and last.text and not getattr(last, "tool_calls", None)
+    if continue_final_message and not begun:
+        raise ValueError(
+            "The last of `messages` has to be an AI message with a text and no tool calls for "
+            f"`continue_final_message=True`, but is {last!r}."
+        )
+    if answer and not continue_final_message:
+        raise ValueError(
+            "The last of `messages` has to be a human's or a tool's, but is an AI message: there "
+            "is nothing to answer. `continue_final_message=True` goes on with it."
+        )
+
+
 def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
     """The text of a message's content."""
     if isinstance(content, str):

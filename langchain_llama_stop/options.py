@@ -23,6 +23,10 @@ CONTINUATIONS = 3
 ALIASES = {"max_tokens": "max_new_tokens"}
 
 
+_TOKENS_PER_SENTENCE = 25
+"""Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
     """What a generation is asked for. None leaves a setting to the pipeline and the model.
@@ -157,6 +161,18 @@ class GenerationOptions:
         """What the answer has to fit, if anything."""
         schema = self.json_schema
         return self.grammar or (None if schema is None else json_grammar(schema))
+
+    def hint(self, budget: int) -> str:
+        """Fills in `answer_hint`.
+
+        Args:
+            budget: The token budget.
+
+        Returns:
+            The sentence for the prompt; "" without one.
+        """
+        most = max(1, budget // _TOKENS_PER_SENTENCE)
+        return (self.answer_hint or "").format(sentences=most)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:

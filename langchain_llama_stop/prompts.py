@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,9 +10,8 @@ from langchain_core.messages import BaseMessage
 
 from langchain_llama_stop.chat_templates import chat_ids, knows_tools
 from langchain_llama_stop.jobs import tokenizer_lock
-from langchain_llama_stop.messages import template_message
+from langchain_llama_stop.messages import check_last, schema_message, template_message, with_text
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.rows import sentences
 from langchain_llama_stop.settings import token_budget
 from langchain_llama_stop.tool_calling import CALL_TOKENS, call_form, call_grammar
 
@@ -60,7 +58,7 @@ def task(
         ValueError: If the messages leave nothing to answer or cannot be rendered, two tools have
             one name, or things are asked for that do not go together.
     """
-    _check_last(messages, continue_final_message)
+    check_last(messages, continue_final_message)
     names = [tool["function"]["name"] for tool in tools]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -135,8 +133,7 @@ def conversation_ids(
     """
     spoken = [template_message(message) for message in messages]
     if options.json_schema is not None:
-        text = f"Answer with JSON that fits this schema:\n{json.dumps(options.json_schema)}"
-        spoken.insert(0, {"role": "system", "content": text})
+        spoken.insert(0, schema_message(options.json_schema))
     settings: dict[str, Any] = {
         "template": template,
         "tools": tools,
@@ -148,29 +145,6 @@ def conversation_ids(
         ids = chat_ids(pipeline.tokenizer, spoken, **settings)
         if options.answer_hint and spoken[-1]["role"] == "user":
             budget = token_budget(pipeline, options, len(ids), first=True)
-            hint = options.answer_hint.format(sentences=sentences(budget))
-            spoken[-1] = {**spoken[-1], "content": f"{spoken[-1]['content']}\n\n{hint}"}
+            spoken[-1] = with_text(spoken[-1], options.hint(budget))
             ids = chat_ids(pipeline.tokenizer, spoken, **settings)
     return ids
-
-
-def _check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
-    """Refuses conversations that leave nothing to answer, or nothing to continue."""
-    if not isinstance(continue_final_message, bool):
-        raise ValueError(
-            f"`continue_final_message` has to be True or False, but is {continue_final_message!r}."
-        )
-    if not messages:
-        raise ValueError("`messages` has to hold at least one message, but is empty.")
-    message = template_message(messages[-1])
-    answer = message["role"] == "assistant"
-    if continue_final_message and (not answer or not message["content"] or "tool_calls" in message):
-        raise ValueError(
-            "The last of `messages` has to be an AI message with a text and no tool calls for "
-            f"`continue_final_message=True`, but is {message!r}."
-        )
-    if answer and not continue_final_message:
-        raise ValueError(
-            "The last of `messages` has to be a human's or a tool's, but is an AI message: there "
-            "is nothing to answer. `continue_final_message=True` goes on with it."
-        )

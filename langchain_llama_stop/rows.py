@@ -24,9 +24,6 @@ from langchain_llama_stop.stop_sequences import (
 if TYPE_CHECKING:
     import torch
 
-TOKENS_PER_SENTENCE = 25
-"""Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
-
 
 @dataclass(frozen=True, slots=True)
 class GenerationResponse:
@@ -94,7 +91,7 @@ class Row:
                 self.prefix = prompt if isinstance(prompt, str) else decode(self.ids)
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
-                hint = options.answer_hint.format(sentences=sentences(first))
+                hint = options.hint(first)
                 self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
@@ -273,11 +270,6 @@ class Row:
             eos_source=self.eos_source,
             logprobs=self._rated(),
         )
-
-
-def sentences(budget: int) -> int:
-    """How many sentences fit into a budget, for `answer_hint`; at least 1."""
-    return max(1, budget // TOKENS_PER_SENTENCE)
 
 
 def token_ids(tokenizer: Any, text: str, **settings: Any) -> list[int]:

@@ -1,22 +1,86 @@
-"""Answers as objects: a chat model, constrained to a schema, and the parser behind it."""
+"""Tools and answers as objects: what a chat model is bound to, and the parser behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal, cast
 
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 from langchain_llama_stop.grammars import json_grammar
+from langchain_llama_stop.tools import format_choice, format_response, format_tools
 
 _METHODS = ("json_schema", "json_mode", "function_calling")
+
+
+class BindingMixin:
+    """How our chat models are given tools, and schemas that their answers have to fit."""
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Gives the model tools.
+
+        Args:
+            tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
+            tool_choice: None or "auto" leaves it to the model, "none" calls none, "any" (also
+                "required", True) calls some of them, a name calls that one. A call is always one
+                of these tools with arguments of its schema: decoding is constrained to it.
+            **kwargs: Options of the generation, `response_format` in OpenAI's form among them: a
+                JSON schema that an answer has to fit which calls no tool.
+
+        Returns:
+            The model with its tools.
+
+        Raises:
+            ValueError: If a tool cannot be described, or `tool_choice` names none of them.
+        """
+        kwargs.pop("strict", None)  # decoding is always held to the schemas
+        if (response_format := kwargs.pop("response_format", None)) is not None:
+            kwargs["json_schema"] = format_response(response_format)
+        formatted = format_tools(tools)
+        choice = format_choice(tool_choice, formatted)
+        return cast(BaseChatModel, self).bind(tools=formatted, tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Makes the model answer with an object of a schema; decoding is constrained to it.
+
+        Args:
+            schema: A Pydantic class, TypedDict, or JSON schema.
+            method: "json_schema": the answer is the object. "function_calling": it is the
+                arguments of a tool call. "json_mode": as "json_schema", but the model is not told
+                the schema; the prompt has to say it.
+            include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
+            **kwargs: Options of the generation.
+
+        Returns:
+            A runnable that gives an instance of the class, else a dict.
+
+        Raises:
+            ValueError: If `method` is another one.
+        """
+        kwargs.pop("strict", None)
+        return structured_output(cast(BaseChatModel, self), schema, method, include_raw, kwargs)
 
 
 def structured_output(

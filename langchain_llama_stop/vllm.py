@@ -1,202 +1,33 @@
-"""The EOS reward inside a vLLM server, as a logits processor of vLLM's own kind.
+"""Scale-out: the same answers from a vLLM server, and a chat model that asks it for them.
 
     vllm serve MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor
 
-A request asks for it by `SamplingParams.extra_args`, over HTTP by `vllm_xargs`: `eos_reward` is 1
-(or true), and the fields of `EosReward` go by `eos_reward_start`, `eos_reward_strength` and so on.
-The budget is the request's `max_tokens`, EOS its stop token ids. Requests that do not ask cost
-nothing. The score rule is that of `EosTokenRewardLogitsProcessor`, decided as the text comes:
-there is no hindsight in a server whose tokens are given away one by one.
-
-vLLM has two runners with interfaces of their own; one class serves both.
+The server needs vLLM and not LangChain's client, the client needs that and not vLLM: names are
+loaded when they are first used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoTokenizer
-from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+if TYPE_CHECKING:
+    from langchain_llama_stop.vllm_args import request_reward, reward_args
+    from langchain_llama_stop.vllm_chat import ChatLlamaStopServer
+    from langchain_llama_stop.vllm_processor import EosRewardLogitsProcessor
 
-from langchain_llama_stop.eos_reward import EosReward
-from langchain_llama_stop.logits_process import InPlaceEosReward
+__all__ = ["ChatLlamaStopServer", "EosRewardLogitsProcessor", "request_reward", "reward_args"]
 
-_NAME = "eos_reward"
-_FIELDS = {f"{_NAME}_{field.name}": field.name for field in fields(EosReward)}
-_TRUTHS = {"true": True, "false": False, "1": True, "0": False}
-
-
-def request_reward(extra_args: Mapping[str, Any] | None) -> EosReward | None:
-    """Reads the options of a request.
-
-    Args:
-        extra_args: `SamplingParams.extra_args`; what does not begin with "eos_reward" is for
-            others.
-
-    Returns:
-        The options, without hindsight; None where no reward is asked for.
-
-    Raises:
-        ValueError: If an option is unknown or out of its range.
-    """
-    given = {name: value for name, value in (extra_args or {}).items() if name.startswith(_NAME)}
-    asked = _truth(_NAME, given.pop(_NAME, bool(given)))
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        field = _FIELDS.get(name)
-        if field is None or field == "hindsight":
-            known = ", ".join([_NAME, *(n for n, f in _FIELDS.items() if f != "hindsight")])
-            raise ValueError(f"`vllm_xargs` has no option {name!r}. Known: {known}.")
-        flag = field in ("close_sentence", "force_eos")
-        values[field] = _truth(name, value) if flag else value
-    reward = EosReward(**values, hindsight=False)
-    return reward if asked else None
+_MODULES = {
+    "ChatLlamaStopServer": "vllm_chat",
+    "EosRewardLogitsProcessor": "vllm_processor",
+    "request_reward": "vllm_args",
+    "reward_args": "vllm_args",
+}
 
 
-def _truth(name: str, value: Any) -> bool:
-    """A bool as HTTP gives it: true, 1, "true"."""
-    found = _TRUTHS.get(str(value).lower())
-    if found is None:
-        raise ValueError(f"`{name}` has to be true or false (1 or 0), but is {value!r}.")
-    return found
-
-
-class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]
-    """Rewards EOS in the rows of requests that ask for it; see `langchain_llama_stop.vllm`."""
-
-    def __init__(
-        self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool = False
-    ) -> None:
-        """Loads the tokenizer; called by vLLM.
-
-        Args:
-            vllm_config: The engine's config.
-            device_or_states: The device (V1), or the buffers of all requests (V2).
-            is_pin_memory: Not used.
-        """
-        config = vllm_config.model_config
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            config.tokenizer,
-            revision=config.tokenizer_revision,
-            trust_remote_code=config.trust_remote_code,
-        )
-        self._states = device_or_states
-        # By place in the batch (V1) or slot (V2): the processor, and the live list of ids (V1).
-        self._rows: dict[int, tuple[InPlaceEosReward, list[int]]] = {}
-
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuses a request with a bad option, before it is admitted.
-
-        Args:
-            sampling_params: The request's.
-
-        Raises:
-            ValueError: If an option is unknown or out of its range.
-        """
-        request_reward(sampling_params.extra_args)
-
-    def is_argmax_invariant(self) -> bool:
-        """Says that greedy choices may change."""
-        return False
-
-    def update_state(self, batch_update: Any) -> None:
-        """Follows the requests through the batch (V1).
-
-        Args:
-            batch_update: Which were removed, added and moved, in this order; None if none.
-        """
-        if batch_update is None:
-            return
-        for place in batch_update.removed:
-            self._rows.pop(place, None)
-        for place, params, _, output_ids in batch_update.added:
-            self._place(place, params, output_ids)
-        for a, b, direction in batch_update.moved:
-            first, second = self._rows.pop(a, None), self._rows.pop(b, None)
-            if first:
-                self._rows[b] = first
-            if second and direction == MoveDirectionality.SWAP:
-                self._rows[a] = second
-
-    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """Takes a request into a slot (V2).
-
-        Args:
-            req_idx: The slot; what it held before is over.
-            sampling_params: The request's.
-
-        Returns:
-            Whether its scores may be changed.
-        """
-        return self._place(req_idx, sampling_params, [])
-
-    def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
-        """Lifts the scores of rows that may end, or have to, in place.
-
-        Args:
-            logits: Next-token scores, (rows, vocab).
-            ctx: Which rows belong to which slots (V2); None where they are places (V1).
-
-        Returns:
-            `logits`.
-        """
-        if self._rows and ctx is None:
-            for place, (processor, output_ids) in self._rows.items():
-                # -1 stands for a token that the host has not seen yet.
-                ids = [i for i in output_ids if i >= 0] if output_ids[-1:] == [-1] else output_ids
-                _lift(processor, ids, logits[place : place + 1])
-        elif self._rows:
-            self._apply_to_slots(logits, ctx)
-        return logits
-
-    def _place(self, place: int, params: SamplingParams, output_ids: list[int]) -> bool:
-        self._rows.pop(place, None)
-        reward = request_reward(params.extra_args)
-        eos = sorted(params.all_stop_token_ids)
-        if reward is None or not eos or not params.max_tokens:
-            return False
-        processor = InPlaceEosReward(
-            self._tokenizer,
-            max_new_tokens=params.max_tokens,
-            prompt_length=0,
-            eos_token_id=eos,
-            reward=reward,
-        )
-        self._rows[place] = (processor, output_ids)
-        return True
-
-    def _apply_to_slots(self, logits: torch.Tensor, ctx: Any) -> None:
-        """The same for V2: what a row has generated is read from the runner's buffers."""
-        prompts = self._states.prompt_len.np
-        for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
-            if int(slot) not in self._rows:
-                continue
-            processor, _ = self._rows[int(slot)]
-            prompt = int(prompts[slot])
-            # Known on the host: outside of the landing zone nothing waits for the device.
-            if most - prompt < processor.reward.zone(processor.max_new_tokens):
-                continue
-            rows = (ctx.expanded_idx_mapping == int(slot)).nonzero()[:, 0].tolist()
-            committed = int(self._states.total_len.gpu[slot])
-            ids = self._states.all_token_ids.gpu[slot, prompt:committed].tolist()
-            places, fed = ctx.pos[rows].tolist(), ctx.input_ids[rows].tolist()
-            for row, place in zip(rows, places, strict=True):
-                # Draft tokens, under speculative decoding, stand in the rows before.
-                drafts = [
-                    token for token, at in zip(fed, places, strict=True) if committed <= at <= place
-                ]
-                seen = [*ids, *drafts][: place + 1 - prompt]
-                _lift(processor, seen, logits[row : row + 1])
-
-
-def _lift(processor: InPlaceEosReward, ids: list[int], scores: torch.Tensor) -> None:
-    """Applies the reward to one row, (1, vocab), in place."""
-    generated = len(ids)
-    if processor.reward.zone(processor.max_new_tokens) <= generated < processor.max_new_tokens:
-        processor(torch.tensor([ids], dtype=torch.long), scores)
+def __getattr__(name: str) -> Any:
+    """Imports a public name on its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"langchain_llama_stop.{_MODULES[name]}"), name)

@@ -1,0 +1,267 @@
+"""What a generation asks for as a request to vLLM's chat completions, and what came of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_llama_stop.chat_templates import Message, merged
+from langchain_llama_stop.messages import schema_message, with_text
+from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.vllm_args import reward_args
+
+DEFAULT_BUDGET = 256
+"""Tokens of an answer where none are asked for, as in process."""
+
+REQUEST_OPTIONS = (
+    *("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"),
+    *("stop", "stop_token_ids", "eos_reward", "answer_hint", "json_schema", "grammar"),
+    *("logprobs", "top_logprobs"),
+)
+"""The options of a generation that a request carries."""
+
+_IN_PROCESS = "it needs the model in this process: use `ChatLlamaStop`"
+_ELSEWHERE = {
+    "quantization": "start the server with `vllm serve --quantization`",
+    "adapter": "start the server with `vllm serve --enable-lora --lora-modules NAME=FOLDER` and "
+    "give `model=NAME`",
+    "dtype": "start the server with `vllm serve --dtype`",
+    "device_map": "start the server with `vllm serve --tensor-parallel-size`",
+    "revision": "start the server with `vllm serve --revision`",
+    "token": "give the server's environment an `HF_TOKEN`, and this class an `api_key`",
+    "trust_remote_code": "start the server with `vllm serve --trust-remote-code`",
+    "batch_size": "start the server with `vllm serve --max-num-seqs`",
+    "prefix_cache": "start the server with `vllm serve --enable-prefix-caching`, its default",
+    "prompt_lookup_num_tokens": "vLLM runs no logits processors of ours beside guessed tokens",
+    "assistant_model": "vLLM runs no logits processors of ours beside guessed tokens",
+    "logits_processor": "start the server with `vllm serve --logits-processors`",
+    "stopping_criteria": "give `stop` or `stop_token_ids`",
+    "pipeline_kwargs": "give `extra_body`",
+    "model_kwargs": "give `extra_body`",
+    "pipeline": _IN_PROCESS,
+    "on_length": _IN_PROCESS,
+    "thinking_tokens": _IN_PROCESS,
+    "return_full_text": _IN_PROCESS,
+    "split_special_tokens": _IN_PROCESS,
+}
+"""What `ChatLlamaStop` takes and a request does not carry, and what to do instead."""
+
+
+def without_elsewhere(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuses what is no option of a request; what says the default is dropped.
+
+    Args:
+        values: Options as a user writes them.
+
+    Returns:
+        Those that are not set elsewhere.
+
+    Raises:
+        ValueError: If one is set elsewhere, saying where.
+    """
+    defaults = GenerationOptions()
+    for name, instead in _ELSEWHERE.items():
+        value = values.get(name)
+        if value is not None and value not in ([], {}, False, getattr(defaults, name, None)):
+            raise ValueError(
+                f"`{name}` is no option of a request to a server, but is {value!r}: {instead}."
+            )
+    return {name: value for name, value in values.items() if name not in _ELSEWHERE}
+
+
+def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the options as arguments of openai's `chat.completions.create`.
+
+    Args:
+        options: The options.
+        extra_body: The user's own, for vLLM; the options stand over it.
+
+    Returns:
+        The arguments, without model and messages.
+
+    Raises:
+        ValueError: If `stop_token_ids` holds a sequence of several.
+    """
+    for sequence in options.stop_token_ids:
+        if len(sequence) > 1:
+            raise ValueError(
+                f"`stop_token_ids` has to hold single ids, as vLLM takes no sequences, but holds "
+                f"{list(sequence)!r}: give its text as `stop`."
+            )
+    schema, grammar = options.json_schema, options.grammar
+    xargs = {**extra_body.get("vllm_xargs", {}), **reward_args(options.eos_reward)}
+    body = {
+        "top_k": options.top_k,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_token_ids": [i for (i,) in options.stop_token_ids] or None,
+        "structured_outputs": (
+            {"json": schema}
+            if schema is not None
+            else {"grammar": grammar.lark}
+            if grammar
+            else None
+        ),
+        "vllm_xargs": xargs or None,
+    }
+    arguments = {
+        "max_completion_tokens": options.max_new_tokens or DEFAULT_BUDGET,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop": list(options.stop) or None,
+        "logprobs": options.logprobs or None,
+        "top_logprobs": options.top_logprobs,
+        "extra_body": {**extra_body, **_given(body)} or None,
+    }
+    return _given(arguments)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def told(messages: list[Message], options: GenerationOptions) -> list[Message]:
+    """Puts into a conversation what the options tell the model.
+
+    Args:
+        messages: As openai's client takes them.
+        options: Their schema is told first, their hint at the end of the user's turn.
+
+    Returns:
+        The messages; neighbours of one role are joined where they are text.
+    """
+    if options.json_schema is not None:
+        messages = [schema_message(options.json_schema), *messages]
+    if messages[-1]["role"] == "user":
+        hint = options.hint(options.max_new_tokens or DEFAULT_BUDGET)
+        messages = [*messages[:-1], with_text(messages[-1], hint)]
+    plain = all(isinstance(m.get("content") or "", str) for m in messages)
+    return merged(messages) if plain else messages
+
+
+def strict_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Asks vLLM to hold calls to the schemas of their tools, as is always done in process.
+
+    Args:
+        tools: Tools in OpenAI's form.
+
+    Returns:
+        Tools like them.
+    """
+    return [{**tool, "function": {**tool["function"], "strict": True}} for tool in tools]
+
+
+def answer_info(
+    options: GenerationOptions,
+    *,
+    finish_reason: str | None,
+    stop_reason: str | int | None,
+    output_tokens: int | None,
+    calls: bool,
+) -> dict[str, Any]:
+    """Says of a server's answer what our models say of theirs.
+
+    Args:
+        options: The options it was asked for with.
+        finish_reason: vLLM's.
+        stop_reason: vLLM's: a stop string, a token id, or None.
+        output_tokens: Tokens of the answer, EOS included; None where they are not known.
+        calls: Whether it holds a whole tool call.
+
+    Returns:
+        `finish_reason`, `stop_reason` and `eos_source`. The source is "model" where there was no
+        reward yet, or none at all; None where it was, as a server does not tell.
+    """
+    if isinstance(stop_reason, int):
+        # vLLM names EOS ids too, where a model has several.
+        found = (stop_reason,) in options.stop_token_ids
+        stopped: str | list[int] | None = [stop_reason] if found else None
+    else:
+        stopped = stop_reason
+    reward, budget = options.eos_reward, options.max_new_tokens or DEFAULT_BUDGET
+    alone = not reward or (output_tokens is not None and output_tokens <= reward.zone(budget))
+    by_eos = finish_reason in ("stop", "tool_calls") and stopped is None
+    return {
+        "finish_reason": "tool_calls" if calls and finish_reason == "stop" else finish_reason,
+        "stop_reason": stopped,
+        "eos_source": "model" if by_eos and alone else None,
+    }
+
+
+class Ending:
+    """What a stream has told of its answer, given as one at its end."""
+
+    def __init__(self, options: GenerationOptions, free: bool) -> None:
+        """Begins with nothing known.
+
+        Args:
+            options: The options that the answer was asked for with.
+            free: Whether it may call no tools.
+        """
+        self._options, self._free = options, free
+        self._info: dict[str, Any] = {}
+        self._calls = False
+
+    def noted(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """Takes from a chunk what says how the answer ends, and gives it with the last one.
+
+        Args:
+            chunk: The next of the stream; the last one has the usage.
+
+        Returns:
+            The chunk.
+        """
+        message, info = cast(AIMessageChunk, chunk.message), chunk.generation_info or {}
+        self._calls |= bool(message.tool_call_chunks)
+        if "finish_reason" in info:
+            names = ("finish_reason", "stop_reason", "model_name")
+            self._info = {name: info.pop(name) for name in names if name in info}
+        if message.usage_metadata and self._info:
+            info |= _finished(self._options, self._free, self._info, message, self._calls)
+            message.chunk_position = "last"
+        chunk.generation_info = info or None
+        return chunk
+
+
+def with_info(result: ChatResult, options: GenerationOptions, free: bool) -> ChatResult:
+    """Gives an answer the metadata that our models give.
+
+    Args:
+        result: LangChain's result of one request.
+        options: The options it was asked for with.
+        free: Whether it may call no tools.
+
+    Returns:
+        The result.
+    """
+    (generation,) = result.generations
+    message, info = cast(AIMessage, generation.message), generation.generation_info or {}
+    generation.generation_info = _finished(options, free, info, message, bool(message.tool_calls))
+    return result
+
+
+def _finished(
+    options: GenerationOptions, free: bool, info: dict[str, Any], message: AIMessage, calls: bool
+) -> dict[str, Any]:
+    """The metadata of an answer, out of the server's."""
+    usage = message.usage_metadata
+    found = answer_info(
+        options,
+        finish_reason=info["finish_reason"],
+        stop_reason=info["stop_reason"],
+        output_tokens=usage and usage["output_tokens"],
+        calls=calls,
+    )
+    forced = options.eos_reward and options.eos_reward.force_eos
+    if found["finish_reason"] == "length" and forced and free and not options.answer_grammar:
+        warnings.warn(
+            "The server has cut an answer that `eos_reward` has to end: start it with `vllm serve "
+            "MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor`, or "
+            "give `eos_reward=False`.",
+            stacklevel=2,
+        )
+    return {**info, **found}
