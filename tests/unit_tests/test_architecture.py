@@ -96,6 +96,7 @@ def test_text_and_number_modules_import_nothing_heavy():
         ("from langchain_llama_stop import EosReward, find_stop", ["torch", "transformers"]),
         ("from langchain_llama_stop import LlamaStopLLM", ["torch", "transformers"]),
         ("import langchain_llama_stop.loading", ["torch", "transformers"]),
+        ("from langchain_llama_stop import ChatLlamaStopServer", ["torch", "transformers"]),
     ],
 )
 def test_importing_is_light(statement, absent):

@@ -1,7 +1,10 @@
 """ChatLlamaStopServer on a real server gives what ChatLlamaStop gives in process."""
 
 import asyncio
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from langchain_core.exceptions import (
@@ -152,6 +155,14 @@ def test_refusals(chat):
     other = ChatLlamaStopServer(model="other", base_url=chat.base_urls[0])
     with pytest.raises(ModelNotFoundError, match="model `other` does not exist"):
         other.invoke("Hi")
+
+
+def test_the_example(server):
+    script = Path(__file__).parents[3] / "examples" / "vllm_server.py"
+    command = [sys.executable, str(script), "demo", server.url]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.count("[stop, ") == 3 and out.count("[length, 64 tokens]") == 1
+    assert may_end(out.strip().splitlines()[-1])
 
 
 def test_a_closed_stream_leaves_the_server_free(chat):

@@ -8,8 +8,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_llama_stop import ChatLlamaStopServer
 from langchain_llama_stop.testing import StopChatModelTests
-
-from .conftest import Server
+from tests.vllm_server import Server
 
 
 class OnServer:
