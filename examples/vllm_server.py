@@ -2,6 +2,8 @@
 
     vllm serve MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor
     python examples/vllm_server.py MODEL [URL ...]
+
+The second line runs this script.
 """
 
 import asyncio

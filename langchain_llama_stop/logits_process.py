@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 _PLANNED_TOKENS = 8  # the longest end that is kept in reserve: fences, brackets and EOS
 _SAMPLE = 4096  # scores looked at first; the frequent tokens of a vocabulary come early
+
+
+class Row(NamedTuple):
+    """A row of scores, and what is to be done to it.
+
+    Attributes:
+        place: Its index in the batch.
+        processor: Whose options it has.
+        nudge: What it needs at this step.
+        left: Tokens that may still come, the next one included.
+        ids: Gives the token ids of its answer so far.
+    """
+
+    place: int
+    processor: EosTokenRewardLogitsProcessor
+    nudge: Nudge
+    left: int
+    ids: Callable[[], list[int]]
 
 
 class EosTokenRewardLogitsProcessor(LogitsProcessor):
@@ -77,7 +95,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.prompt_length = prompt_length
         self.eos_token_ids = eos_ids
         self.reward = EosReward.parse(reward) or EosReward()
-        self._zone = self.reward.zone(max_new_tokens)
+        self.zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
         self._closers = closers(tokenizer)
 
@@ -91,7 +109,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         Returns:
             New scores, (batch, vocab); `scores` itself where no row is touched.
         """
-        if input_ids.shape[1] - self.prompt_length < self._zone:
+        if input_ids.shape[1] - self.prompt_length < self.zone:
             return scores
         nudges = self.nudges(input_ids)
         if all(n is NONE for n in nudges):
@@ -108,12 +126,12 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             One `Nudge` per row.
         """
         generated = input_ids.shape[1] - self.prompt_length
-        if generated < self._zone:
+        if generated < self.zone:
             return [NONE] * input_ids.shape[0]
         newest = input_ids[:, -1].tolist() if generated else [None] * input_ids.shape[0]
         elsewhere = self._nudge(generated)  # where the newest token cannot end a text
         return [
-            self._row(input_ids[i], generated)
+            self._judged(input_ids[i, self.prompt_length :].tolist())
             if token is not None and self._closers.may_end_after(token)
             else elsewhere
             for i, token in enumerate(newest)
@@ -143,12 +161,26 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             own = not (n.eos or n.decided) or int(logits.argmax()) in eos
         return "model" if own else "forced" if n.forced else "reward"
 
-    def _row(self, input_ids: torch.Tensor, generated: int) -> Nudge:
-        text = self._detokenizer.decode(input_ids[self.prompt_length :].tolist())
+    def row(self, place: int, ids: list[int]) -> Row:
+        """Says what one row needs, for batches whose rows differ in length and options.
+
+        Args:
+            place: Its index in the batch.
+            ids: Token ids of its answer so far.
+
+        Returns:
+            What `lift_rows_` takes.
+        """
+        ends = bool(ids) and self._closers.may_end_after(ids[-1])
+        found = self._judged(ids) if ends else self._nudge(len(ids))
+        return Row(place, self, found, self.max_new_tokens - len(ids), lambda: ids)
+
+    def _judged(self, ids: list[int]) -> Nudge:
+        text = self._detokenizer.decode(ids)
         if not boundaries.may_end(text, self.reward.boundary):
-            return self._nudge(generated)
-        sentence_tokens = generated / max(1, boundaries.count_sentences(text))
-        return self._nudge(generated, may_end=True, sentence_tokens=sentence_tokens)
+            return self._nudge(len(ids))
+        sentence_tokens = len(ids) / max(1, boundaries.count_sentences(text))
+        return self._nudge(len(ids), may_end=True, sentence_tokens=sentence_tokens)
 
     def _nudge(
         self, generated: int, *, may_end: bool = False, sentence_tokens: float = 0.0
@@ -164,47 +196,37 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
     def _apply(
         self, input_ids: torch.Tensor, scores: torch.Tensor, nudges: Sequence[Nudge]
     ) -> torch.Tensor:
-        eos = [(i, n.eos, n.decided) for i, n in enumerate(nudges) if n.eos or n.decided]
-        if eos:
-            rows, nats, decided = map(list, zip(*eos, strict=True))
-            lift_(scores, rows, self.eos_token_ids, nats, decided)
-        close = [i for i, n in enumerate(nudges) if n.close]
-        if close and self._closers.marks:
-            self._close(input_ids, scores, close, nudges[close[0]].close)
-        return scores
-
-    def _close(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, rows: list[int], nats: float
-    ) -> None:
-        """Helps open sentences to their end, in place: gently, and by plan when it is due."""
         left = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
-        for row, mark in zip(rows, self._near_marks(scores, rows, nats), strict=True):
-            if mark is None and left > _PLANNED_TOKENS:
-                continue
-            ids = input_ids[row, self.prompt_length :].tolist()
-            if mark is None and left > len(self._closers.ids(".")) + self._closers.debt(ids) + 1:
-                continue  # whatever is owed, it is not due yet
-            text = self._detokenizer.decode(ids)
-            plan = self._closers.ids(closing(text)) if left <= _PLANNED_TOKENS else []
-            if plan and left <= len(plan) + 1:
-                lift_(scores, [row], plan[:1], [0.0], [True])
-            elif mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
-                lift_(scores, [row], [mark], [nats], [False])
+        rows = [
+            Row(i, self, n, left, input_ids[i, self.prompt_length :].tolist)
+            for i, n in enumerate(nudges)
+            if n is not NONE
+        ]
+        return lift_rows_(scores, rows)
 
-    def _near_marks(
-        self, scores: torch.Tensor, rows: list[int], nats: float
-    ) -> Iterator[int | None]:
-        """For each row, the best closing mark if it lies at most `nats` under the best token."""
-        # Both indices at once: picking whole rows first would copy them.
-        index = torch.tensor(rows, device=scores.device)[:, None]
-        marks, which = scores[index, torch.tensor(self._closers.marks, device=scores.device)].max(
-            dim=1
-        )
-        # A part of the vocabulary rules most rows out: the best of all is not lower.
-        maybe = (scores[:, :_SAMPLE].amax(dim=1)[rows] - marks <= nats).tolist()
-        for i, row in enumerate(rows):
-            near = maybe[i] and scores[row].amax() - marks[i] <= nats
-            yield self._closers.marks[int(which[i])] if near else None
+    def _close(self, row: Row, mark: int | None) -> tuple[int, bool] | None:
+        """The token that helps an open sentence to its end, gently, or by plan when it is due.
+
+        Args:
+            row: The row.
+            mark: The closing mark that is near to the row's best token, if any.
+
+        Returns:
+            A token, and whether it is decided; None to let the row be.
+        """
+        left = row.left
+        if mark is None and left > _PLANNED_TOKENS:
+            return None
+        ids = row.ids()
+        if mark is None and left > len(self._closers.ids(".")) + self._closers.debt(ids) + 1:
+            return None  # whatever is owed, it is not due yet
+        text = self._detokenizer.decode(ids)
+        plan = self._closers.ids(closing(text)) if left <= _PLANNED_TOKENS else []
+        if plan and left <= len(plan) + 1:
+            return plan[0], True
+        if mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
+            return mark, False
+        return None
 
 
 class InPlaceEosReward(EosTokenRewardLogitsProcessor):
@@ -224,7 +246,7 @@ class InPlaceEosReward(EosTokenRewardLogitsProcessor):
         Returns:
             `scores`.
         """
-        if input_ids.shape[1] - self.prompt_length < self._zone:
+        if input_ids.shape[1] - self.prompt_length < self.zone:
             return scores
         return self._apply(input_ids, scores, self.nudges(input_ids))
 
@@ -276,6 +298,34 @@ class ThinkingReward(InPlaceEosReward):
         return [n if t else NONE for n, t in zip(nudges, thinks, strict=True)]
 
 
+def lift_rows_(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Does to rows what they need, in place.
+
+    Args:
+        scores: Next-token scores, (batch, vocab).
+        rows: The rows that need something, of processors for one tokenizer.
+
+    Returns:
+        `scores`.
+    """
+    eos: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        if row.nudge.eos or row.nudge.decided:
+            eos.setdefault(tuple(row.processor.eos_token_ids), []).append(row)
+    for ids, group in eos.items():
+        nudges = [row.nudge for row in group]
+        nats, decided = [n.eos for n in nudges], [n.decided for n in nudges]
+        lift_(scores, [row.place for row in group], list(ids), nats, decided)
+    if open_ := [row for row in rows if row.nudge.close and row.processor._closers.marks]:
+        indices, nats = [row.place for row in open_], [row.nudge.close for row in open_]
+        marks = _near_marks(scores, indices, nats, open_[0].processor._closers.marks)
+        for row, mark in zip(open_, marks, strict=True):
+            if found := row.processor._close(row, mark):
+                token, decided_ = found
+                lift_(scores, [row.place], [token], [row.nudge.close], [decided_])
+    return scores
+
+
 def lift_(
     scores: torch.Tensor,
     rows: list[int],
@@ -313,3 +363,18 @@ def lift_(
         )
     scores[row, token] = torch.where(score.isneginf(), score, new)  # forbidden stays forbidden
     return scores
+
+
+def _near_marks(
+    scores: torch.Tensor, rows: list[int], nats: list[float], known: list[int]
+) -> Iterator[int | None]:
+    """For each row, the best of the known marks if it lies under the best token by its nats."""
+    # Both indices at once: picking whole rows first would copy them.
+    index = torch.tensor(rows, device=scores.device)[:, None]
+    marks, which = scores[index, torch.tensor(known, device=scores.device)].max(dim=1)
+    # A part of the vocabulary rules most rows out: the best of all is not lower.
+    reach = marks + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
+    maybe = (scores[:, :_SAMPLE].amax(dim=1)[rows] <= reach).tolist()
+    for i, row in enumerate(rows):
+        near = maybe[i] and scores[row].amax() <= reach[i]
+        yield known[int(which[i])] if near else None

@@ -14,6 +14,7 @@ vLLM has two runners with interfaces of their own; one class serves both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from langchain_llama_stop.logits_process import InPlaceEosReward
+from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, Row, lift_rows_
 from langchain_llama_stop.vllm_args import request_reward
 
 
@@ -49,7 +50,7 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
         self._states = device_or_states
         # By place in the batch (V1) or slot (V2): the processor, and the live list of ids (V1).
-        self._rows: dict[int, tuple[InPlaceEosReward, list[int]]] = {}
+        self._rows: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int]]] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -108,14 +109,11 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         Returns:
             `logits`.
         """
-        if self._rows and ctx is None:
-            for place, (processor, output_ids) in self._rows.items():
-                # -1 stands for a token that the host has not seen yet.
-                ids = [i for i in output_ids if i >= 0] if output_ids[-1:] == [-1] else output_ids
-                _lift(processor, ids, logits[place : place + 1])
-        elif self._rows:
-            self._apply_to_slots(logits, ctx)
-        return logits
+        if not self._rows:
+            return logits
+        # All rows at once: each step of each by itself would wait for the device.
+        found = list(self._in_places() if ctx is None else self._in_slots(ctx))
+        return lift_rows_(logits, found)
 
     def _place(self, place: int, params: SamplingParams, output_ids: list[int]) -> bool:
         self._rows.pop(place, None)
@@ -123,7 +121,7 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         eos = sorted(params.all_stop_token_ids & (self._eos | {params.eos_token_id}))
         if reward is None or params.ignore_eos or not eos or not params.max_tokens:
             return False
-        processor = InPlaceEosReward(
+        processor = EosTokenRewardLogitsProcessor(
             self._tokenizer,
             max_new_tokens=params.max_tokens,
             prompt_length=0,
@@ -133,7 +131,16 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         self._rows[place] = (processor, output_ids)
         return True
 
-    def _apply_to_slots(self, logits: torch.Tensor, ctx: Any) -> None:
+    def _in_places(self) -> Iterator[Row]:
+        """The rows in their landing zone, by V1's places."""
+        for place, (processor, output_ids) in self._rows.items():
+            # -1 stands for a token that the host has not seen yet.
+            unseen = output_ids[-1:] == [-1]
+            generated = output_ids.index(-1) if unseen else len(output_ids)
+            if processor.zone <= generated < processor.max_new_tokens:
+                yield processor.row(place, output_ids[:generated])
+
+    def _in_slots(self, ctx: Any) -> Iterator[Row]:
         """The same for V2: what a row has generated is read from the runner's buffers."""
         prompts = self._states.prompt_len.np
         for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
@@ -142,7 +149,7 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             processor, _ = self._rows[int(slot)]
             prompt = int(prompts[slot])
             # Known on the host: outside of the landing zone nothing waits for the device.
-            if most - prompt < processor.reward.zone(processor.max_new_tokens):
+            if most - prompt < processor.zone:
                 continue
             rows = (ctx.expanded_idx_mapping == int(slot)).nonzero()[:, 0].tolist()
             committed = int(self._states.total_len.gpu[slot])
@@ -154,11 +161,5 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
                     token for token, at in zip(fed, places, strict=True) if committed <= at <= place
                 ]
                 seen = [*ids, *drafts][: place + 1 - prompt]
-                _lift(processor, seen, logits[row : row + 1])
-
-
-def _lift(processor: InPlaceEosReward, ids: list[int], scores: torch.Tensor) -> None:
-    """Applies the reward to one row, (1, vocab), in place."""
-    generated = len(ids)
-    if processor.reward.zone(processor.max_new_tokens) <= generated < processor.max_new_tokens:
-        processor(torch.tensor([ids], dtype=torch.long), scores)
+                if processor.zone <= len(seen) < processor.max_new_tokens:
+                    yield processor.row(row, seen)

@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_llama_stop.eos_reward import EosReward
-from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor, InPlaceEosReward
+from langchain_llama_stop.logits_process import (
+    EosTokenRewardLogitsProcessor,
+    InPlaceEosReward,
+    lift_rows_,
+)
 from tests.fakes import byte_bpe_tokenizer, byte_ids, byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -167,3 +171,27 @@ def test_who_ended_the_answer():
     assert p.eos_source(rows(END)[0], likely, True) == "model"
     assert p.eos_source(rows(END)[0], logits, True) == "reward"
     assert processor(budget=99).eos_source(rows(OPEN)[0], logits, True) == "model"  # no zone
+
+
+TALK = "A cat (grey) sat on a mat. It ran away! Then it rained: e.g. for days. The end came"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, len(TALK)), st.integers(1, 30)), min_size=1, max_size=6),
+    st.integers(0, 9),
+)
+def test_rows_of_all_lengths_and_budgets_at_once_are_as_each_alone(shapes, seed):
+    """What a server's batch needs: each row is another request's."""
+    scores = random_scores(len(shapes), seed)
+    scores[:, byte_ids(".")[0]] += 3.0  # near marks, so that closing is tried
+    made, alone = [], []
+    for place, (length, more) in enumerate(shapes):
+        ids = byte_ids(TALK[:length])
+        one = EosTokenRewardLogitsProcessor(
+            TOKENIZER, max_new_tokens=length + more, prompt_length=0, eos_token_id=[EOS, 1]
+        )
+        if one.zone <= length:
+            made.append(one.row(place, ids))
+        alone.append(one(torch.tensor([ids]), scores[place : place + 1])[0])
+    assert torch.equal(lift_rows_(scores.clone(), made), torch.stack(alone))

@@ -65,6 +65,23 @@ def test_v1_gives_the_scores_of_the_transformers_processor(tokenizer, folder, st
         assert torch.equal(found[2], expected(tokenizer, ids, scores, budget))
 
 
+def test_v1_lifts_rows_of_all_lengths_at_once(tokenizer, folder, states):
+    """As each alone, whatever budgets and lengths stand beside it."""
+    processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
+    budgets = [len(states) + 1 - n % 3 for n in range(len(states))]
+    added = [
+        (place, asking(budget), None, ids)
+        for place, (budget, (ids, _)) in enumerate(zip(budgets, states, strict=True))
+    ]
+    processor.update_state(BatchUpdate(len(states), [], added, []))
+    logits = torch.stack([scores for _, scores in states])
+    found = processor.apply(logits.clone())
+    for row, budget, (ids, scores) in zip(found, budgets, states, strict=True):
+        inside = len(ids) < budget
+        assert torch.equal(row, expected(tokenizer, ids, scores, budget) if inside else scores)
+    assert (found != logits).any(dim=1).sum() > 3
+
+
 def test_v1_follows_moves(tokenizer, folder, states):
     ids, scores = states[-1]
     processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
