@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test,vllm
 
-.PHONY: help install demo test lint unit integration bench bench-overhead bench-growth bench-profile \
+.PHONY: help install demo test lint unit reliability integration bench bench-overhead bench-growth bench-profile \
 	bench-conformance bench-termination finetune-demo test-vllm \
 	bench-serving clean
 
@@ -30,7 +30,7 @@ install: $(STAMP) ## make .venv with everything in it
 demo: $(STAMP) ## two answers of the demo model, side by side
 	@$(BIN)/llama-stop demo
 
-test: lint unit integration ## lint, types, unit tests, integration tests
+test: lint unit reliability integration ## lint, types, unit tests, reliability, integration tests
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy
 
 unit: $(STAMP) ## tests on fakes and tiny models, seconds
 	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests
+
+reliability: $(STAMP) ## what the software survives, the short form
+	@$(BIN)/python -m pytest $(TESTS) tests/reliability
 
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests

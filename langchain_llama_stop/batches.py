@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from langchain_llama_stop.jobs import Job
 from langchain_llama_stop.kv_cache import CACHE, RowsCache
 from langchain_llama_stop.prefix_cache import Prefix
 
@@ -18,7 +19,7 @@ class Batch:
 
     def __init__(
         self,
-        owners: Sequence[Any],
+        owners: Sequence[tuple[Job, int]],
         known: Sequence[tuple[Prefix | None, int]],
         room: int,
         device: torch.device,
@@ -26,7 +27,7 @@ class Batch:
         """Begins with what is known of each row's prompt.
 
         Args:
-            owners: Whose row it is; kept along with it.
+            owners: Whose row it is, and which of theirs; kept along with it.
             known: A prefix of each prompt, and how many of its tokens to take.
             room: Columns to be written next.
             device: Of the model's inputs.
@@ -79,6 +80,29 @@ class Batch:
         self.mask, self.positions, self.padded = mask, self.positions + new[:, -1], padded
         return logits
 
+    def places(self) -> dict[Job, list[int]]:
+        """Where the rows are that each job wants to get on with."""
+        places: dict[Job, list[int]] = {}
+        for place, (job, row) in enumerate(self.owners):
+            if job.wants(row):
+                places.setdefault(job, []).append(place)
+        return places
+
+    def compact(self, *, at_once: bool = False) -> Batch | None:
+        """Takes out finished rows, once they are a quarter of all: moving others takes time too.
+
+        Args:
+            at_once: Whether to take them out however few they are.
+
+        Returns:
+            This batch; None if no row is left.
+        """
+        rows = [place for places in self.places().values() for place in places]
+        finished = len(self.owners) - len(rows)
+        if finished and rows and (at_once or 4 * finished >= len(self.owners)):
+            self.select(rows)
+        return self if rows else None
+
     def select(self, rows: list[int]) -> None:
         """Keeps some rows, and the columns that count for one of them."""
         mask = self.mask[torch.tensor(rows, device=self.mask.device)]
@@ -89,15 +113,16 @@ class Batch:
         self.padded = not bool(self.mask.all())
 
     def join(self, other: Batch) -> None:
-        """Puts the rows of another batch under these."""
-        self.cache.join(other.cache)
+        """Puts the rows of another batch under these; where that fails, they are as they were."""
         width = max(self.mask.shape[1], other.mask.shape[1])
-        masks = [
-            torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self.mask, other.mask)
-        ]
-        self.owners, self.mask = self.owners + other.owners, torch.cat(masks)
-        self.positions = torch.cat([self.positions, other.positions])
-        self.padded = not bool(self.mask.all())
+        masks = torch.cat(
+            [torch.nn.functional.pad(b.mask, (width - b.mask.shape[1], 0)) for b in (self, other)]
+        )
+        positions = torch.cat([self.positions, other.positions])
+        padded = not bool(masks.all())
+        self.cache.join(other.cache)
+        self.owners = self.owners + other.owners
+        self.mask, self.positions, self.padded = masks, positions, padded
 
     def truncate(self, count: int) -> None:
         """Takes back what is over `count` tokens of the only row."""
@@ -127,7 +152,7 @@ class Batch:
 
 def read(
     model: Any,
-    owners: Sequence[Any],
+    owners: Sequence[tuple[Job, int]],
     prompts: Sequence[Sequence[int]],
     known: Sequence[tuple[Prefix | None, int]],
 ) -> tuple[Batch, torch.Tensor]:

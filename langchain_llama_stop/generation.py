@@ -8,7 +8,7 @@ with those of other calls, and each row follows its own tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from langchain_llama_stop.logits_process import (
     InPlaceEosReward,
     ThinkingReward,
 )
+from langchain_llama_stop.memory import out_of_memory, too_large
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.rows import GenerationResponse, Prompt, Row
 from langchain_llama_stop.scheduling import Scheduler
@@ -75,28 +76,45 @@ def generate(
     Raises:
         ValueError: If a prompt is empty or leaves no room in the context window, or an option
             does not fit the model.
+        torch.OutOfMemoryError: If memory runs out with one answer alone; before that batches are
+            halved, and what they had decoded is decoded again.
     """
     if isinstance(prompts, str):
         raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
-    scheduler, jobs = Scheduler.of(pipeline.model), list[Job]()
-    enough = min(options.batch_size, max(2, options.batch_size // 4))  # places for a new batch
+    scheduler, jobs = Scheduler.of(pipeline.model), dict[Job, list[Row]]()
     # The longest first: they need most memory.
-    waiting = sorted(rows, key=lambda row: (row.budget, len(row.ids)))
+    waiting = sorted(rows, key=_size)
     try:
         while waiting or any(not job.over for job in jobs):
+            most = options.batch_size
             running = [job for job in jobs if not job.over]
-            room = options.batch_size - sum(job.running for job in running)
-            if waiting and (not running or room >= enough):
-                job = _prepare(pipeline, _next_batch(waiting, room), options)
-                scheduler.submit(job)
-                jobs.append(job)
-                scheduler.drive(job, since=0)  # until it has been read
-            elif waiting:
-                scheduler.drive(running[0], since=running[0].steps)
-            else:
-                scheduler.drive(running[0])
+            room = most - sum(job.running for job in running)
+            enough = min(most, max(2, most // 4))  # places for a new batch
+            try:
+                if waiting and (not running or room >= enough):
+                    batch = _next_batch(waiting, room)
+                    job = _prepare(pipeline, batch, options)
+                    jobs[job] = batch
+                    scheduler.submit(job)
+                    scheduler.drive(job, since=0)  # until it has been read
+                elif waiting:
+                    scheduler.drive(running[0], since=running[0].steps)
+                else:
+                    scheduler.drive(running[0])
+            except Exception as error:
+                failed = next((job for job in jobs if job.error is error), None)
+                if failed is None or not out_of_memory(error):
+                    raise
+                lost = jobs.pop(failed)
+                if len(lost) == 1:
+                    message = too_large(len(lost[0].ids), lost[0].limit)
+                    raise torch.OutOfMemoryError(message) from error
+                options = replace(options, batch_size=len(lost) // 2)
+                again = {row: Row(pipeline, row.prompt, options) for row in lost}
+                rows = [again.get(row, row) for row in rows]
+                waiting = sorted([*waiting, *again.values()], key=_size)
     finally:
         for job in jobs:
             scheduler.leave(job)
@@ -137,10 +155,19 @@ def stream_generate(
             if not job.over and len(text) > emitted:
                 yield TextChunk(text[emitted:])
                 emitted = len(text)
+    except Exception as error:
+        if error is job.error and out_of_memory(error):
+            raise torch.OutOfMemoryError(too_large(len(row.ids), row.limit)) from error
+        raise
     finally:
         scheduler.leave(job)
     response = row.response()
     yield TextChunk(response.text[len(row.prefix) + emitted :], response)
+
+
+def _size(row: Row) -> tuple[int, int]:
+    """By what rows are sorted."""
+    return row.budget, len(row.ids)
 
 
 def _next_batch(waiting: list[Row], most: int) -> list[Row]:

@@ -52,7 +52,8 @@ class Job:
             prompts: Ids of the prompts.
             answers: Ids of the answers, which grow.
             tokenizer: Its lock is held while the job gets on.
-            most_rows: Rows that may be in a pass which the job joins.
+            most_rows: Rows that may be in a pass which the job joins; less, once memory has not
+                sufficed for them.
             prefix_cache: Tokens that the model's prefix cache may hold.
             alone: Whether its passes cannot be shared.
         """
@@ -98,6 +99,14 @@ class Job:
         """How many rows have not finished."""
         wanted = self.wanted
         return len(wanted.rows) if wanted else 0
+
+    def unread(self) -> dict[int, list[int]]:
+        """What has to be read of each row that has not finished: its prompt and its answer so far.
+
+        The scores behind that are what the decoding waits for.
+        """
+        every = zip(self.prompts, self.answers, strict=True)
+        return {row: [*p, *a] for row, (p, a) in enumerate(every) if self.wants(row)}
 
     def wants(self, row: int) -> bool:
         """Whether a row has not finished."""

@@ -132,22 +132,23 @@ class RowsCache(Cache):
 
         Args:
             other: The other one, which may be longer or shorter.
+
+        Raises:
+            RuntimeError: If memory does not suffice; these rows are as they were.
         """
-        length = max(self.length, other.length)
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            if not theirs.buffers:
-                continue
-            joined = []
-            for a, b in zip(mine.buffers, theirs.buffers, strict=True):
-                buffer = a.new_empty((len(a) + len(b), a.shape[1], _room(length), a.shape[3]))
-                for rows, old, layer in (
-                    (buffer[: len(a)], a, mine),
-                    (buffer[len(a) :], b, theirs),
-                ):
-                    rows[:, :, : length - layer.length] = 0  # masked, but NaN would come through
-                    rows[:, :, length - layer.length : length] = old[:, :, : layer.length]
-                joined.append(buffer)
-            mine.fill(joined, length)
+        length, before = max(self.length, other.length), self.length
+        joined: list[_Layer] = []
+        try:
+            for mine, theirs in zip(self.layers, other.layers, strict=True):
+                if theirs.buffers:
+                    mine.fill(_joined(mine, theirs, length), length)
+                    joined.append(mine)
+        except BaseException:  # the rows that are at work get on without the others
+            rows = next((len(x.buffers[0]) for x in other.layers if x.buffers), 0)
+            for layer in joined:
+                views = [x[: len(x) - rows, :, length - before :] for x in layer.buffers]
+                layer.fill(views, before)
+            raise
 
     def row(self, index: int, columns: torch.Tensor) -> LayerStates:
         """Copies the states of one row.
@@ -199,6 +200,18 @@ class RowsCache(Cache):
                 buffers.append(buffer)
             layer.fill(buffers, width)
         return cache
+
+
+def _joined(mine: _Layer, theirs: _Layer, length: int) -> list[torch.Tensor]:
+    """Buffers of the rows of both; their newest columns meet at a length."""
+    joined = []
+    for a, b in zip(mine.buffers, theirs.buffers, strict=True):
+        buffer = a.new_empty((len(a) + len(b), a.shape[1], _room(length), a.shape[3]))
+        for rows, old, layer in ((buffer[: len(a)], a, mine), (buffer[len(a) :], b, theirs)):
+            rows[:, :, : length - layer.length] = 0  # masked, but NaN would come through
+            rows[:, :, length - layer.length : length] = old[:, :, : layer.length]
+        joined.append(buffer)
+    return joined
 
 
 def _room(length: int) -> int:

@@ -77,6 +77,21 @@ class PrefixCache:
                 cache._entries, cache._state = [], state
         return cache
 
+    @classmethod
+    def forget(cls, model: PreTrainedModel) -> int:
+        """Drops all that is kept for a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The tokens that were kept.
+        """
+        cache = _cache(model)
+        with cache._lock:
+            tokens, cache._entries = cache.tokens, []
+        return tokens
+
     @property
     def tokens(self) -> int:
         """Tokens kept now."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from langchain_llama_stop.batches import Batch, read
 from langchain_llama_stop.jobs import Job, pass_alone
 from langchain_llama_stop.kv_cache import has_windows
+from langchain_llama_stop.memory import give_back, out_of_memory
 from langchain_llama_stop.once import once_each
 from langchain_llama_stop.prefix_cache import SHORTEST, PrefixCache, common
 
@@ -173,7 +174,7 @@ class Scheduler:
                 job.end()
             self._alone = [job for job in self._alone if not job.over]
             with self._whole(self._batch):
-                self._batch = _compact(self._batch, at_once=True)
+                self._batch = self._batch and self._batch.compact(at_once=True)
 
     @contextmanager
     def _whole(self, *batches: Batch | None) -> Iterator[None]:
@@ -221,7 +222,7 @@ class Scheduler:
             group: list[Job] = []
             lengths: list[int] = []
             for job in list(self._waiting):
-                rows = [*lengths, *map(len, job.prompts)]
+                rows = [*lengths, *map(len, job.unread().values())]
                 padding = len(rows) * max(rows) - sum(rows)
                 if (
                     job.alone
@@ -241,12 +242,15 @@ class Scheduler:
         try:
             batch, logits = self._read_prompts(group)
         except Exception as error:
-            if len(group) == 1:
+            short = out_of_memory(error)
+            if len(group) > 1 or (short and give_back(self._model)):
+                for job in group:
+                    job.apart = True
+                self._put_back(group)
+            elif self._batch and short:
+                self._wait_for_room(group, self._batch)
+            else:
                 group[0].end(error)
-                return
-            for job in group:
-                job.apart = True
-            self._put_back(group)
             return
         except BaseException:
             self._put_back(group)
@@ -254,18 +258,28 @@ class Scheduler:
         with self._whole(batch):
             for job in group:
                 rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
-                if len(rows) == 1 and job.prefix_cache:
+                if len(rows) == 1 and job.prefix_cache and not job.steps:
                     job.first = logits[rows[0], -1].clone()
         before = self._batch
         try:
             self._deliver(batch, logits)
         finally:  # all have their scores: where one was interrupted, the others get on
             with self._whole(before, batch):
-                if read := _compact(batch, at_once=True):
-                    if before and (running := _compact(before, at_once=True)):
-                        running.join(read)
+                if read := batch.compact(at_once=True):
+                    if before and (running := before.compact(at_once=True)):
+                        try:
+                            running.join(read)
+                        except Exception:  # which leaves those that run as they are
+                            self._wait_for_room(list(read.places()), running)
                         read = running
                     self._batch = read
+
+    def _wait_for_room(self, group: list[Job], running: Batch) -> None:
+        """Lets jobs wait until fewer rows run than now; what they had is read again then."""
+        rows = sum(map(len, running.places().values()))
+        for job in group:
+            job.most_rows = max(1, rows + job.running - 1)
+        self._put_back(group)
 
     def _put_back(self, group: list[Job]) -> None:
         with self._mutex:
@@ -278,8 +292,9 @@ class Scheduler:
             Their rows, and the scores behind the prompts, (rows, 1, vocab).
         """
         model = self._model
-        owners = [(job, row) for job in group for row in range(len(job.prompts))]
-        prompts = [job.prompts[row] for job, row in owners]
+        unread = [(job, row, ids) for job in group for row, ids in job.unread().items()]
+        owners = [(job, row) for job, row, _ in unread]
+        prompts = [ids for _, _, ids in unread]
         cache = PrefixCache.of(model, max(job.prefix_cache for job in group))
         self._prefixes = cache or self._prefixes
         known = [
@@ -298,7 +313,7 @@ class Scheduler:
         best = max(count for _, count in known)
         if cache and limit and len(prompts) > 1 and shared >= SHORTEST and shared > best:
             ids = prompts[0][:shared]
-            batch, _ = read(model, [None], [ids], [cache.find(ids)])
+            batch, _ = read(model, owners[:1], [ids], [cache.find(ids)])
             entry = batch.prefix(0, ids, 0, None)
             cache.put(entry, limit)
             known = [(entry, shared)] * len(prompts)
@@ -314,24 +329,31 @@ class Scheduler:
             tokens = first.wanted.tokens  # the guesses too: (1, 1 or more)
         else:
             tokens = batch.mask.new_zeros(len(batch.owners), 1)
-            for job, rows in _places(batch).items():
+            for job, rows in batch.places().items():
                 assert job.wanted is not None
                 tokens[rows] = job.wanted.tokens[:, :1].to(tokens.device)
         try:
             logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
         except Exception as error:
             # With the last job it was too much, or it is a fault that each job will meet.
-            *_, newest = _places(batch)
-            newest.end(error)
+            *before, newest = batch.places()
+            short = out_of_memory(error)
+            if short and give_back(self._model):
+                return  # and try again
+            if short and before:
+                batch.select([i for i, (job, _) in enumerate(batch.owners) if job is not newest])
+                self._wait_for_room([newest], batch)
+            else:
+                newest.end(error)
         else:
             self._deliver(batch, logits)
         with self._whole(batch):
-            self._batch = _compact(batch)
+            self._batch = batch.compact()
 
     def _deliver(self, batch: Batch, logits: torch.Tensor) -> None:
         """Hands the scores of a pass to all jobs; what interrupts one is raised afterwards."""
         interrupt: BaseException | None = None
-        for job, rows in _places(batch).items():
+        for job, rows in batch.places().items():
             try:
                 job.get_on(logits if len(rows) == len(logits) else logits[rows])
             except BaseException as error:  # else the next pass would repeat the others' tokens
@@ -365,23 +387,3 @@ def _scheduler(model: PreTrainedModel) -> Scheduler:
 
 def _done(job: Job, since: int | None) -> bool:
     return job.over or (since is not None and job.steps > since)
-
-
-def _places(batch: Batch) -> dict[Job, list[int]]:
-    """Where in a batch the rows are that each job wants to get on with."""
-    places: dict[Job, list[int]] = {}
-    for place, (job, row) in enumerate(batch.owners):
-        if job.wants(row):
-            places.setdefault(job, []).append(place)
-    return places
-
-
-def _compact(batch: Batch | None, *, at_once: bool = False) -> Batch | None:
-    """Takes out finished rows, once they are a quarter of all: moving the others takes time too."""
-    if batch is None:
-        return None
-    rows = [place for places in _places(batch).values() for place in places]
-    finished = len(batch.owners) - len(rows)
-    if finished and rows and (at_once or 4 * finished >= len(batch.owners)):
-        batch.select(rows)
-    return batch if rows else None

@@ -437,13 +437,21 @@ def once_failing(monkeypatch, owner, name, error):
     return calls
 
 
-@pytest.mark.parametrize("name", ["join", "select"])
-def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(name, monkeypatch):
+def test_rows_that_cannot_join_others_wait_for_them(monkeypatch):
+    pipeline = tiny()
+    calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
+    expected = [generate(pipeline, *call) for call in calls]
+    failed = once_failing(monkeypatch, RowsCache, "join", RuntimeError("no room"))
+    assert started_behind(pipeline, Gate(pipeline), calls)[1:] == expected
+    assert failed and at_rest(pipeline)
+
+
+def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(monkeypatch):
     pipeline = tiny()
     calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
-    failed = once_failing(monkeypatch, RowsCache, name, RuntimeError("no room"))
+    failed = once_failing(monkeypatch, RowsCache, "select", RuntimeError("no room"))
     results = started_behind(pipeline, gate, calls)
     assert failed and at_rest(pipeline)
     for result, wanted in zip(results[1:], expected, strict=True):

@@ -1,0 +1,5 @@
+"""Settings of the unit tests."""
+
+import torch
+
+torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives

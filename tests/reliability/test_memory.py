@@ -1,0 +1,138 @@
+"""Memory runs out in the midst of things: batches are halved, nothing is lost."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from langchain_llama_stop.generation import generate, stream_generate
+from tests.unit_tests.test_generation import options, streamed, tiny
+from tests.unit_tests.test_scheduling import at_rest
+
+PROMPTS = [f"Question {n}: " + "why? " * (n % 4) for n in range(12)]
+ERRORS = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+    "python": lambda: MemoryError(),
+}
+
+
+@contextmanager
+def memory_for(pipeline, rows, error=ERRORS["cuda"], columns=10**6):
+    """Lets a pass over more rows or columns fail in the midst of the layers."""
+    shapes, refused = [], []
+
+    def note(module, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    def allocate(module, args):
+        count, new = shapes[-1]
+        if count > rows or new > columns:
+            refused.append((count, new))
+            raise error()
+
+    hooks = [
+        pipeline.model.register_forward_pre_hook(note, with_kwargs=True),
+        pipeline.model.model.layers[-1].mlp.register_forward_pre_hook(allocate),
+    ]
+    try:
+        yield refused
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_batch_is_halved_until_it_has_room(rows, kind):
+    pipeline = tiny()
+    expected = generate(pipeline, PROMPTS, options())
+    with memory_for(pipeline, rows, ERRORS[kind]) as refused:
+        assert generate(pipeline, PROMPTS, options()) == expected
+    assert refused and at_rest(pipeline)
+    assert generate(pipeline, PROMPTS, options()) == expected
+
+
+def test_sampled_answers_with_a_seed_stay_the_same():
+    pipeline, opts = tiny(), options(temperature=1.0, seed=5)
+    expected = generate(pipeline, PROMPTS, opts)
+    with memory_for(pipeline, 2):
+        assert generate(pipeline, PROMPTS, opts) == expected
+
+
+def test_one_answer_that_has_no_room_is_an_error_that_says_so():
+    pipeline = tiny()
+    expected = generate(pipeline, PROMPTS[:2], options())
+    with memory_for(pipeline, 16, columns=20), pytest.raises(torch.OutOfMemoryError) as caught:
+        generate(pipeline, [*PROMPTS[:2], "x" * 50], options(prefix_cache=0))
+    assert "one answer alone (a prompt of 50 tokens and a budget of 40)" in str(caught.value)
+    assert "quantization='nf4'" in str(caught.value)
+    assert at_rest(pipeline) and generate(pipeline, PROMPTS[:2], options()) == expected
+
+
+def test_calls_at_once_take_turns_where_they_have_no_room_together():
+    pipeline = tiny()
+    calls = [([prompt], options(max_new_tokens=8 + n)) for n, prompt in enumerate(PROMPTS)]
+    expected = [generate(pipeline, *call) for call in calls]
+    with memory_for(pipeline, 3), ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda call: generate(pipeline, *call), calls)) == expected
+    assert at_rest(pipeline)
+
+
+def test_streams_wait_for_each_other_and_go_on_where_they_were():
+    pipeline = tiny()
+    expected = [streamed(pipeline, prompt, options()) for prompt in PROMPTS[:4]]
+    with memory_for(pipeline, 1), ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda p: streamed(pipeline, p, options()), PROMPTS[:4]))
+            assert found == expected
+    assert at_rest(pipeline)
+
+
+def test_a_stream_that_has_begun_says_that_it_broke_off():
+    pipeline = tiny()
+    stream = stream_generate(pipeline, PROMPTS[0], options(eos_reward=False))
+    while not next(stream).text:
+        pass
+    with memory_for(pipeline, 0), pytest.raises(torch.OutOfMemoryError, match="one answer alone"):
+        list(stream)
+    assert at_rest(pipeline)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rows_at_work_get_on_where_others_cannot_join_them(monkeypatch, layer):
+    """The joint buffers have no room: in the first layer, or once the first has been moved."""
+    pipeline = tiny()
+    expected = [streamed(pipeline, prompt, options()) for prompt in PROMPTS[:2]]
+    import langchain_llama_stop.kv_cache as module
+
+    real, calls = module._joined, []
+
+    def scarce(*args):
+        calls.append(args)
+        if len(calls) % 2 == (layer + 1) % 2:
+            raise ERRORS["cuda"]()
+        return real(*args)
+
+    monkeypatch.setattr(module, "_joined", scarce)
+    first = stream_generate(pipeline, PROMPTS[0], options())
+    chunks = [next(first)]
+    found = streamed(pipeline, PROMPTS[1], options())
+    chunks += first
+    assert calls and found == expected[1]
+    assert ("".join(c.text for c in chunks), chunks[-1].response) == expected[0]
+    assert at_rest(pipeline)
+
+
+def test_the_prefix_cache_is_given_back_first():
+    pipeline = tiny()
+    prompt = "A long prompt that is kept for the next one that begins the same way."
+    generate(pipeline, [prompt], options())
+    from langchain_llama_stop.prefix_cache import PrefixCache
+
+    cache = PrefixCache.of(pipeline.model, 4096)
+    assert cache.tokens
+    with memory_for(pipeline, 1):
+        generate(pipeline, ["Hi", "Ho"], options(prefix_cache=0))
+    assert not cache.tokens
