@@ -16,6 +16,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from langchain_llama_stop.batches import left_padded
+from langchain_llama_stop.cancelling import current
 from langchain_llama_stop.decoding import Step, decode_steps
 from langchain_llama_stop.detokenization import TextBuilder
 from langchain_llama_stop.guessing import (
@@ -85,9 +86,10 @@ def generate(
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
     scheduler, jobs = Scheduler.of(pipeline.model), dict[Job, list[Row]]()
     # The longest first: they need most memory.
-    waiting = sorted(rows, key=_size)
+    waiting, cancellation = sorted(rows, key=_size), current()
     try:
         while waiting or any(not job.over for job in jobs):
+            cancellation.check()
             most = options.batch_size
             running = [job for job in jobs if not job.over]
             room = most - sum(job.running for job in running)
@@ -98,6 +100,7 @@ def generate(
                     job = _prepare(pipeline, batch, options)
                     jobs[job] = batch
                     scheduler.submit(job)
+                    cancellation.add(partial(scheduler.leave, job))
                     scheduler.drive(job, since=0)  # until it has been read
                 elif waiting:
                     scheduler.drive(running[0], since=running[0].steps)
@@ -118,6 +121,7 @@ def generate(
     finally:
         for job in jobs:
             scheduler.leave(job)
+    cancellation.check()
     return [row.response() for row in rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from weakref import ref
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, Field
 
+from langchain_llama_stop.cancelling import Cancellation, cancelled_by
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.grammars import Grammar
 from langchain_llama_stop.loading import adapter_state, quantization_of
@@ -107,11 +109,21 @@ class ModelOptions(BaseModel):
         """`_generate` in a thread of a pool of its own.
 
         asyncio's own pool has only a few threads more than there are cores; calls that wait for
-        one of them cannot share their passes with the others.
+        one of them cannot share their passes with the others. A call that is cancelled leaves the
+        model within one step.
         """
-        generate = self._generate  # type: ignore[attr-defined]
         callbacks = run_manager.get_sync() if run_manager else None
-        return await run_in_executor(_WAITING, generate, *args, run_manager=callbacks, **kwargs)
+        cancellation = Cancellation()
+
+        def generate() -> Any:
+            with cancelled_by(cancellation):
+                return self._generate(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
+
+        try:
+            return await run_in_executor(_WAITING, generate)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}

@@ -119,17 +119,18 @@ class Scheduler:
             raise job.error
 
     def leave(self, job: Job) -> None:
-        """Takes a job out, whether it is over or not."""
+        """Takes a job out, whether it is over or not; from any thread."""
         with self._mutex:
             if job in self._waiting:
                 self._waiting.remove(job)
-            elif not job.over:
-                self._left.append(job)
-                if self._led:
-                    return  # who leads will see to it
-                self._leader = threading.get_ident()
-            else:
+                job.end()
+                self._wake()
+            if job.over:
                 return
+            self._left.append(job)
+            if self._led:
+                return  # who leads will see to it
+            self._leader = threading.get_ident()
         self._hand_over()
 
     def _wake(self) -> None:

@@ -13,6 +13,7 @@ PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     [
         "_version",
+        "cancelling",
         "dtypes",
         "marks",
         "once",

@@ -1,0 +1,99 @@
+"""Awaited calls that are cancelled leave the model at once, and nobody else notices."""
+
+import asyncio
+import threading
+
+import pytest
+
+from langchain_llama_stop import LlamaStopLLM
+from langchain_llama_stop.scheduling import Scheduler
+from tests.unit_tests.test_generation import tiny
+from tests.unit_tests.test_scheduling import Gate, at_rest, wait_for
+
+
+def model(**options):
+    return LlamaStopLLM(
+        pipeline=tiny(), max_new_tokens=200, temperature=0, eos_reward=False, **options
+    )
+
+
+async def until(holds):
+    for _ in range(3000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never holds")
+
+
+async def cancelled(task):
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_that_leads_stops_within_a_step():
+    llm = model()
+    gate = Gate(llm.pipeline)
+    task = asyncio.create_task(llm.ainvoke("Hi"))
+    await until(lambda: len(gate.rows) > 3)
+    await cancelled(task)
+    await until(lambda: at_rest(llm.pipeline))
+    assert len(gate.rows) < 150
+
+
+async def test_a_call_that_waits_is_never_read():
+    llm = model()
+    gate = Gate(llm.pipeline)
+    gate.open.clear()
+    first = asyncio.create_task(llm.ainvoke("One", max_new_tokens=20))
+    await until(gate.waits.is_set)
+    second = asyncio.create_task(llm.ainvoke("Two", max_new_tokens=20))
+    await asyncio.to_thread(wait_for, llm.pipeline, 1)
+    await cancelled(second)
+    await until(lambda: not Scheduler.of(llm.pipeline.model)._waiting)
+    gate.open.set()
+    assert await first == llm.invoke("One", max_new_tokens=20)
+    assert max(gate.rows) == 1 and at_rest(llm.pipeline)
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+async def test_those_beside_it_get_what_they_would_have_got(who):
+    llm = model(prefix_cache=0)
+    prompts = ["One", "Two two", "Three three three"]
+    expected = [llm.invoke(prompt, max_new_tokens=60) for prompt in prompts]
+    gate = Gate(llm.pipeline)
+    tasks = [asyncio.create_task(llm.ainvoke(prompt, max_new_tokens=60)) for prompt in prompts]
+    await until(lambda: 3 in gate.rows)
+    await cancelled(tasks.pop(who))
+    expected.pop(who)
+    assert await asyncio.gather(*tasks) == expected
+    await until(lambda: at_rest(llm.pipeline))
+
+
+async def test_a_batch_of_many_jobs_leaves_whole():
+    llm = model(batch_size=2)
+    gate = Gate(llm.pipeline)
+    task = asyncio.create_task(llm.agenerate([f"Prompt {n}" for n in range(9)]))
+    await until(lambda: len(gate.rows) > 3)
+    await cancelled(task)
+    await until(lambda: at_rest(llm.pipeline))
+    passes = len(gate.rows)
+    assert llm.invoke("Hi", max_new_tokens=3) is not None
+    assert len(gate.rows) <= passes + 3
+
+
+async def test_time_outs_of_asyncio_and_many_at_once():
+    llm = model()
+    expected = llm.invoke("Fine", max_new_tokens=12)
+    before = threading.active_count()
+    for _ in range(5):
+        calls = [
+            asyncio.wait_for(llm.ainvoke(f"Prompt {n}"), timeout=0.05 + n / 1000) for n in range(24)
+        ]
+        results = await asyncio.gather(
+            *calls, llm.ainvoke("Fine", max_new_tokens=12), return_exceptions=True
+        )
+        assert results[-1] == expected
+        assert any(isinstance(result, TimeoutError) for result in results)
+        await until(lambda: at_rest(llm.pipeline))
+    assert threading.active_count() <= before + 64  # the pool's
