@@ -59,14 +59,32 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        def served(name: str, processor: bool, **options: Any) -> ChatLlamaStopServer:
+        servers: dict[str, Server] = {}
+
+        def started(name: str, processor: bool) -> str:
             server = Server(pipeline.model.name_or_path, folder / f"{name}.txt", processor)
-            stack.enter_context(server)
+            servers[stack.enter_context(server).url] = server
+            server.pause()
+            return server.url
+
+        def served(url: str, reward: bool) -> ChatLlamaStopServer:
             body = {"min_tokens": args.tokens}
             return ChatLlamaStopServer(
-                model="demo", base_url=server.url, extra_body=body, **settings, **options
+                model="demo", base_url=url, extra_body=body, eos_reward=reward, **settings
             )
 
+        def measured(chat: Any, questions: list[str]) -> tuple[float, list[float]]:
+            """The others stand still meanwhile: idle ones take a part of the processor."""
+            server = servers.get(getattr(chat, "base_urls", [""])[0])
+            if server:
+                server.resume()
+            try:
+                return at_once(chat, questions)
+            finally:
+                if server:
+                    server.pause()
+
+        plain, rewarding = started("plain", False), started("rewarding", True)
         sides: dict[str, Any] = {
             "in process, with the reward": ChatLlamaStop(
                 pipeline=pipeline,
@@ -75,13 +93,10 @@ def main() -> None:
                 pipeline_kwargs={"min_new_tokens": args.tokens},
                 **settings,
             ),
-            "vLLM": served("plain", False, eos_reward=False),
+            "vLLM": served(plain, False),
+            "vLLM with the processor, not asked": served(rewarding, False),
+            "vLLM with the reward": served(rewarding, True),
         }
-        rewarding = served("rewarding", True)
-        sides["vLLM with the processor, not asked"] = rewarding.model_copy(
-            update={"eos_reward": False}
-        )
-        sides["vLLM with the reward"] = rewarding
         sides = {name: side for name, side in sides.items() if name in (args.only or sides)}
         print(f"{machine(args)}; {args.tokens} tokens per answer\n")
         print(
@@ -91,8 +106,8 @@ def main() -> None:
         figures = []
         for count in args.concurrent:
             questions = list(itertools.islice(itertools.cycle(asked), count))
-            works = {name: partial(at_once, chat, questions) for name, chat in sides.items()}
-            times, results = alternate(works, args.repeats)
+            works = {name: partial(measured, chat, questions) for name, chat in sides.items()}
+            times, results = alternate(works, args.repeats)  # seconds around resume and pause too
             for name in sides:
                 rates = [count * args.tokens / spent for spent in times[name]]
                 ratios = [a / b for a, b in zip(times.get("vLLM", []), times[name], strict=False)]

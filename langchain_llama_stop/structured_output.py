@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, cast
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -139,6 +140,7 @@ def structured_output(
         options["json_schema" if told else "grammar"] = wanted if told else grammar
         llm = chat.bind(ls_structured_output_format=traced, **options)
         parser = PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
+    parser = RunnableGenerator(_whole, _awhole) | parser
     if not include_raw:
         return llm | parser
     parsed = RunnablePassthrough.assign(
@@ -147,6 +149,26 @@ def structured_output(
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     both = parsed.with_fallbacks([failed], exception_key="parsing_error")
     return RunnableMap(raw=llm) | both
+
+
+def _whole(answers: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    """Refuses an answer that was cut: parsers would complete what is there of it."""
+    for answer in answers:
+        yield _uncut(answer)
+
+
+async def _awhole(answers: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    async for answer in answers:
+        yield _uncut(answer)
+
+
+def _uncut(answer: BaseMessage) -> BaseMessage:
+    if answer.response_metadata.get("finish_reason") == "length":
+        raise OutputParserException(
+            "The answer was cut before its object was complete: give more `max_tokens`.",
+            llm_output=answer.text,
+        )
+    return answer
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:

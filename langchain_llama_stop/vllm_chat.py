@@ -18,11 +18,7 @@ from langchain_core.language_models import (
 )
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_openai.chat_models.base import (
-    BaseChatOpenAI,
-    OpenAIContextOverflowError,
-    OpenAIInvalidRequestError,
-)
+from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import ConfigDict, Field, model_validator
 
 from langchain_llama_stop._version import __version__
@@ -33,6 +29,7 @@ from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
     GenerationOptions,
+    check_number,
     refuse_unknown,
     resolve_aliases,
 )
@@ -41,6 +38,7 @@ from langchain_llama_stop.tools import format_choice, format_response, format_to
 from langchain_llama_stop.vllm_requests import (
     DEFAULT_BUDGET,
     REQUEST_OPTIONS,
+    Asked,
     Ending,
     request,
     strict_tools,
@@ -48,12 +46,7 @@ from langchain_llama_stop.vllm_requests import (
     with_info,
     without_elsewhere,
 )
-from langchain_llama_stop.vllm_servers import (
-    AsyncServersInTurn,
-    ServersInTurn,
-    explanation,
-    server_root,
-)
+from langchain_llama_stop.vllm_servers import http_clients, model_error, server_root
 
 _LOCAL = "http://localhost:8000/v1"
 _NAMES = {  # what LangChain's classes call it: the field of langchain-openai's
@@ -67,7 +60,9 @@ _CLIENT = (
     *("max_retries", "streaming", "extra_body", "default_headers", "default_query"),
     *("http_client", "http_async_client", "stream_chunk_timeout", "output_version"),
 )
-_FIXED = {"use_responses_api": False, "stream_usage": True}
+_FIXED = {"use_responses_api": False, "stream_usage": True, "openai_proxy": None}
+_HTTP = ("http_client", "http_async_client")
+_CONNECT = 5.0  # seconds until a server that cannot be reached is given up
 _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
@@ -120,36 +115,47 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         for name, field in {**_NAMES, "max_new_tokens": "max_tokens"}.items():
             if name in values:
                 values.setdefault(field, values.pop(name))
-        own = {*BaseChatModel.model_fields, *REQUEST_OPTIONS, "max_tokens", *_CLIENT}
-        for name in set(values) & set(cls.model_fields) - own:
+        ours = {*BaseChatModel.model_fields, *REQUEST_OPTIONS, "max_tokens", *_CLIENT}
+        for name in set(values) & set(cls.model_fields) - ours:
             # LangChain copies models by all of their fields.
             default = cls.model_fields[name].get_default(call_default_factory=True)
             if values[name] in (None, default, _FIXED.get(name)) or name.endswith("client"):
                 del values[name]
-        refuse_unknown(values, {*own, *_NAMES, "base_url"}, "option")
+        refuse_unknown(values, {*ours, *_NAMES, "base_url"}, "option")
         given = values.pop("base_url", None)
         if given is None:
             given = values.get("base_urls") or values.get("openai_api_base") or _LOCAL
         given = [given] if isinstance(given, str) else given
-        values["base_urls"] = tuple(server_root(url) for url in given)
-        if not values["base_urls"]:
+        roots = values["base_urls"] = tuple(server_root(url) for url in given)
+        if not roots:
             raise ValueError("`base_url` has to hold at least one address, but is empty.")
-        values["openai_api_base"] = f"{values['base_urls'][0]}/v1"
+        values["openai_api_base"] = f"{roots[0]}/v1"
         if values.get("openai_api_key") is None:
             values["openai_api_key"] = os.environ.get("VLLM_API_KEY") or "EMPTY"
-        roots = values["base_urls"]
-        if values.get("http_client") is None:
-            values["http_client"] = openai.DefaultHttpxClient(transport=ServersInTurn(roots))
-        if values.get("http_async_client") is None:
-            transport = AsyncServersInTurn(roots)
-            values["http_async_client"] = openai.DefaultAsyncHttpxClient(transport=transport)
-        return {**values, **_FIXED}
+        seconds = values.get("request_timeout")
+        if seconds is None or isinstance(seconds, (int, float)):
+            check_number("timeout", seconds, 0, "over 0 seconds", above=True)
+            seconds = 600.0 if seconds is None else seconds
+            values["request_timeout"] = httpx2.Timeout(seconds, connect=min(_CONNECT, seconds))
+        given_clients = {name: values.pop(name, None) for name in _HTTP}
+        return {**values, **http_clients(roots, **given_clients), **_FIXED}
+
+    @model_validator(mode="before")
+    @classmethod
+    def validate_temperature(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """In place of langchain-openai's, which knows OpenAI's models by their names."""
+        return values
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         """Checks the options."""
         self._add_version("langchain-llama-stop", __version__)
         request(self._options(), self.extra_body or {})
+        # What the environment says of OpenAI's service is none of this server's business.
+        self.openai_organization = None
+        for client in (self.root_client, self.root_async_client):
+            client.organization = client.project = None
+            client._custom_headers = dict(self.default_headers or {})
         return self
 
     @property
@@ -171,7 +177,10 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         values = {name: getattr(self, name) for name in REQUEST_OPTIONS}
         return GenerationOptions.parse({k: v for k, v in values.items() if v is not None})
 
-    def _asked(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
+    def _asked(self, stop: list[str] | None, call: Mapping[str, Any]) -> Asked:
+        return Asked.of(self._call_options(stop, call), call, self.extra_body or {})
+
+    def _call_options(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
         """The options of one call; stops of the constructor stay in force."""
         own = without_elsewhere({k: v for k, v in call.items() if k in (*OPTION_NAMES, *ALIASES)})
         if call.get("response_format") is not None:
@@ -182,15 +191,14 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     def _default_params(self) -> dict[str, Any]:
         """What a request without call options asks for: in traces, and in the cache's key."""
         options = self._options()
-        return {
-            "model": self.model_name,
-            **request(options, self.extra_body or {}),
-            "answer_hint": options.answer_hint,
-            "servers": self.base_urls,
-        }
+        asked = request(options, self.extra_body or {})
+        # LangChain puts the call's stops under "stop", over whatever stands there.
+        stops = {"constructor_stop": asked.pop("stop", None)}
+        other = {"answer_hint": options.answer_hint, "servers": self.base_urls}
+        return {"model": self.model_name, **asked, **stops, **other}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        options = self._asked(stop, kwargs)
+        options = self._call_options(stop, kwargs)
         params = super()._get_ls_params(stop=list(options.stop) or None, **kwargs)
         params["ls_provider"] = "llama_stop"
         params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_BUDGET
@@ -200,7 +208,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Writes one call as arguments of openai's client."""
-        options = self._asked(stop, kwargs)
+        options = self._call_options(stop, kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in (*OPTION_NAMES, *ALIASES)}
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
@@ -253,19 +261,11 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Makes what openai's client raises say what to do; its type stays LangChain's."""
+        """Makes what openai's client raises one of LangChain's errors, which says what to do."""
         try:
             yield
-        except openai.APIError as error:
-            text = explanation(error, self.base_urls)
-            body = error.body if isinstance(error.body, dict) else {}
-            if body.get("code") == 400:  # in a stream the refusal comes with status 200
-                long = "context length" in text
-                refused = OpenAIContextOverflowError if long else OpenAIInvalidRequestError
-                response = httpx2.Response(400, request=error.request)
-                raise refused(text, response=response, body=body) from error
-            error.message, error.args = text, (text,)
-            raise
+        except (openai.APIError, TimeoutError) as error:
+            raise model_error(error, self.base_urls) from error
 
     def _generate(
         self,
@@ -276,7 +276,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     ) -> ChatResult:
         with self._clear_errors():
             result = super()._generate(messages, stop, run_manager, **kwargs)
-        return with_info(result, self._asked(stop, kwargs), free=not kwargs.get("tools"))
+        return with_info(result, self._asked(stop, kwargs))
 
     async def _agenerate(
         self,
@@ -287,7 +287,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     ) -> ChatResult:
         with self._clear_errors():
             result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        return with_info(result, self._asked(stop, kwargs), free=not kwargs.get("tools"))
+        return with_info(result, self._asked(stop, kwargs))
 
     def _stream(
         self,
@@ -296,10 +296,17 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        ending = Ending(self._asked(stop, kwargs), free=not kwargs.get("tools"))
+        ending = Ending(self._asked(stop, kwargs))
         with self._clear_errors():
-            for chunk in super()._stream(messages, stop, run_manager, **kwargs):
-                yield ending.noted(chunk)
+            for chunk in super()._stream(messages, stop, **kwargs):
+                if (given := ending.noted(chunk)) is not None:
+                    if run_manager:
+                        run_manager.on_llm_new_token(given.text, chunk=given)
+                    yield given
+        last = ending.last()
+        if run_manager:
+            run_manager.on_llm_new_token("", chunk=last)
+        yield last
 
     async def _astream(
         self,
@@ -308,10 +315,17 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ending = Ending(self._asked(stop, kwargs), free=not kwargs.get("tools"))
+        ending = Ending(self._asked(stop, kwargs))
         with self._clear_errors():
-            async for chunk in super()._astream(messages, stop, run_manager, **kwargs):
-                yield ending.noted(chunk)
+            async for chunk in super()._astream(messages, stop, **kwargs):
+                if (given := ending.noted(chunk)) is not None:
+                    if run_manager:
+                        await run_manager.on_llm_new_token(given.text, chunk=given)
+                    yield given
+        last = ending.last()
+        if run_manager:
+            await run_manager.on_llm_new_token("", chunk=last)
+        yield last
 
     def get_token_ids(self, text: str) -> list[int]:
         """Lets the server encode a text.

@@ -141,25 +141,27 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
                 yield processor.row(place, output_ids[:generated])
 
     def _in_slots(self, ctx: Any) -> Iterator[Row]:
-        """The same for V2: what a row has generated is read from the runner's buffers."""
-        prompts = self._states.prompt_len.np
+        """The same for V2: what the rows have generated is read from the runner's buffers."""
+        prompts, asked = self._states.prompt_len.np, {}
         for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
-            if int(slot) not in self._rows:
-                continue
-            processor, _ = self._rows[int(slot)]
-            prompt = int(prompts[slot])
             # Known on the host: outside of the landing zone nothing waits for the device.
-            if most - prompt < processor.zone:
+            if (row := self._rows.get(int(slot))) and most - prompts[slot] >= row[0].zone:
+                asked[int(slot)] = row[0]
+        if not asked:
+            return
+        # All rows at once, for each copy waits for the device.
+        slots = torch.tensor(list(asked), device=self._states.total_len.gpu.device)
+        counts = self._states.total_len.gpu[slots].tolist()
+        tokens = self._states.all_token_ids.gpu[slots, : max(counts)].tolist()
+        known = dict(zip(asked, zip(counts, tokens, strict=True), strict=True))
+        owners = ctx.expanded_idx_mapping.tolist()
+        fed = list(zip(owners, ctx.pos.tolist(), ctx.input_ids.tolist(), strict=True))
+        for row_, (slot, place, _) in enumerate(fed):
+            if slot not in asked:
                 continue
-            rows = (ctx.expanded_idx_mapping == int(slot)).nonzero()[:, 0].tolist()
-            committed = int(self._states.total_len.gpu[slot])
-            ids = self._states.all_token_ids.gpu[slot, prompt:committed].tolist()
-            places, fed = ctx.pos[rows].tolist(), ctx.input_ids[rows].tolist()
-            for row, place in zip(rows, places, strict=True):
-                # Draft tokens, under speculative decoding, stand in the rows before.
-                drafts = [
-                    token for token, at in zip(fed, places, strict=True) if committed <= at <= place
-                ]
-                seen = [*ids, *drafts][: place + 1 - prompt]
-                if processor.zone <= len(seen) < processor.max_new_tokens:
-                    yield processor.row(row, seen)
+            processor, (committed, ids), prompt = asked[slot], known[slot], int(prompts[slot])
+            # Draft tokens, under speculative decoding, stand in the rows before.
+            drafts = [i for owner, at, i in fed if owner == slot and committed <= at <= place]
+            seen = [*ids[prompt:committed], *drafts][: place + 1 - prompt]
+            if processor.zone <= len(seen) < processor.max_new_tokens:
+                yield processor.row(row_, seen)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_llama_stop.chat_templates import Message, merged
@@ -23,6 +26,16 @@ REQUEST_OPTIONS = (
     *("logprobs", "top_logprobs"),
 )
 """The options of a generation that a request carries."""
+
+_TAKEN = {
+    *REQUEST_OPTIONS,
+    *("messages", "model", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options"),
+    *("tools", "tool_choice", "response_format"),
+}
+"""What a user may not put into the body of a request, as it is asked for otherwise."""
+
+_FREE_ENDS = ("ignore_eos", "min_tokens", "structured_outputs", "logit_bias")
+"""Settings of vLLM under which an answer may be cut though the reward is on."""
 
 _IN_PROCESS = "it needs the model in this process: use `ChatLlamaStop`"
 _ELSEWHERE = {
@@ -78,14 +91,22 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
 
     Args:
         options: The options.
-        extra_body: The user's own, for vLLM; the options stand over it.
+        extra_body: The user's own, for vLLM.
 
     Returns:
         The arguments, without model and messages.
 
     Raises:
-        ValueError: If `stop_token_ids` holds a sequence of several.
+        ValueError: If `stop_token_ids` holds a sequence of several, or `extra_body` what has an
+            option of its own.
     """
+    xargs = extra_body.get("vllm_xargs") or {}
+    taken = [name for name in extra_body if name in _TAKEN]
+    if taken or any(name.startswith("eos_reward") for name in xargs):
+        raise ValueError(
+            f"`extra_body` may hold no {taken[0] if taken else 'eos_reward'!r}, which is asked for "
+            "by an option of its own."
+        )
     for sequence in options.stop_token_ids:
         if len(sequence) > 1:
             raise ValueError(
@@ -93,7 +114,7 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
                 f"{list(sequence)!r}: give its text as `stop`."
             )
     schema, grammar = options.json_schema, options.grammar
-    xargs = {**extra_body.get("vllm_xargs", {}), **reward_args(options.eos_reward)}
+    xargs = {**xargs, **reward_args(options.eos_reward)}
     body = {
         "top_k": options.top_k,
         "repetition_penalty": options.repetition_penalty,
@@ -124,6 +145,39 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+class Asked(NamedTuple):
+    """What an answer is asked for with.
+
+    Attributes:
+        options: The options.
+        demanded: Whether it has to call a tool.
+        free: Whether nothing but the reward says where it ends.
+    """
+
+    options: GenerationOptions
+    demanded: bool
+    free: bool
+
+    @classmethod
+    def of(
+        cls, options: GenerationOptions, call: Mapping[str, Any], extra_body: Mapping[str, Any]
+    ) -> Asked:
+        """Reads it from a call.
+
+        Args:
+            options: Its options.
+            call: Its other arguments.
+            extra_body: The constructor's.
+
+        Returns:
+            What was asked for.
+        """
+        tools = bool(call.get("tools")) and call.get("tool_choice") != "none"
+        body = {**extra_body, **(call.get("extra_body") or {})}
+        demanded = tools and call.get("tool_choice") not in (None, "auto")
+        return cls(options, demanded, not tools and not body.keys() & {*_FREE_ENDS})
+
+
 def told(messages: list[Message], options: GenerationOptions) -> list[Message]:
     """Puts into a conversation what the options tell the model.
 
@@ -139,8 +193,29 @@ def told(messages: list[Message], options: GenerationOptions) -> list[Message]:
     if messages[-1]["role"] == "user":
         hint = options.hint(options.max_new_tokens or DEFAULT_BUDGET)
         messages = [*messages[:-1], with_text(messages[-1], hint)]
-    plain = all(isinstance(m.get("content") or "", str) for m in messages)
-    return merged(messages) if plain else messages
+    joined: list[Message] = []
+    for message in messages:
+        text = _text(message.get("content"))
+        message = message if text is None else {**message, "content": text}
+        named = any("name" in m for m in (message, *joined[-1:]))
+        if (
+            joined
+            and not named
+            and all(_text(m.get("content")) is not None for m in (joined[-1], message))
+        ):
+            joined[-1:] = merged([joined[-1], message])
+        else:
+            joined.append(message)
+    return joined
+
+
+def _text(content: Any) -> str | None:
+    """A message's content as a text; None if it is more than that."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if all(block.get("type") == "text" for block in content):
+        return "\n".join(block["text"] for block in content)
+    return None
 
 
 def strict_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,71 +268,107 @@ def answer_info(
 
 
 class Ending:
-    """What a stream has told of its answer, given as one at its end."""
+    """What a stream tells of its answer, given as one at its end: also the calls, once whole."""
 
-    def __init__(self, options: GenerationOptions, free: bool) -> None:
+    def __init__(self, asked: Asked) -> None:
         """Begins with nothing known.
 
         Args:
-            options: The options that the answer was asked for with.
-            free: Whether it may call no tools.
+            asked: What the answer was asked for with.
         """
-        self._options, self._free = options, free
+        self._asked = asked
         self._info: dict[str, Any] = {}
-        self._calls = False
+        self._usage: UsageMetadata | None = None
+        self._calls = AIMessageChunk(content="")
 
-    def noted(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
-        """Takes from a chunk what says how the answer ends, and gives it with the last one.
+    def noted(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk | None:
+        """Takes from a chunk what is given at the end.
 
         Args:
-            chunk: The next of the stream; the last one has the usage.
+            chunk: The next of the stream.
 
         Returns:
-            The chunk.
+            The rest of it; None if nothing is left.
         """
-        message, info = cast(AIMessageChunk, chunk.message), chunk.generation_info or {}
-        self._calls |= bool(message.tool_call_chunks)
-        if "finish_reason" in info:
-            names = ("finish_reason", "stop_reason", "model_name")
-            self._info = {name: info.pop(name) for name in names if name in info}
-        if message.usage_metadata and self._info:
-            info |= _finished(self._options, self._free, self._info, message, self._calls)
-            message.chunk_position = "last"
-        chunk.generation_info = info or None
-        return chunk
+        message, info = cast(AIMessageChunk, chunk.message), dict(chunk.generation_info or {})
+        if message.tool_call_chunks:
+            calls = AIMessageChunk(content="", tool_call_chunks=message.tool_call_chunks)
+            self._calls = self._calls + calls
+        self._info |= {name: info.pop(name) for name in _ENDING if name in info}
+        self._usage = message.usage_metadata or self._usage
+        if not message.content and not info and not message.additional_kwargs:
+            return None
+        held: dict[str, list[Any]] = {
+            "tool_call_chunks": [],
+            "tool_calls": [],
+            "invalid_tool_calls": [],
+        }
+        rest = message.model_copy(update={**held, "usage_metadata": None})
+        return ChatGenerationChunk(message=rest, generation_info=info or None)
+
+    def last(self) -> ChatGenerationChunk:
+        """Gives all that was held back, in the last chunk."""
+        calls, whole = list(self._calls.tool_call_chunks), 0
+        for call in calls:
+            if _is_object(call["args"] or ""):
+                whole += 1
+            else:  # LangChain would complete what was cut
+                call["args"] = f"cut: {call['args'] or ''}"
+        message = AIMessageChunk(
+            content="", tool_call_chunks=calls, usage_metadata=self._usage, chunk_position="last"
+        )
+        info = _finished(self._asked, self._info, self._usage, whole > 0)
+        return ChatGenerationChunk(message=message, generation_info=info)
 
 
-def with_info(result: ChatResult, options: GenerationOptions, free: bool) -> ChatResult:
+_ENDING = ("finish_reason", "stop_reason", "model_name")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def with_info(result: ChatResult, asked: Asked) -> ChatResult:
     """Gives an answer the metadata that our models give.
 
     Args:
         result: LangChain's result of one request.
-        options: The options it was asked for with.
-        free: Whether it may call no tools.
+        asked: What it was asked for with.
 
     Returns:
         The result.
     """
     (generation,) = result.generations
-    message, info = cast(AIMessage, generation.message), generation.generation_info or {}
-    generation.generation_info = _finished(options, free, info, message, bool(message.tool_calls))
+    message, info = cast(AIMessage, generation.message), dict(generation.generation_info or {})
+    if info.get("logprobs") is None:
+        info.pop("logprobs", None)
+    if asked.demanded and info["finish_reason"] == "length" and not message.tool_calls:
+        error = "The call was cut: give more `max_tokens`."
+        cut = invalid_tool_call(name=None, args=message.text, id=None, error=error)
+        message.invalid_tool_calls = [cut]
+        message.content = ""
+    calls = bool(message.tool_calls)
+    generation.generation_info = _finished(asked, info, message.usage_metadata, calls)
     return result
 
 
 def _finished(
-    options: GenerationOptions, free: bool, info: dict[str, Any], message: AIMessage, calls: bool
+    asked: Asked, info: dict[str, Any], usage: UsageMetadata | None, calls: bool
 ) -> dict[str, Any]:
     """The metadata of an answer, out of the server's."""
-    usage = message.usage_metadata
+    options = asked.options
     found = answer_info(
         options,
-        finish_reason=info["finish_reason"],
-        stop_reason=info["stop_reason"],
+        finish_reason=info.get("finish_reason"),
+        stop_reason=info.get("stop_reason"),
         output_tokens=usage and usage["output_tokens"],
         calls=calls,
     )
-    forced = options.eos_reward and options.eos_reward.force_eos
-    if found["finish_reason"] == "length" and forced and free and not options.answer_grammar:
+    forced = options.eos_reward and options.eos_reward.force_eos and not options.answer_grammar
+    if found["finish_reason"] == "length" and forced and asked.free:
         warnings.warn(
             "The server has cut an answer that `eos_reward` has to end: start it with `vllm serve "
             "MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor`, or "

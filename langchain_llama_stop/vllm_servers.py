@@ -8,9 +8,11 @@ import ssl
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import httpx2
 import openai
+from langchain_openai.chat_models import base
 
 
 def server_root(url: object) -> str:
@@ -23,7 +25,7 @@ def server_root(url: object) -> str:
         The address without it.
 
     Raises:
-        ValueError: If it is no HTTP address, or holds a user or password.
+        ValueError: If it is no HTTP address, or holds more than host, port and path.
     """
     parsed = httpx2.URL(url) if isinstance(url, str) else None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
@@ -33,10 +35,21 @@ def server_root(url: object) -> str:
         )
     if parsed.userinfo:
         raise ValueError("`base_url` may hold no user or password: give `api_key`.")
+    if parsed.query or parsed.fragment:
+        raise ValueError(f"`base_url` may hold nothing behind its path, but is {url!r}.")
     return str(parsed).rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def explanation(error: openai.APIError, roots: Sequence[str]) -> str:
+_KINDS = {
+    400: base.OpenAIInvalidRequestError,
+    401: base.OpenAIAuthenticationError,
+    403: base.OpenAIPermissionDeniedError,
+    404: base.OpenAIModelNotFoundError,
+    429: base.OpenAIRateLimitError,
+}
+
+
+def model_error(error: openai.APIError | TimeoutError, roots: Sequence[str]) -> Exception:
     """Says in one sentence or two why a request has failed for good, and what to do.
 
     Args:
@@ -44,25 +57,48 @@ def explanation(error: openai.APIError, roots: Sequence[str]) -> str:
         roots: Addresses as `server_root` gives them.
 
     Returns:
-        The text.
+        The error to raise: one of langchain-openai's, which are LangChain's `ModelError`s and
+        openai's errors at once.
     """
     tried = " or ".join(roots)
-    body = error.body if isinstance(error.body, dict) else {}
-    message = str(body.get("message") or error.message)
-    if isinstance(error, openai.APITimeoutError):
-        return f"`timeout` ran out before {tried} answered: give more seconds, or ask for less."
+    if not isinstance(error, openai.APIError):  # no chunk of an awaited stream for too long
+        found: Exception = base.OpenAITimeoutError(httpx2.Request("POST", roots[0]))
+        return _saying(found, f"`stream_chunk_timeout` ran out while {tried} was answering.")
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    reason = next((c for c in causes if isinstance(c, httpx2.TransportError)), causes[-1])
+    if isinstance(reason, _LATE):
+        found = base.OpenAITimeoutError(error.request)
+        text = f"`timeout` ran out before {tried} answered: give more seconds, or ask for less."
+        return _saying(found, text)
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__) or message
-        return (
-            f"No whole answer from {tried}: {str(cause).rstrip('.')}. Is the server running? "
-            "`vllm serve MODEL --logits-processors "
+        text = (
+            f"No whole answer from {tried}: {str(reason).rstrip('.') or type(reason).__name__}. "
+            "Is the server running? `vllm serve MODEL --logits-processors "
             "langchain_llama_stop.vllm:EosRewardLogitsProcessor` starts one."
         )
-    if isinstance(error, openai.AuthenticationError):
-        return f"{tried} takes no requests without its key: give `api_key` ({message})."
+        return base.OpenAIConnectionError(message=text, request=error.request)
+    body = error.body if isinstance(error.body, dict) else {}
+    message = str(body.get("message") or error.message)
     status = error.status_code if isinstance(error, openai.APIStatusError) else body.get("code")
-    refused = isinstance(status, int) and 400 <= status < 500 and status != 429
-    return f"{tried} {'refuses' if refused else 'fails'} the request (status {status}): {message}"
+    status = status if isinstance(status, int) else 500  # in a stream it stands in the body
+    refused = 400 <= status < 500 and status not in (408, 429)
+    text = f"{tried} {'refuses' if refused else 'fails'} the request (status {status}): {message}"
+    kind: type[openai.APIStatusError] = _KINDS.get(status, base.OpenAIAPIError)
+    if status == 400 and "context length" in message:
+        kind = base.OpenAIContextOverflowError
+    elif status == 401:
+        text = f"{tried} takes no requests without its key: give `api_key` ({message})."
+    response = getattr(error, "response", None) or httpx2.Response(status, request=error.request)
+    return kind(text, response=response, body=error.body)
+
+
+def _saying(error: Exception, text: str) -> Exception:
+    """An error of a class that takes no message, with one."""
+    error.message = text  # type: ignore[attr-defined]
+    error.args = (text,)
+    return error
 
 
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
@@ -90,20 +126,27 @@ class _Servers:
         self._roots = roots
         self._first = 0
 
-    def turns(self) -> Iterator[tuple[int, bool]]:
-        """The order in which one request tries the servers, and whether each is the last."""
-        count, first = len(self._roots), self._first
-        return iter([((first + turn) % count, turn == count - 1) for turn in range(count)])
+    def turns(self, request: httpx2.Request) -> Iterator[tuple[int, bool]]:
+        """Directs a request at the servers in turn; gives the number of each, and if it is last.
 
-    def direct(self, request: httpx2.Request, index: int) -> None:
-        """Directs a request at a server; it may have been directed at another."""
-        url = str(request.url)
-        root = next(root for root in self._roots if url.startswith(f"{root}/"))
-        request.url = httpx2.URL(self._roots[index] + url.removeprefix(root))
-        request.headers["Host"] = request.url.netloc.decode("ascii")
+        The request is written for the first of the list. One that a redirect has sent elsewhere is
+        left alone.
+        """
+        path = str(request.url).removeprefix(f"{self._roots[0]}/")
+        if path == str(request.url):
+            yield -1, True
+            return
+        count, first = len(self._roots), self._first
+        for turn in range(count):
+            index = (first + turn) % count
+            request.url = httpx2.URL(f"{self._roots[index]}/{path}")
+            request.headers["Host"] = request.url.netloc.decode("ascii")
+            yield index, turn == count - 1
 
     def settles(self, index: int, last: bool, outcome: httpx2.Response | Exception) -> bool:
         """Notes what came of a server; whether the request ends with it."""
+        if index < 0:
+            return True
         if isinstance(outcome, Exception) or outcome.status_code in _BUSY:
             if self._first == index:
                 self._first = (index + 1) % len(self._roots)
@@ -145,10 +188,9 @@ class ServersInTurn(httpx2.BaseTransport):
         Raises:
             httpx2.TransportError: If the last cannot be reached, or one lets `timeout` run out.
         """
-        turns = self._servers.turns()
+        turns = self._servers.turns(request)
         while True:
             index, last = next(turns)
-            self._servers.direct(request, index)
             try:
                 response = self._inner.handle_request(request)
             except httpx2.TransportError as error:
@@ -174,14 +216,15 @@ class AsyncServersInTurn(httpx2.AsyncBaseTransport):
             roots: Addresses as `server_root` gives them.
         """
         self._servers = _Servers(roots)
-        self._inner = httpx2.AsyncHTTPTransport(limits=_ASYNC_LIMITS, socket_options=_KEEPALIVE)
+        self._inner = httpx2.AsyncHTTPTransport(
+            verify=_certificates(), limits=_ASYNC_LIMITS, socket_options=_KEEPALIVE
+        )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """As `ServersInTurn.handle_request`."""
-        turns = self._servers.turns()
+        turns = self._servers.turns(request)
         while True:
             index, last = next(turns)
-            self._servers.direct(request, index)
             try:
                 response = await self._inner.handle_async_request(request)
             except httpx2.TransportError as error:
@@ -195,3 +238,36 @@ class AsyncServersInTurn(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._inner.aclose()
+
+
+_MADE: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Clients of our making: a copy of a model with other servers gets new ones."""
+
+
+def http_clients(roots: Sequence[str], http_client: Any, http_async_client: Any) -> dict[str, Any]:
+    """Gives the HTTP clients of a model.
+
+    Args:
+        roots: Addresses as `server_root` gives them.
+        http_client: The user's own, one that was made here for a model of other servers, or None.
+        http_async_client: The same for asyncio.
+
+    Returns:
+        Both by name: the user's own, else new ones.
+
+    Raises:
+        ValueError: If the user has an own one for several servers.
+    """
+    given = {"http_client": http_client, "http_async_client": http_async_client}
+    own = {name: it for name, it in given.items() if it is not None and it not in _MADE}
+    if own and len(roots) > 1:
+        raise ValueError(
+            f"`{next(iter(own))}` cannot go with several of `base_url`, which are tried in turn by "
+            "a client of this class: give one of them."
+        )
+    made = {
+        "http_client": openai.DefaultHttpx2Client(transport=ServersInTurn(roots)),
+        "http_async_client": openai.DefaultAsyncHttpx2Client(transport=AsyncServersInTurn(roots)),
+    }
+    _MADE.update(made.values())
+    return {**made, **own}

@@ -79,6 +79,14 @@ class Server:
         self.kill()
         raise RuntimeError("\n".join(self._log.read_text().splitlines()[-40:]))
 
+    def pause(self) -> None:
+        """Stops it where it is: an idle engine takes time of the processor."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kills it and its engine, which is a process of its own."""
         if self._process.poll() is None:

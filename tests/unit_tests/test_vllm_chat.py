@@ -8,19 +8,22 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import openai
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import (
     ContextOverflowError,
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
     ModelInvalidRequestError,
+    ModelNotFoundError,
     ModelRateLimitError,
     ModelTimeoutError,
+    OutputParserException,
 )
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
@@ -71,7 +74,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked, self.answers, self.headers = [], [answer()], []
+        self.pause = 0.0  # before the end of a stream
+        self.redirect = None
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, *args):
+        pass  # a client that has gone
 
     def close(self):
         self.shutdown()
@@ -86,6 +94,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append({"path": self.path, **body})
         self.server.headers.append(self.headers)
         answers = self.server.answers
+        if self.server.redirect:
+            self.send_response(307)
+            self.send_header("Location", self.server.redirect)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         status, payload = answers.pop(0) if len(answers) > 1 else answers[0]
         if callable(payload):
             payload = payload()
@@ -95,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for line in map(str.encode, payload):
+                if line.startswith(b"data: [DONE]"):
+                    time.sleep(self.server.pause)
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
             if payload[-1].startswith("data: [DONE]"):
                 self.wfile.write(b"0\r\n\r\n")
@@ -277,6 +293,113 @@ def test_structured_output_by_a_call(chat, server):
     assert found["raw"].response_metadata["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("include_raw", [False, True])
+@pytest.mark.parametrize("path", ["invoke", "ainvoke", "stream"])
+def test_a_cut_object_is_no_object(chat, server, path, include_raw):
+    """LangChain's parsers would complete it: {"x": 34} of {"x": 3411}."""
+    server.answers = [answer('{"x": 34', finish="length")]
+    if path == "stream":
+        server.answers = [events('{"x": ', "34", finish="length")]
+    asked = chat.with_structured_output(Point, include_raw=include_raw)
+    work = {
+        "invoke": lambda: asked.invoke("Hi"),
+        "ainvoke": lambda: asyncio.run(asked.ainvoke("Hi")),
+        "stream": lambda: list(asked.stream("Hi")),
+    }[path]
+    if include_raw and path != "stream":
+        found = work()
+        assert found["parsed"] is None and "give more `max_tokens`" in str(found["parsing_error"])
+    elif not include_raw:
+        with pytest.raises(OutputParserException, match="give more `max_tokens`"):
+            work()
+
+
+def called(*pieces):
+    """A stream in which one tool is called, its arguments in pieces."""
+    calls = [
+        {"index": 0, "id": "c", "type": "function", "function": {"name": "add", "arguments": ""}},
+        *({"index": 0, "function": {"arguments": piece}} for piece in pieces),
+    ]
+    status, lines = events("", finish="tool_calls")
+    chunk = json.loads(lines[0].removeprefix("data: "))
+    begun = []
+    for call in calls:
+        chunk["choices"][0]["delta"] = {"tool_calls": [call]}
+        begun.append(f"data: {json.dumps(chunk)}\n\n")
+    return status, [*begun, *lines[1:]]
+
+
+@pytest.mark.parametrize("path", ["stream", "astream"])
+def test_a_call_in_a_stream_comes_whole(chat, server, path):
+    server.answers = [called('{"a": 34', '11, "b": 4222}')]
+    whole, chunks = gathered(chat.bind_tools([add]), path)
+    assert [call["args"] for call in whole.tool_calls] == [{"a": 3411, "b": 4222}]
+    assert whole.response_metadata["finish_reason"] == "tool_calls"
+    assert [bool(chunk.tool_call_chunks) for chunk in chunks] == [False] * (len(chunks) - 1) + [
+        True
+    ]
+
+
+@pytest.mark.parametrize("path", ["stream", "astream"])
+def test_a_call_that_was_cut_is_none(chat, server, path):
+    """LangChain would complete it: {"a": 34} of {"a": 3411, …}."""
+    status, lines = called('{"a": 34')
+    lines = [
+        line.replace('"tool_calls", "stop_reason"', '"length", "stop_reason"') for line in lines
+    ]
+    server.answers = [(status, lines)]
+    whole, _ = gathered(chat.bind_tools([add], tool_choice="any"), path)
+    assert whole.tool_calls == [] and len(whole.invalid_tool_calls) == 1
+    assert whole.response_metadata["finish_reason"] == "length"
+    server.answers = [answer('<tool_call>\n{"name": "add", "arguments": {"a": 34', finish="length")]
+    given = chat.bind_tools([add], tool_choice="any").invoke("Hi")
+    assert given.tool_calls == [] and given.content == ""
+    assert "give more `max_tokens`" in given.invalid_tool_calls[0]["error"]
+
+
+def gathered(model, path):
+    """A stream's message, and its chunks."""
+
+    async def awaited():
+        return [chunk async for chunk in model.astream("Hi")]
+
+    chunks = asyncio.run(awaited()) if path == "astream" else list(model.stream("Hi"))
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return whole, chunks
+
+
+def test_callbacks_see_what_the_stream_gives(chat, server):
+    server.answers = [called('{"a": 1, "b": 2}')]
+    seen = []
+
+    class Listener(BaseCallbackHandler):
+        def on_llm_new_token(self, token, *, chunk=None, **kwargs):
+            seen.append(chunk.message)
+
+    given = list(chat.bind_tools([add]).stream("Hi", config={"callbacks": [Listener()]}))
+    assert [m.tool_call_chunks for m in seen] == [m.tool_call_chunks for m in given]
+
+
+@pytest.mark.parametrize("usages", ["none", "every chunk"])
+def test_metadata_where_usage_comes_otherwise(chat, server, usages):
+    status, lines = events("One", " two")
+    *chunks, done = lines
+    parsed = [json.loads(line.removeprefix("data: ")) for line in chunks]
+    if usages == "none":
+        parsed.pop()
+    else:
+        parsed = [{**chunk, "usage": USAGE} for chunk in parsed]
+    server.answers = [(status, [f"data: {json.dumps(chunk)}\n\n" for chunk in parsed] + [done])]
+    whole, chunks = gathered(chat, "stream")
+    assert whole.content == "One two"
+    told = whole.response_metadata
+    assert (told["finish_reason"], told["model_name"], told["stop_reason"]) == ("stop", "m", None)
+    assert chunks[-1].response_metadata["finish_reason"] == "stop"
+    assert whole.usage_metadata is None or whole.usage_metadata["total_tokens"] == 8
+
+
 def test_a_begun_answer(chat, server):
     chat.invoke([HumanMessage("Hi"), AIMessage("Well")], continue_final_message=True)
     assert server.asked[0]["continue_final_message"] is True
@@ -334,6 +457,40 @@ def test_bad_options(chat, server, options, message):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         ChatLlamaStopServer(model="m", **arguments)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"temperature": 1},
+        {"max_completion_tokens": 3},
+        {"n": 2},
+        {"vllm_xargs": {"eos_reward": 1}},
+        {"tools": []},
+    ],
+)
+def test_what_has_an_option_does_not_go_into_the_body(chat, server, body):
+    with pytest.raises(ValueError, match="`extra_body` may hold no '.*option of its own"):
+        chat.invoke("Hi", extra_body=body)
+    with pytest.raises(ValueError, match="`extra_body` may hold no"):
+        ChatLlamaStopServer(model="m", extra_body=body)
+    assert not server.asked
+
+
+def test_names_of_openais_models_mean_nothing_here(server):
+    for name in ("gpt-5-distill", "O1-OPEN/OpenO1-LLama-8B-v0.1"):
+        ChatLlamaStopServer(model=name, base_url=server.url, temperature=0).invoke("Hi")
+        ChatLlamaStopServer(model=name, base_url=server.url).invoke("Hi")
+    assert [asked.get("temperature") for asked in server.asked] == [0, None] * 2
+
+
+def test_neighbours_of_one_role_are_joined_where_they_are_text(chat, server):
+    schema = {"type": "object", "properties": {}}
+    blocks = [{"type": "text", "text": "One."}]
+    chat.invoke([SystemMessage("Be kind."), HumanMessage(blocks)], json_schema=schema)
+    assert [m["role"] for m in server.asked[0]["messages"]] == ["system", "user"]
+    chat.invoke([HumanMessage("A", name="alice"), HumanMessage("B", name="bob")])
+    assert [m["name"] for m in server.asked[1]["messages"]] == ["alice", "bob"]
 
 
 def test_the_model_has_to_be_named():
@@ -408,6 +565,8 @@ def test_a_server_without_the_processor_is_noticed(chat, server):
     with pytest.warns(UserWarning, match="has cut an answer that `eos_reward` has to end"):
         chat.invoke("Hi")
     chat.bind_tools([add]).invoke("Hi")  # a call may be cut
+    for body in ({"ignore_eos": True}, {"min_tokens": 9}, {"structured_outputs": {"regex": "a"}}):
+        chat.invoke("Hi", extra_body=body)
 
 
 # What goes wrong on the way
@@ -459,6 +618,28 @@ def test_a_refusal_within_a_stream(chat, server):
         list(chat.stream("Hi"))
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(404, ModelNotFoundError), (429, ModelRateLimitError), (500, ModelAPIError)],
+)
+def test_a_failure_within_a_stream(chat, server, code, kind):
+    error = {"error": {"message": "The engine has died.", "code": code}}
+    server.answers = [(200, [f"data: {json.dumps(error)}\n\n", "data: [DONE]\n\n"])]
+    with pytest.raises(kind, match="The engine has died"):
+        list(chat.stream("Hi"))
+    with pytest.raises(kind, match="The engine has died"):
+        gathered(chat, "astream")
+
+
+def test_an_awaited_stream_that_stalls(server):
+    stalls = [*events("One")[1][:1], *["data: [DONE]\n\n"]]
+    server.answers = [(200, lambda: stalls)]
+    server.pause = 1.0
+    chat = ChatLlamaStopServer(model="m", base_url=server.url, stream_chunk_timeout=0.2)
+    with pytest.raises(ModelTimeoutError, match="`stream_chunk_timeout` ran out"):
+        gathered(chat, "astream")
+
+
 def test_no_server():
     url = f"http://127.0.0.1:{refused_port()}"
     nowhere = ChatLlamaStopServer(model="m", base_url=url, max_retries=0)
@@ -472,7 +653,7 @@ def test_no_server():
         assert f"No whole answer from {url}: " in str(caught.value)
         assert "refused" in str(caught.value) or "attempts failed" in str(caught.value)
         assert "vllm serve MODEL" in str(caught.value)
-    with pytest.raises(openai.APIConnectionError, match="vllm serve MODEL"):
+    with pytest.raises(ModelConnectionError, match="vllm serve MODEL"):
         nowhere.get_num_tokens("Hi")
 
 
@@ -530,6 +711,52 @@ def test_no_server_of_several(server):
         chat.invoke("Hi")
 
 
+def test_a_redirect_is_followed(server, second):
+    second.answers = [answer("There.")]
+    server.redirect = f"{second.url}/v1/chat/completions"
+    chat = ChatLlamaStopServer(model="m", base_url=server.url)
+    assert chat.invoke("Hi").content == "There."
+    assert asyncio.run(chat.ainvoke("Hi")).content == "There."
+
+
+def test_servers_under_one_address(server):
+    server.answers = [FULL, FULL, answer(), answer()]
+    roots = [server.url, f"{server.url}/b", f"{server.url}/c"]
+    chat = ChatLlamaStopServer(model="m", base_url=roots)
+    chat.invoke("Hi")
+    chat.invoke("Hi")
+    paths = [asked["path"].removesuffix("/chat/completions") for asked in server.asked]
+    assert paths == ["/v1", "/b/v1", "/c/v1", "/c/v1"]
+
+
+def test_a_server_that_cannot_be_reached_is_soon_given_up(server, monkeypatch):
+    """Its connections are dropped; with a refused one it is known at once."""
+    monkeypatch.setattr("langchain_llama_stop.vllm_chat._CONNECT", 0.2)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        both = ChatLlamaStopServer(model="m", base_url=[url, server.url])
+        assert both.invoke("Hi").content == "Fine."
+        gone = ChatLlamaStopServer(model="m", base_url=url, max_retries=0)
+        with pytest.raises(ModelConnectionError, match="No whole answer from .*: .*[Tt]ime"):
+            gone.invoke("Hi")
+        for one in waiting:
+            one.close()
+
+
+def test_an_own_client_is_used_and_goes_with_one_server(server, second):
+    with httpx2.Client(headers={"X-Mine": "1"}) as own:
+        ChatLlamaStopServer(model="m", base_url=server.url, http_client=own).invoke("Hi")
+        assert server.headers[0]["X-Mine"] == "1"
+        with pytest.raises(ValueError, match="`http_client` cannot go with several"):
+            ChatLlamaStopServer(model="m", base_url=[server.url, second.url], http_client=own)
+
+
 def test_event_loops_one_after_another(chat, server):
     for _ in range(3):
         assert asyncio.run(chat.ainvoke("Hi")).content == "Fine."
@@ -553,6 +780,10 @@ def test_connections_are_closed_with_the_model(server):
 def test_no_key_of_another_service_is_sent(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.invalid/v1")
+    monkeypatch.setenv("OPENAI_PROXY", "http://elsewhere.invalid:1")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Secret: secret")
     ChatLlamaStopServer(model="m", base_url=server.url).invoke("Hi")
     monkeypatch.setenv("VLLM_API_KEY", "mine")
     chat = ChatLlamaStopServer(model="m", base_url=server.url)
@@ -560,6 +791,9 @@ def test_no_key_of_another_service_is_sent(server, monkeypatch):
     ChatLlamaStopServer(model="m", base_url=server.url, api_key="other").invoke("Hi")
     sent = [headers["Authorization"] for headers in server.headers]
     assert sent == ["Bearer EMPTY", "Bearer mine", "Bearer other"]
+    assert not any("secret" in str(headers) for headers in server.headers)
+    field = ConfigurableField(id="t")
+    chat.configurable_fields(top_k=field).with_config(configurable={"t": 1}).invoke("Hi")
     assert "mine" not in repr(chat) and "mine" not in str(chat._get_invocation_params())
 
 
@@ -569,6 +803,14 @@ def test_copies_keep_everything(server):
     chat.configurable_fields(temperature=field).with_config(configurable={"t": 1.0}).invoke("Hi")
     chat.model_copy(update={"top_k": 5}).invoke("Hi")
     assert [(a["temperature"], a["top_k"]) for a in server.asked] == [(1.0, 3), (0, 5)]
+
+
+def test_a_copy_with_other_servers_asks_them(server, second):
+    chat = ChatLlamaStopServer(model="m", base_url=server.url)
+    field = ConfigurableField(id="servers")
+    moved = chat.configurable_fields(base_urls=field)
+    moved.with_config(configurable={"servers": [second.url]}).invoke("Hi")
+    assert (len(server.asked), len(second.asked)) == (0, 1)
 
 
 def test_the_cache_tells_options_and_servers_apart(server, second):
@@ -584,6 +826,9 @@ def test_the_cache_tells_options_and_servers_apart(server, second):
     ):
         ChatLlamaStopServer(**plain, **more).invoke("Hi")
     assert len(server.asked) == 5
+    for stop in (["b"], ["c"]):
+        ChatLlamaStopServer(**plain, stop=["a"]).invoke("Hi", stop=stop)
+    assert len(server.asked) == 7
     ChatLlamaStopServer(**{**plain, "base_url": second.url}).invoke("Hi")
     assert len(second.asked) == 1
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -165,12 +166,36 @@ def test_the_example(server):
     assert out.rpartition("tokens]\n\n")[2].strip()
 
 
-def test_a_closed_stream_leaves_the_server_free(chat):
-    for _ in range(3):
-        stream = chat.stream(QUESTIONS[3], max_tokens=1500, eos_reward=False)
-        assert next(stream) is not None
+def running(server):
+    """How many requests the server works at."""
+    lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:num_requests_running{"))
+
+
+def test_a_closed_stream_ends_the_servers_work(chat, server):
+    streams = [chat.stream(QUESTIONS[3], max_tokens=1500, eos_reward=False) for _ in range(3)]
+    assert all(next(stream) is not None for stream in streams)
+    assert running(server) == 3
+    for stream in streams:
         stream.close()
-    assert chat.invoke(QUESTIONS[0]).response_metadata["finish_reason"] == "stop"
+    for _ in range(100):  # far less than 1,500 tokens take
+        if running(server) == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the server goes on")
+
+
+def test_a_cut_call_is_no_call(chat):
+    """LangChain would complete it, and an agent would make it: cents=42 of 4222."""
+    tools = chat.bind_tools([magic], tool_choice="magic")
+    for budget in (6, 9, 12):
+        answer = tools.invoke("Do magic with the number 341142.", max_tokens=budget)
+        whole = None
+        for piece in tools.stream("Do magic with the number 341142.", max_tokens=budget):
+            whole = piece if whole is None else whole + piece
+        for message in (answer, whole):
+            assert message.tool_calls == [] and message.invalid_tool_calls
+            assert message.response_metadata["finish_reason"] == "length"
 
 
 def test_a_killed_server_is_an_error_and_a_new_one_serves(start_server, chat):
