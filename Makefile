@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test,vllm
 
-.PHONY: help install demo test lint unit reliability integration bench bench-overhead bench-growth bench-profile \
-	bench-conformance bench-termination finetune-demo test-vllm \
-	bench-serving clean
+.PHONY: help install demo test lint unit reliability integration test-reliability test-vllm \
+	bench bench-overhead bench-growth bench-profile bench-conformance bench-termination \
+	bench-serving bench-capacity finetune-demo clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,6 +42,9 @@ unit: $(STAMP) ## tests on fakes and tiny models, seconds
 
 reliability: $(STAMP) ## what the software survives, the short form
 	@$(BIN)/python -m pytest $(TESTS) tests/reliability
+
+test-reliability: $(STAMP) ## the long form of it
+	@LLAMA_STOP_LONG=1 $(BIN)/python -m pytest $(TESTS) -s tests/reliability
 
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
@@ -90,6 +93,9 @@ test-vllm: $(STAMP) $(VLLM_STAMP) ## the logits processor and the client on a re
 		print(package.load_pipeline("demo").model.name_or_path)') $(VLLM)/bin/python -m pytest \
 		--override-ini addopts=-ra tests/vllm_tests/processor
 	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm_tests/server
+
+bench-capacity: $(STAMP) ## what H100 GPUs would serve, on paper
+	@$(BIN)/python benchmarks/capacity.py
 
 bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM with the reward
 	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python PYTHONPATH=. $(BIN)/python \

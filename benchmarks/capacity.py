@@ -1,8 +1,8 @@
 """On paper: what H100 GPUs would serve, from the bandwidth of their memory and the measured reward.
 
 A decode step reads all weights and the keys and values of all rows once; a prompt is bound by
-arithmetic. The reward's work is measured here, on the CPU that runs this. Run it with
-`python benchmarks/capacity.py`.
+arithmetic. The reward's work is measured here, on the CPU that runs this. `make bench-capacity`
+runs it.
 """
 
 import random

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
+    from langchain_llama_stop.calls import ModelBusyError
     from langchain_llama_stop.chat_models import ChatLlamaStop
     from langchain_llama_stop.diagnosis import diagnose
     from langchain_llama_stop.eos_reward import EosReward
@@ -39,6 +40,7 @@ __all__ = [
     "GenerationOptions",
     "GenerationResponse",
     "LlamaStopLLM",
+    "ModelBusyError",
     "StopSequenceCriteria",
     "__version__",
     "diagnose",
@@ -60,6 +62,7 @@ _MODULES = {
     "GenerationOptions": "options",
     "GenerationResponse": "rows",
     "LlamaStopLLM": "llms",
+    "ModelBusyError": "calls",
     "StopSequenceCriteria": "stopping_criteria",
     "diagnose": "diagnosis",
     "find_stop": "stop_sequences",

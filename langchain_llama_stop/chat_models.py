@@ -86,8 +86,6 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
     """Whether code from the hub may run."""
     model_kwargs: dict[str, Any] | None = None
     """Further arguments of `from_pretrained`."""
-    timeout: float | None = None
-    """Seconds after which an answer is cut; its `finish_reason` is "length" then. None: never."""
     streaming: bool = False
     """Whether `invoke` streams inside, so that callbacks see the tokens."""
     max_retries: int | None = None
@@ -121,8 +119,6 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
         """Checks the options; against the model too, if it is there already."""
         self._add_version("langchain-llama-stop", __version__)
         self._options()
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"`timeout` has to be over 0 seconds, but is {self.timeout!r}.")
         if self.given_pipeline is not None:
             self._pipeline = self.given_pipeline
             self._call_options(None, {})
@@ -163,13 +159,11 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        own = {"model": self.model, "timeout": self.timeout}
-        return {**own, **self._model_params(self.pipeline)}
+        return {"model": self.model, **self._model_params(self.pipeline)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        options = self._options().updated(
-            {k: v for k, v in kwargs.items() if k in (*ALIASES, *ModelOptions.model_fields)}
-        )
+        known = (*ALIASES, *ModelOptions.model_fields)
+        options = self._asked(stop, {k: v for k, v in kwargs.items() if k in known})
         params = LangSmithParams(
             ls_provider="llama_stop",
             ls_model_name=kwargs.get("model") or self.model_name,
@@ -179,8 +173,8 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
             params["ls_temperature"] = options.temperature
         if options.max_new_tokens is not None:
             params["ls_max_tokens"] = options.max_new_tokens
-        if stops := [*options.stop, *(stop or ())]:
-            params["ls_stop"] = stops
+        if options.stop:
+            params["ls_stop"] = list(options.stop)
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -228,10 +222,8 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
         template = chat_template(tokenizer, self.model_name)
         eos = eos_token_ids(self.pipeline, options)
         ends = [i for i in turn_end_ids(tokenizer, template) if i not in eos]
-        settings: dict[str, Any] = {"eos_token_id": [*eos, *ends]} if ends else {}
-        if self.timeout is not None:
-            settings["max_time"] = self.timeout
-        options = options.updated({"pipeline_kwargs": settings}) if settings else options
+        if ends:
+            options = options.updated({"pipeline_kwargs": {"eos_token_id": [*eos, *ends]}})
         check_options(self.pipeline, options)
         return options
 

@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from langchain_llama_stop.batches import left_padded
-from langchain_llama_stop.cancelling import current
+from langchain_llama_stop.calls import Deadline, admitted, current
 from langchain_llama_stop.decoding import Step, decode_steps
 from langchain_llama_stop.detokenization import TextBuilder
 from langchain_llama_stop.guessing import (
@@ -79,16 +79,27 @@ def generate(
             does not fit the model.
         torch.OutOfMemoryError: If memory runs out with one answer alone; before that batches are
             halved, and what they had decoded is decoded again.
+        TimeoutError: If `timeout` runs out and `on_timeout` is "raise".
+        ModelBusyError: If `max_calls` calls are at the model already.
     """
     if isinstance(prompts, str):
         raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
+    with admitted(pipeline.model, options.max_calls):
+        return _answers(pipeline, prompts, options)
+
+
+def _answers(
+    pipeline: Any, prompts: Sequence[Prompt], options: GenerationOptions
+) -> list[GenerationResponse]:
+    deadline, cancellation = Deadline(options.timeout), current()
     rows = [Row(pipeline, prompt, options) for prompt in prompts]
     scheduler, jobs = Scheduler.of(pipeline.model), dict[Job, list[Row]]()
+    drive = partial(scheduler.drive, until=deadline.until)
     # The longest first: they need most memory.
-    waiting, cancellation = sorted(rows, key=_size), current()
+    waiting = sorted(rows, key=_size)
     try:
-        while waiting or any(not job.over for job in jobs):
+        while (waiting or any(not job.over for job in jobs)) and not deadline.passed:
             cancellation.check()
             most = options.batch_size
             running = [job for job in jobs if not job.over]
@@ -101,11 +112,11 @@ def generate(
                     jobs[job] = batch
                     scheduler.submit(job)
                     cancellation.add(partial(scheduler.leave, job))
-                    scheduler.drive(job, since=0)  # until it has been read
+                    drive(job, since=0)  # until it has been read
                 elif waiting:
-                    scheduler.drive(running[0], since=running[0].steps)
+                    drive(running[0], since=running[0].steps)
                 else:
-                    scheduler.drive(running[0])
+                    drive(running[0])
             except Exception as error:
                 failed = next((job for job in jobs if job.error is error), None)
                 if failed is None or not out_of_memory(error):
@@ -122,7 +133,17 @@ def generate(
         for job in jobs:
             scheduler.leave(job)
     cancellation.check()
+    for job in jobs:  # who leads may be at a step of one that was left in the midst of it
+        scheduler.drive(job)
+    _check_time(deadline, rows, options)
     return [row.response() for row in rows]
+
+
+def _check_time(deadline: Deadline, rows: list[Row], options: GenerationOptions) -> None:
+    """Raises if the time ran out and that is to be an error."""
+    finished = sum(row.finished for row in rows)
+    if finished < len(rows) and deadline.passed and options.on_timeout == "raise":
+        raise deadline.error(finished, len(rows))
 
 
 def stream_generate(
@@ -144,6 +165,12 @@ def stream_generate(
         ValueError: As `generate`.
     """
     options = with_pipeline_stops(pipeline, options)
+    with admitted(pipeline.model, options.max_calls):
+        yield from _pieces(pipeline, prompt, options)
+
+
+def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterator[TextChunk]:
+    deadline = Deadline(options.timeout)
     row = Row(pipeline, prompt, options)
     row.builder = TextBuilder(row.detokenizer)
     if row.prefix:
@@ -152,8 +179,8 @@ def stream_generate(
     scheduler.submit(job)
     emitted = steps = 0
     try:
-        while not job.over:
-            scheduler.drive(job, since=steps)
+        while not job.over and not deadline.passed:
+            scheduler.drive(job, since=steps, until=deadline.until)
             # Another caller may be at the next step already: only what is ready is read.
             steps, text = job.steps, row.ready
             if not job.over and len(text) > emitted:
@@ -165,6 +192,8 @@ def stream_generate(
         raise
     finally:
         scheduler.leave(job)
+    scheduler.drive(job)
+    _check_time(deadline, [row], options)
     response = row.response()
     yield TextChunk(response.text[len(row.prefix) + emitted :], response)
 

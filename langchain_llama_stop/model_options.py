@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from langchain_core.runnables.config import run_in_executor
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from langchain_llama_stop.cancelling import Cancellation, cancelled_by
+from langchain_llama_stop.calls import Cancellation, cancelled_by
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.grammars import Grammar
 from langchain_llama_stop.loading import adapter_state, quantization_of
-from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength
+from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength, OnTimeout
 
 if TYPE_CHECKING:
     from langchain_llama_stop.rows import GenerationResponse
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 _NO_KEY = (
     *("logits_processor", "stopping_criteria"),  # in the key by other names
     *("batch_size", "prefix_cache", "prompt_lookup_num_tokens", "assistant_model"),  # speed alone
+    *("max_calls", "on_timeout"),  # an error is not kept
 )
 """Options that are left out where the key of LangChain's cache lists all of them."""
 
-_WAITING = ThreadPoolExecutor(max_workers=64, thread_name_prefix="llama-stop")
-"""Threads of awaited calls: all but the one that leads wait for their answers."""
+_WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
+"""Threads of awaited calls, made as they are needed: all but the one that leads wait for their
+answers. More than `max_calls`, so that one call too many is refused and does not wait here."""
 
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
@@ -92,8 +94,24 @@ class ModelOptions(BaseModel):
     assistant_model: Any = Field(default=None, exclude=True)
     """A small transformers model of the same vocabulary that guesses ahead instead; a wrong guess
     changes no token."""
+    timeout: float | None = None
+    """Seconds that a call may take, waiting for others included. None: any time."""
+    on_timeout: OnTimeout = "cut"
+    """What then becomes of its answers: "cut" gives what is there of each (`finish_reason` is
+    "length"), "raise" raises `TimeoutError`."""
+    max_calls: int = 1024
+    """Calls that may be at one model at once, those that wait included; one more is refused with
+    `ModelBusyError`."""
     pipeline_kwargs: dict[str, Any] | None = None
     """Further settings of transformers' `GenerationConfig`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_as_written(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Checks the options before Pydantic makes 1 of True, or a string of bytes."""
+        given = {k: v for k, v in values.items() if k in OPTION_NAMES and v is not None}
+        GenerationOptions.parse(given)
+        return values
 
     @property
     def max_tokens(self) -> int | None:

@@ -18,6 +18,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "grammar": Grammar.parse,
 }
 OnLength = Literal["keep", "trim", "continue"]
+OnTimeout = Literal["cut", "raise"]
 CONTINUATIONS = 3
 """Further budgets that an answer gets which is continued."""
 ALIASES = {"max_tokens": "max_new_tokens"}
@@ -64,6 +65,10 @@ class GenerationOptions:
             at a time, at most; 0 is off. None: 32 for prompts of 128 tokens or more, else off.
         assistant_model: A small transformers model of the same vocabulary that guesses ahead
             instead.
+        timeout: Seconds that a call may take, waiting for others included; None for any time.
+        on_timeout: "cut" gives what is there of each answer then, "raise" raises `TimeoutError`.
+        max_calls: Calls that may be at one model at once, those that wait included; one more is
+            refused.
         pipeline_kwargs: Further settings of transformers' `GenerationConfig`.
     """
 
@@ -91,6 +96,9 @@ class GenerationOptions:
     prefix_cache: int = 4096
     prompt_lookup_num_tokens: int | None = None
     assistant_model: Any = None
+    timeout: float | None = None
+    on_timeout: OnTimeout = "cut"
+    max_calls: int = 1024
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,12 +120,15 @@ class GenerationOptions:
             )
         check_number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
         check_number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
+        check_number("timeout", self.timeout, 0, "over 0 seconds", above=True)
+        check_integer("max_calls", self.max_calls, 1, optional=False)
         check_integer("thinking_tokens", self.thinking_tokens, 0, optional=False)
-        if self.on_length not in get_args(OnLength):
-            raise ValueError(
-                f"`on_length` has to be one of {', '.join(map(repr, get_args(OnLength)))}, "
-                f"but is {self.on_length!r}."
-            )
+        for name, known in (("on_length", OnLength), ("on_timeout", OnTimeout)):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ValueError(
+                    f"`{name}` has to be one of {', '.join(map(repr, get_args(known)))}, but is "
+                    f"{value!r}."
+                )
         for name in ("return_full_text", "logprobs", "split_special_tokens"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value, name) != (None, "split_special_tokens"):

@@ -8,7 +8,9 @@ join between two passes and leave when they have finished.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -80,12 +82,13 @@ class Scheduler:
         with self._mutex:
             self._waiting.append(job)
 
-    def drive(self, job: Job, since: int | None = None) -> None:
-        """Returns when a job is over, or has got on.
+    def drive(self, job: Job, since: int | None = None, until: float = math.inf) -> None:
+        """Returns when a job is over, or has got on, or the time is over.
 
         Args:
             job: The job.
             since: The `steps` that the caller has seen; None to wait for the end.
+            until: The time by `time.monotonic`.
 
         Raises:
             BaseException: What has ended the job, or has come up while the caller led.
@@ -95,13 +98,17 @@ class Scheduler:
                 "The model has to be called from outside of its own processors and criteria, but "
                 "was called from inside: call it in a callback, or another model."
             )
+
+        def done() -> bool:
+            return _done(job, since) or time.monotonic() >= until
+
         with self._mutex:
             try:
-                while self._led and not _done(job, since):
+                while self._led and not done():
                     turn = threading.Condition(self._mutex)
                     self._sleepers[job] = (turn, since)
-                    turn.wait()
-                if lead := not _done(job, since):
+                    turn.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
+                if lead := not done():
                     self._leader = threading.get_ident()
             finally:
                 self._sleepers.pop(job, None)
@@ -109,7 +116,7 @@ class Scheduler:
                     self._wake()
         if lead:
             try:
-                while not _done(job, since):
+                while not done():
                     self._step()
                     with self._mutex:
                         self._wake()

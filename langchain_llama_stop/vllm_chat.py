@@ -67,6 +67,7 @@ _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
 )
+_OPTIONS = {*OPTION_NAMES, *ALIASES} - {*_CALL}  # here `timeout` is the request's
 
 
 class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
@@ -182,7 +183,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
 
     def _call_options(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
         """The options of one call; stops of the constructor stay in force."""
-        own = without_elsewhere({k: v for k, v in call.items() if k in (*OPTION_NAMES, *ALIASES)})
+        own = without_elsewhere({k: v for k, v in call.items() if k in _OPTIONS})
         if call.get("response_format") is not None:
             own["json_schema"] = format_response(call["response_format"])
         return self._options().updated({**own, "stop": stop} if stop is not None else own)
@@ -209,7 +210,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Writes one call as arguments of openai's client."""
         options = self._call_options(stop, kwargs)
-        rest = {k: v for k, v in kwargs.items() if k not in (*OPTION_NAMES, *ALIASES)}
+        rest = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
         rest.pop("response_format", None)

@@ -55,6 +55,8 @@ _ELSEWHERE = {
     "stopping_criteria": "give `stop` or `stop_token_ids`",
     "pipeline_kwargs": "give `extra_body`",
     "model_kwargs": "give `extra_body`",
+    "max_calls": "start the server with `vllm serve --max-num-seqs`",
+    "on_timeout": "an answer of a server that takes too long is always an error",
     "pipeline": _IN_PROCESS,
     "on_length": _IN_PROCESS,
     "thinking_tokens": _IN_PROCESS,

@@ -13,7 +13,6 @@ PACKAGE = Path(langchain_llama_stop.__file__).parent
 LAYERS = [
     [
         "_version",
-        "cancelling",
         "dtypes",
         "marks",
         "once",
@@ -23,7 +22,15 @@ LAYERS = [
         "training_bar",
         "training_files",
     ],
-    ["boundaries", "loading", "stop_sequences", "detokenization", "tool_calling", "testing"],
+    [
+        "boundaries",
+        "calls",
+        "loading",
+        "stop_sequences",
+        "detokenization",
+        "tool_calling",
+        "testing",
+    ],
     ["eos_reward", "kv_cache", "closers", "endings"],
     ["prefix_cache", "guessing"],
     ["decoding", "memory"],

@@ -1,0 +1,79 @@
+"""Random stops over random answers, on every path, against the definition in `str.find`.
+
+A case is one answer on one path: tokenizer family x stop strings (1 to 8, overlapping, over tokens,
+emoji split over bytes, spaces, special tokens) x generated ids x invoke, row of a batch, stream or
+chat x with and without tokens guessed ahead. LLAMA_STOP_LONG=1 runs over 20,000 of them.
+"""
+
+import os
+import random
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from langchain_llama_stop import ChatLlamaStop, GenerationOptions
+from langchain_llama_stop.generation import generate
+from langchain_llama_stop.prompts import conversation_ids
+from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
+from tests.unit_tests.test_generation import PIECES, STOPS, encode, options, oracle, streamed
+
+ROUNDS = 900 if os.environ.get("LLAMA_STOP_LONG") else 30
+MORE = ["th", "the", "e ", "END OF", "ND", "\n", " ", "  ", "A cat", ". ", "Ob", "tion:", "😁"]
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+
+
+def drawn(rng, name):
+    """Ids of an answer, and stop strings."""
+    ids = encode(name, "".join(rng.choices([*PIECES, *MORE], k=rng.randrange(9))))
+    ids += [rng.randrange(len(TOKENIZERS[name])) for _ in range(rng.randrange(5))]
+    if rng.random() < 0.3 and len(ids) > 3:  # what prompt lookup can guess
+        ids += ids[: rng.randrange(2, len(ids))]
+    return ids, rng.sample([*STOPS, *MORE], rng.randrange(1, 9))
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_stops_on_every_path_are_as_defined(name, lookup):
+    rng = random.Random(f"{name} {lookup}")
+    tokenizer = TOKENIZERS[name]
+    eos, cases = tokenizer.eos_token_id, 0
+    prompts = [f"{word}: END\nObservation: go" for word in ("One", "Two", "Three")]
+    model = ScriptedLlama(len(tokenizer), lambda ids: ids, eos, eos)
+    pipeline = make_pipeline(model, tokenizer)
+    tokenizer.chat_template, before = TEMPLATE, tokenizer.chat_template
+    talk = [HumanMessage(prompts[0])]
+    chat = ChatLlamaStop(pipeline=pipeline, eos_reward=False, prefix_cache=0)
+    try:
+        for _ in range(ROUNDS):
+            (first, stops), *others = (drawn(rng, name) for _ in prompts)
+            answers = [first, *(ids for ids, _ in others)]
+            asked = [tuple(tokenizer(p)["input_ids"]) for p in prompts]
+            model.next_scores = scripted_answers(
+                dict(zip(asked, answers, strict=True)), len(tokenizer), eos
+            )
+            wanted = [
+                oracle(tokenizer, ids[: ids.index(eos)] if eos in ids else ids, stops)
+                for ids in answers
+            ]
+            settings = {
+                "stop": stops,
+                "max_new_tokens": max(map(len, answers)) + 2,
+                "prompt_lookup_num_tokens": lookup,
+            }
+            opts = options(**settings, eos_reward=False, prefix_cache=0)
+            context = (name, stops, answers)
+            found = [(r.text, r.stop_reason) for r in generate(pipeline, prompts, opts)]
+            assert found == wanted, ("batch", context)
+            (alone,) = generate(pipeline, prompts[:1], opts)
+            assert (alone.text, alone.stop_reason) == wanted[0], ("invoke", context)
+            text, last = streamed(pipeline, prompts[0], opts)
+            assert (text, last.stop_reason) == wanted[0], ("stream", context)
+            said = conversation_ids(pipeline, talk, GenerationOptions(), template=TEMPLATE)
+            model.next_scores = scripted_answers({tuple(said): first}, len(tokenizer), eos)
+            message = chat.invoke(talk, **settings)
+            given = (message.content, message.response_metadata["stop_reason"])
+            assert given == wanted[0], ("chat", context)
+            cases += len(prompts) + 3
+    finally:
+        tokenizer.chat_template = before
+    print(f"{name}, {lookup} tokens guessed: {cases} cases, none differs")
