@@ -129,9 +129,12 @@ def decode_steps(
             # 2. Choice, (batch,)
             best = None
             if generation_config.do_sample:
-                tokens = _sample(warpers(input_ids, scores), generators)
+                probabilities = torch.softmax(warpers(input_ids, scores), dim=-1)
+                _check(~probabilities[:, 0].isnan() | ~running, own, input_ids)
+                tokens = _draw(probabilities, generators)
             else:
                 best, tokens = scores.max(dim=-1)
+                _check((best > -torch.inf) | ~running, own, input_ids)
             tokens = torch.where(running, tokens, pad)
             # 3. Stop
             before, input_ids = input_ids, torch.cat([input_ids, tokens[:, None]], dim=-1)
@@ -155,9 +158,23 @@ def decode_steps(
         logits = yield Pass(rows, newest, input_ids, {})
 
 
-def _sample(scores: torch.Tensor, generators: Sequence[torch.Generator] | None) -> torch.Tensor:
-    """Draws one token per row; scores are (batch, vocab), the result is (batch,)."""
-    probabilities = torch.softmax(scores, dim=-1)
+def _check(sound: torch.Tensor, own: torch.Tensor, input_ids: torch.Tensor) -> None:
+    """Refuses rows, (batch,), that no token can be chosen for; `own` are the model's scores."""
+    if bool(sound.all()):
+        return
+    row = int((~sound).nonzero()[0, 0])
+    whose = "The model's scores" if bool(own[row].isnan().any()) else "The scores"
+    raise FloatingPointError(
+        f"{whose} for the next token are not numbers, or forbid every token, in row {row} behind "
+        f"{input_ids.shape[1]} tokens: load the model with `dtype='float32'` or 'bfloat16' "
+        "(float16 overflows in many models), and look at your own `logits_processor`."
+    )
+
+
+def _draw(
+    probabilities: torch.Tensor, generators: Sequence[torch.Generator] | None
+) -> torch.Tensor:
+    """Draws one token per row out of (batch, vocab); the result is (batch,)."""
     if generators is None:
         return torch.multinomial(probabilities, num_samples=1).squeeze(1)
     rows = zip(probabilities, generators, strict=True)
