@@ -19,7 +19,7 @@ from langchain_core.messages import (
     BaseMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat_templates import chat_template, turn_end_ids
@@ -80,8 +80,8 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
     """Where the model goes, as transformers takes it."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    token: str | bool | None = Field(default=None, exclude=True, repr=False)
-    """Access token for gated models."""
+    token: SecretStr | bool | None = Field(default=None, exclude=True, repr=False)
+    """Access token for gated models; False for none, not even the one you logged in with."""
     trust_remote_code: bool = False
     """Whether code from the hub may run."""
     model_kwargs: dict[str, Any] | None = None
@@ -130,6 +130,8 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
         if self._pipeline is None:
             with _LOADING:
                 if self._pipeline is None:
+                    secret = self.token
+                    plain = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
                     self._pipeline = load_pipeline(
                         str(self.model),
                         self.quantization,
@@ -137,7 +139,7 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
                         dtype=self.dtype,
                         device_map=self.device_map,
                         revision=self.revision,
-                        token=self.token,
+                        token=plain,
                         trust_remote_code=self.trust_remote_code,
                         model_kwargs=self.model_kwargs,
                     )

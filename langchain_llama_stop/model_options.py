@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from langchain_core.runnables.config import run_in_executor
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from langchain_llama_stop.calls import Cancellation, cancelled_by
 from langchain_llama_stop.eos_reward import EosReward
@@ -38,6 +38,8 @@ _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 class ModelOptions(BaseModel):
     """The options of a generation as fields, for the constructor of a LangChain model."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a token may be among it
 
     max_new_tokens: int | None = None
     """Token budget of an answer, EOS included. None: the pipeline's setting, else 256."""

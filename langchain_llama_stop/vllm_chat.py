@@ -86,7 +86,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     down or cannot be reached, at once where it refuses.
     """
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
     model_name: str = Field(alias="model")
     """The name under which the server serves the model."""
