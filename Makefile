@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test,vllm
 
-.PHONY: help install demo test lint unit reliability integration test-reliability test-vllm \
-	bench bench-overhead bench-growth bench-profile bench-conformance bench-termination \
-	bench-serving bench-capacity finetune-demo clean
+.PHONY: help install demo test lint unit reliability integration test-reliability test-lowest \
+	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
+	bench-termination bench-serving bench-capacity finetune-demo clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,16 @@ reliability: $(STAMP) ## what the software survives, the short form
 
 test-reliability: $(STAMP) ## the long form of it
 	@LLAMA_STOP_LONG=1 $(BIN)/python -m pytest $(TESTS) -s tests/reliability
+
+# The oldest versions that pyproject.toml allows, but for torch, of which one build is pinned.
+LOWEST := .venv-lowest
+
+test-lowest: ## unit and reliability tests with the oldest versions allowed (minutes)
+	@test -x $(LOWEST)/bin/uv || { $(PYTHON) -m venv $(LOWEST) && \
+		$(LOWEST)/bin/python -m pip install --quiet 'uv>=0.9'; }
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --constraint constraints.txt --editable '.[train,test,vllm]'
+	@$(LOWEST)/bin/python -m pytest $(TESTS) tests/unit_tests tests/reliability
 
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
@@ -102,4 +112,4 @@ bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM
 		benchmarks/serving.py $(ARGS)
 
 clean: ## remove .venv and caches of tools
-	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -265,7 +265,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         """Makes what openai's client raises one of LangChain's errors, which says what to do."""
         try:
             yield
-        except (openai.APIError, TimeoutError) as error:
+        except (openai.APIError, httpx2.TransportError, TimeoutError) as error:
             raise model_error(error, self.base_urls) from error
 
     def _generate(

@@ -49,11 +49,14 @@ _KINDS = {
 }
 
 
-def model_error(error: openai.APIError | TimeoutError, roots: Sequence[str]) -> Exception:
+def model_error(
+    error: openai.APIError | httpx2.TransportError | TimeoutError, roots: Sequence[str]
+) -> Exception:
     """Says in one sentence or two why a request has failed for good, and what to do.
 
     Args:
-        error: What openai's client has raised, or LangChain for it.
+        error: What openai's client has raised, or LangChain for it; older ones let errors of the
+            connection through in the midst of a stream.
         roots: Addresses as `server_root` gives them.
 
     Returns:
@@ -61,24 +64,25 @@ def model_error(error: openai.APIError | TimeoutError, roots: Sequence[str]) -> 
         openai's errors at once.
     """
     tried = " or ".join(roots)
-    if not isinstance(error, openai.APIError):  # no chunk of an awaited stream for too long
-        found: Exception = base.OpenAITimeoutError(httpx2.Request("POST", roots[0]))
+    request = httpx2.Request("POST", f"{roots[0]}/v1/chat/completions")
+    if isinstance(error, TimeoutError):  # no chunk of an awaited stream for too long
+        found: Exception = base.OpenAITimeoutError(request)
         return _saying(found, f"`stream_chunk_timeout` ran out while {tried} was answering.")
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     reason = next((c for c in causes if isinstance(c, httpx2.TransportError)), causes[-1])
     if isinstance(reason, _LATE):
-        found = base.OpenAITimeoutError(error.request)
+        found = base.OpenAITimeoutError(request)
         text = f"`timeout` ran out before {tried} answered: give more seconds, or ask for less."
         return _saying(found, text)
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, (openai.APIConnectionError, httpx2.TransportError)):
         text = (
             f"No whole answer from {tried}: {str(reason).rstrip('.') or type(reason).__name__}. "
             "Is the server running? `vllm serve MODEL --logits-processors "
             "langchain_llama_stop.vllm:EosRewardLogitsProcessor` starts one."
         )
-        return base.OpenAIConnectionError(message=text, request=error.request)
+        return base.OpenAIConnectionError(message=text, request=request)
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message") or error.message)
     status = error.status_code if isinstance(error, openai.APIStatusError) else body.get("code")
@@ -90,7 +94,7 @@ def model_error(error: openai.APIError | TimeoutError, roots: Sequence[str]) -> 
         kind = base.OpenAIContextOverflowError
     elif status == 401:
         text = f"{tried} takes no requests without its key: give `api_key` ({message})."
-    response = getattr(error, "response", None) or httpx2.Response(status, request=error.request)
+    response = getattr(error, "response", None) or httpx2.Response(status, request=request)
     return kind(text, response=response, body=error.body)
 
 
