@@ -349,8 +349,10 @@ class Scheduler:
             if short and give_back(self._model):
                 return  # and try again
             if short and before:
-                batch.select([i for i, (job, _) in enumerate(batch.owners) if job is not newest])
-                self._wait_for_room([newest], batch)
+                stay = [i for i, (job, _) in enumerate(batch.owners) if job is not newest]
+                with self._whole(batch):
+                    batch.select(stay)
+                    self._wait_for_room([newest], batch)
             else:
                 newest.end(error)
         else:

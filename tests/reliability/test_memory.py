@@ -125,6 +125,28 @@ def test_rows_at_work_get_on_where_others_cannot_join_them(monkeypatch, layer):
     assert at_rest(pipeline)
 
 
+def test_no_memory_even_to_move_rows_ends_the_calls_and_the_next_is_right(monkeypatch):
+    pipeline = tiny()
+    calls = [([prompt], options(max_new_tokens=8 + n)) for n, prompt in enumerate(PROMPTS[:4])]
+    expected = [generate(pipeline, *call) for call in calls]
+    with memory_for(pipeline, 1), monkeypatch.context() as patch:
+
+        def scarce(self, rows, first):  # the first layer has been moved
+            layer = self.layers[0]
+            moved = [x[:, :, first:].index_select(0, torch.tensor(rows)) for x in layer.buffers]
+            layer.fill(moved, layer.length - first)
+            raise ERRORS["cuda"]()
+
+        patch.setattr("langchain_llama_stop.kv_cache.RowsCache.select", scarce)
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(generate, pipeline, *call) for call in calls]
+            found = [future.exception() or future.result() for future in futures]
+    for one, wanted in zip(found, expected, strict=True):
+        assert one == wanted or isinstance(one, torch.OutOfMemoryError)
+    assert at_rest(pipeline)
+    assert [generate(pipeline, *call) for call in calls] == expected
+
+
 def test_the_prefix_cache_is_given_back_first():
     pipeline = tiny()
     prompt = "A long prompt that is kept for the next one that begins the same way."
