@@ -41,6 +41,6 @@ def _valid_json(text: str, end: str) -> bool:
         return True
     try:
         json.loads(text[(values or [0])[-1] :] + end)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model in a loop nests without end
         return False
     return True

@@ -210,11 +210,19 @@ def _values(text: str, start: int) -> tuple[list[Any], int]:
     """The JSON values that stand behind each other in a text, lists taken apart; their end."""
     found: list[Any] = []
     while True:
-        value, end = json.JSONDecoder().raw_decode(text, start)
+        value, end = _decoded(text, start)
         found += value if isinstance(value, list) else [value]
         if not (between := _BETWEEN.match(text, end)):
             return found, end
         start = between.end()
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place, and its end."""
+    try:
+        return json.JSONDecoder().raw_decode(text, start)
+    except RecursionError as error:
+        raise ValueError("It is nested too deeply.") from error
 
 
 def _call(value: Any, names: Collection[str], *, bare: bool = False) -> tuple[str, dict[str, Any]]:
@@ -225,7 +233,10 @@ def _call(value: Any, names: Collection[str], *, bare: bool = False) -> tuple[st
     name = function.get("name")
     arguments = function.get("arguments", function.get("parameters", None if bare else {}))
     if isinstance(arguments, str):
-        arguments = json.loads(arguments)
+        written = arguments.strip()
+        arguments, end = _decoded(written, 0)
+        if end < len(written):
+            raise ValueError(f"A tool's arguments have to be one object, but are {written!r}.")
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"The tool has to be one of {', '.join(sorted(names))}, not {name!r}.")
     if not isinstance(arguments, dict):

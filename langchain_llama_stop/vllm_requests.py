@@ -329,7 +329,7 @@ _ENDING = ("finish_reason", "stop_reason", "model_name")
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
