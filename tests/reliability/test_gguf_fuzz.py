@@ -1,0 +1,67 @@
+"""Damaged and hostile `.gguf` files: each is named, or loads; nothing else happens.
+
+Bytes are changed where a file says what it holds: counts, lengths, types, names, offsets.
+LLAMA_STOP_LONG=1 tries thirty times as many.
+"""
+
+import os
+import random
+
+import pytest
+
+from langchain_llama_stop import load_pipeline
+from langchain_llama_stop.generation import generate
+from tests.unit_tests.test_generation import options
+from tests.unit_tests.test_loading import save_gguf
+
+FILES = 600 if os.environ.get("LLAMA_STOP_LONG") else 20
+HUGE = [b"\xff" * 8, b"\x00" * 7 + b"\x80", b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00" * 8]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return save_gguf(tmp_path_factory.mktemp("gguf") / "tiny.F32.gguf").read_bytes()
+
+
+def damaged(whole, draw):
+    """A file that lies about itself in one to three places."""
+    file = bytearray(whole)
+    for _ in range(draw.randrange(1, 4)):
+        kind = draw.choice(["bits", "huge", "counts", "cut", "swap", "tail"])
+        place = draw.randrange(4, 6_000)  # its head: the keys and the list of tensors
+        if kind == "bits":
+            file[place] ^= 1 << draw.randrange(8)
+        elif kind == "huge":
+            file[place : place + 8] = draw.choice(HUGE)
+        elif kind == "counts":  # how many tensors and keys there are
+            start = draw.choice([8, 16])
+            file[start : start + 8] = draw.choice(HUGE)
+        elif kind == "cut":
+            del file[draw.randrange(len(file)) :]
+            file += b"\x00" * 8
+        elif kind == "swap":
+            other = draw.randrange(4, 6_000)
+            file[place : place + 32], file[other : other + 32] = (
+                file[other : other + 32],
+                file[place : place + 32],
+            )
+        else:
+            file += bytes(draw.randrange(256) for _ in range(64))
+    return bytes(file)
+
+
+@pytest.mark.parametrize("seed", range(FILES))
+def test_a_file_that_lies_is_named_or_loads(whole, seed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_STOP_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "lies.gguf"
+    file.write_bytes(damaged(whole, random.Random(seed)))
+    try:
+        pipeline = load_pipeline(file)
+    except ValueError as error:
+        assert str(file) in str(error) or "tokenizer" in str(error)
+    else:
+        try:
+            generate(pipeline, ["a"], options(max_new_tokens=3))
+        except (FloatingPointError, IndexError, ValueError):
+            pass  # weights and vocabularies may hold anything
+    assert [p.name for p in tmp_path.iterdir() if p.name not in ("cache", "lies.gguf")] == []
