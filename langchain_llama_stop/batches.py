@@ -11,6 +11,7 @@ import torch
 
 from langchain_llama_stop.jobs import Job
 from langchain_llama_stop.kv_cache import CACHE, RowsCache
+from langchain_llama_stop.memory import out_of_memory
 from langchain_llama_stop.prefix_cache import Prefix
 
 
@@ -100,7 +101,11 @@ class Batch:
         rows = [place for places in self.places().values() for place in places]
         finished = len(self.owners) - len(rows)
         if finished and rows and (at_once or 4 * finished >= len(self.owners)):
-            self.select(rows)
+            try:
+                self.select(rows)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise  # else they stay where they are
         return self if rows else None
 
     def select(self, rows: list[int]) -> None:

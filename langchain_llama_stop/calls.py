@@ -21,7 +21,8 @@ class _Calls:
     """How many calls are at one model."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Entered anew where, in the midst of it, an abandoned stream is collected and leaves.
+        self.lock = threading.RLock()
         self.count = 0
 
 
@@ -44,12 +45,13 @@ def admitted(model: Any, most: int) -> Iterator[None]:
     """
     calls = _calls(model)
     with calls.lock:
-        if calls.count >= most:
-            raise ModelBusyError(
-                f"`max_calls` allows {most} calls at one model at once, and as many are there: try "
-                "again later, or allow more."
-            )
-        calls.count += 1
+        if room := calls.count < most:
+            calls.count += 1
+    if not room:
+        raise ModelBusyError(
+            f"`max_calls` allows {most} calls at one model at once, and as many are there: try "
+            "again later, or allow more."
+        )
     try:
         yield
     finally:
@@ -148,11 +150,11 @@ def current() -> Cancellation:
 
 
 @contextmanager
-def cancelled_by(cancellation: Cancellation) -> Iterator[None]:
+def cancelled_by(cancellation: Cancellation | None) -> Iterator[None]:
     """Makes calls of this thread such that they can be cancelled.
 
     Args:
-        cancellation: By what.
+        cancellation: By what; None by nothing, for what is done for others.
     """
     token = _CURRENT.set(cancellation)
     try:

@@ -118,17 +118,16 @@ def _answers(
                 else:
                     drive(running[0])
             except Exception as error:
-                failed = next((job for job in jobs if job.error is error), None)
-                if failed is None or not out_of_memory(error):
+                if not any(job.error is error for job in jobs):
                     raise
-                lost = jobs.pop(failed)
-                if len(lost) == 1:
-                    message = too_large(len(lost[0].ids), lost[0].limit)
-                    raise torch.OutOfMemoryError(message) from error
-                options = replace(options, batch_size=len(lost) // 2)
-                again = {row: Row(pipeline, row.prompt, options) for row in lost}
+            # Also of jobs that others have driven meanwhile.
+            lost = {job: batch for job, batch in jobs.items() if job.error}
+            if lost:
+                options = _smaller(lost, options)
+                again = {r: Row(pipeline, r.prompt, options) for b in lost.values() for r in b}
                 rows = [again.get(row, row) for row in rows]
                 waiting = sorted([*waiting, *again.values()], key=_size)
+                jobs = {job: batch for job, batch in jobs.items() if job not in lost}
     finally:
         for job in jobs:
             scheduler.leave(job)
@@ -137,6 +136,23 @@ def _answers(
         scheduler.drive(job)
     _check_time(deadline, rows, options)
     return [row.response() for row in rows]
+
+
+def _smaller(lost: dict[Job, list[Row]], options: GenerationOptions) -> GenerationOptions:
+    """Halves the batches of a call that memory has not sufficed for.
+
+    Raises:
+        Exception: What has ended a job, if it was something else, or one answer by itself.
+    """
+    for job, batch in lost.items():
+        assert job.error is not None
+        if not out_of_memory(job.error):
+            raise job.error
+        if len(batch) == 1:
+            message = too_large(len(batch[0].ids), batch[0].limit)
+            raise torch.OutOfMemoryError(message) from job.error
+    most = min(options.batch_size, *map(len, lost.values()))
+    return replace(options, batch_size=max(1, most // 2))
 
 
 def _check_time(deadline: Deadline, rows: list[Row], options: GenerationOptions) -> None:
@@ -176,9 +192,10 @@ def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterat
     if row.prefix:
         yield TextChunk(row.prefix)
     scheduler, job = Scheduler.of(pipeline.model), _prepare(pipeline, [row], options)
+    cancellation, emitted, steps = current(), 0, 0
     scheduler.submit(job)
-    emitted = steps = 0
     try:
+        cancellation.add(partial(scheduler.leave, job))
         while not job.over and not deadline.passed:
             scheduler.drive(job, since=steps, until=deadline.until)
             # Another caller may be at the next step already: only what is ready is read.
@@ -192,6 +209,7 @@ def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterat
         raise
     finally:
         scheduler.leave(job)
+    cancellation.check()
     scheduler.drive(job)
     _check_time(deadline, [row], options)
     response = row.response()

@@ -86,7 +86,7 @@ class Job:
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the job before its time; its caller gets the error."""
-        self.error, self.wanted = error, None
+        self.error, self.wanted, self.model_kwargs = error, None, {}
         self.passes.close()
 
     @property

@@ -120,12 +120,18 @@ class RowsCache(Cache):
         Args:
             rows: Which rows, in their new order.
             first: The first column that stays.
+
+        Raises:
+            RuntimeError: If memory does not suffice; all rows are as they were.
         """
-        for layer in self.layers:
-            if layer.buffers:
-                index = torch.tensor(rows, device=layer.device)
-                kept = [x[:, :, first:].index_select(0, index) for x in layer.buffers]
-                layer.fill(kept, layer.length - first)
+        before = [(layer, layer.buffers, layer.length) for layer in self.layers if layer.buffers]
+        try:
+            for layer, _, length in before:
+                layer.fill(_selected(layer, rows, first), length - first)
+        except BaseException:
+            for layer, buffers, length in before:
+                layer.fill(buffers, length)
+            raise
 
     def join(self, other: RowsCache) -> None:
         """Puts the rows of another cache under these; their newest columns meet.
@@ -200,6 +206,12 @@ class RowsCache(Cache):
                 buffers.append(buffer)
             layer.fill(buffers, width)
         return cache
+
+
+def _selected(layer: _Layer, rows: Sequence[int], first: int) -> list[torch.Tensor]:
+    """Buffers of some rows, and of the columns from one on."""
+    index = torch.tensor(rows, device=layer.device)
+    return [x[:, :, first:].index_select(0, index) for x in layer.buffers]
 
 
 def _joined(mine: _Layer, theirs: _Layer, length: int) -> list[torch.Tensor]:

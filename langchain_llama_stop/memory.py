@@ -27,6 +27,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
+def without_frames(error: Exception) -> Exception:
+    """Lets go of what an error of memory holds: the frames of the pass, with all of its tensors.
+
+    Args:
+        error: What a forward pass has raised.
+
+    Returns:
+        It; an error of another kind keeps its traceback.
+    """
+    if out_of_memory(error):
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
 def give_back(model: Any) -> bool:
     """Frees what is kept for speed alone: the known prefixes, and blocks that CUDA holds.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _NO_KEY = (
     *("logits_processor", "stopping_criteria"),  # in the key by other names
     *("batch_size", "prefix_cache", "prompt_lookup_num_tokens", "assistant_model"),  # speed alone
-    *("max_calls", "on_timeout"),  # an error is not kept
+    "max_calls",
 )
 """Options that are left out where the key of LangChain's cache lists all of them."""
 
@@ -144,6 +145,26 @@ class ModelOptions(BaseModel):
         except asyncio.CancelledError:
             cancellation.cancel()
             raise
+
+    async def _astream(
+        self, *args: Any, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """`_stream` in threads of the same pool; leaving it ends the model's work in a step."""
+        callbacks = run_manager.get_sync() if run_manager else None
+        stream = self._stream(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
+        cancellation = Cancellation()
+
+        def pull() -> Any:
+            with cancelled_by(cancellation):
+                return next(stream, None)
+
+        try:
+            while (chunk := await run_in_executor(_WAITING, pull)) is not None:
+                yield chunk
+        finally:
+            cancellation.cancel()
+            with suppress(ValueError):  # a thread is at it, and will be done with it at once
+                stream.close()
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}

@@ -257,7 +257,7 @@ class Row:
         text, stop_reason = self.trimmed()
         # Without EOS, a stop or criteria of the user's, a limit has cut it: of tokens or of time.
         criteria = self.options.stopping_criteria or pipeline_callables(self.pipeline)[1]
-        stopped = criteria and not self.cut
+        stopped = criteria and self.finished and not self.cut
         cut = not (self.eos_source or stop_reason is not None or stopped)
         if cut and self.options.on_length == "trim":
             text = text[: self._last_end(text)] or text  # without any end, nothing to trim to

@@ -19,12 +19,13 @@ from weakref import ref
 import torch
 from transformers import PreTrainedModel
 
-from langchain_llama_stop.batches import Batch, read
+from langchain_llama_stop.batches import Batch
+from langchain_llama_stop.calls import cancelled_by
 from langchain_llama_stop.jobs import Job, pass_alone
-from langchain_llama_stop.kv_cache import has_windows
-from langchain_llama_stop.memory import give_back, out_of_memory
+from langchain_llama_stop.memory import give_back, out_of_memory, without_frames
 from langchain_llama_stop.once import once_each
-from langchain_llama_stop.prefix_cache import SHORTEST, PrefixCache, common
+from langchain_llama_stop.prefix_cache import PrefixCache
+from langchain_llama_stop.reading import read_jobs
 
 _PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
 
@@ -116,10 +117,11 @@ class Scheduler:
                     self._wake()
         if lead:
             try:
-                while not done():
-                    self._step()
-                    with self._mutex:
-                        self._wake()
+                with cancelled_by(None):  # what is done here may be another call's
+                    while not done():
+                        self._step()
+                        with self._mutex:
+                            self._wake()
             finally:
                 self._hand_over()
         if job.error:
@@ -247,22 +249,17 @@ class Scheduler:
 
     def _read(self, group: list[Job]) -> None:
         """Reads the prompts of jobs; their rows join those that are at work."""
+        failure = None
         try:
-            batch, logits = self._read_prompts(group)
+            batch, logits, cache = read_jobs(self._model, group)
+            self._prefixes = cache or self._prefixes
         except Exception as error:
-            short = out_of_memory(error)
-            if len(group) > 1 or (short and give_back(self._model)):
-                for job in group:
-                    job.apart = True
-                self._put_back(group)
-            elif self._batch and short:
-                self._wait_for_room(group, self._batch)
-            else:
-                group[0].end(error)
-            return
+            failure = without_frames(error)
         except BaseException:
             self._put_back(group)
             raise
+        if failure:
+            return self._not_read(group, failure)
         with self._whole(batch):
             for job in group:
                 rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
@@ -275,12 +272,37 @@ class Scheduler:
             with self._whole(before, batch):
                 if read := batch.compact(at_once=True):
                     if before and (running := before.compact(at_once=True)):
+                        failure = None
                         try:
                             running.join(read)
-                        except Exception:  # which leaves those that run as they are
-                            self._wait_for_room(list(read.places()), running)
+                        except Exception as error:  # which leaves those that run as they are
+                            failure = without_frames(error)
+                        if failure:
+                            self._not_joined(list(read.places()), running, failure)
                         read = running
                     self._batch = read
+
+    def _not_read(self, group: list[Job], failure: Exception) -> None:
+        """Lets jobs whose prompts could not be read try again: apart, with more room; or not."""
+        short, anew = out_of_memory(failure), not group[0].apart
+        for job in group:
+            job.apart = True
+        freed = short and anew and give_back(self._model)
+        if len(group) > 1 or freed:
+            self._put_back(group)
+        elif self._batch and short:
+            self._wait_for_room(group, self._batch)
+        else:
+            group[0].end(failure)
+
+    def _not_joined(self, group: list[Job], running: Batch, failure: Exception) -> None:
+        """Lets jobs wait that could not join the rows at work for lack of memory."""
+        if out_of_memory(failure):
+            give_back(self._model)
+            self._wait_for_room(group, running)
+        else:
+            for job in group:
+                job.end(failure)
 
     def _wait_for_room(self, group: list[Job], running: Batch) -> None:
         """Lets jobs wait until fewer rows run than now; what they had is read again then."""
@@ -293,43 +315,6 @@ class Scheduler:
         with self._mutex:
             self._waiting[:0] = group
 
-    def _read_prompts(self, group: list[Job]) -> tuple[Batch, torch.Tensor]:
-        """Reads what is not known of the prompts of jobs, in one pass.
-
-        Returns:
-            Their rows, and the scores behind the prompts, (rows, 1, vocab).
-        """
-        model = self._model
-        unread = [(job, row, ids) for job in group for row, ids in job.unread().items()]
-        owners = [(job, row) for job, row, _ in unread]
-        prompts = [ids for _, _, ids in unread]
-        cache = PrefixCache.of(model, max(job.prefix_cache for job in group))
-        self._prefixes = cache or self._prefixes
-        known = [
-            cache.find(prompt) if cache and job.prefix_cache else (None, 0)
-            for (job, _), prompt in zip(owners, prompts, strict=True)
-        ]
-        if len(prompts) == 1 and known[0][0] and known[0][1] == len(prompts[0]):
-            batch = Batch(owners, known, 1, model.device)
-            assert known[0][0].logits is not None
-            return batch, known[0][0].logits[None, None]
-        # A prefix that all have in common is read once.
-        shared = min(len(p) - 1 for p in prompts)
-        for prompt in prompts[1:]:
-            shared = common(prompts[0][:shared], prompt)
-        limit = min(job.prefix_cache for job in group)
-        best = max(count for _, count in known)
-        if cache and limit and len(prompts) > 1 and shared >= SHORTEST and shared > best:
-            ids = prompts[0][:shared]
-            batch, _ = read(model, owners[:1], [ids], [cache.find(ids)])
-            entry = batch.prefix(0, ids, 0, None)
-            cache.put(entry, limit)
-            known = [(entry, shared)] * len(prompts)
-        if len(prompts) > 1 and has_windows(model.config):
-            known = [(None, 0) for _ in known]  # else there were padding behind what is known
-        known = [(p, min(n, len(i) - 1)) for (p, n), i in zip(known, prompts, strict=True)]
-        return read(model, owners, prompts, known)
-
     def _pass(self, batch: Batch) -> None:
         """Gets on with all rows by one pass."""
         ((first, _), *others) = batch.owners
@@ -340,25 +325,31 @@ class Scheduler:
             for job, rows in batch.places().items():
                 assert job.wanted is not None
                 tokens[rows] = job.wanted.tokens[:, :1].to(tokens.device)
+        failure = None
         try:
             logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
         except Exception as error:
-            # With the last job it was too much, or it is a fault that each job will meet.
-            *before, newest = batch.places()
-            short = out_of_memory(error)
-            if short and give_back(self._model):
-                return  # and try again
-            if short and before:
-                stay = [i for i, (job, _) in enumerate(batch.owners) if job is not newest]
-                with self._whole(batch):
-                    batch.select(stay)
-                    self._wait_for_room([newest], batch)
-            else:
-                newest.end(error)
+            failure = without_frames(error)
+        if failure:
+            self._not_passed(batch, failure)
         else:
             self._deliver(batch, logits)
         with self._whole(batch):
             self._batch = batch.compact()
+
+    def _not_passed(self, batch: Batch, failure: Exception) -> None:
+        """With the newest job it was too much, or it is a fault that each job will meet."""
+        short = out_of_memory(failure)
+        if short and give_back(self._model):
+            return  # and try again
+        *before, newest = batch.places()
+        if short and before:
+            # Its rows are nobody's from here on, and are taken out with the finished ones.
+            batch.owners = [(j, -1 if j is newest else row) for j, row in batch.owners]
+            batch.compact(at_once=True)
+            self._wait_for_room([newest], batch)
+        else:
+            newest.end(failure)
 
     def _deliver(self, batch: Batch, logits: torch.Tensor) -> None:
         """Hands the scores of a pass to all jobs; what interrupts one is raised afterwards."""

@@ -1,10 +1,14 @@
 """Calls whose time runs out, and calls that are too many: what is there is given, nothing hangs."""
 
 import asyncio
+import gc
 import threading
 import time
+from contextlib import suppress
 
 import pytest
+import torch
+from langchain_core.caches import InMemoryCache
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM, ModelBusyError
 from langchain_llama_stop.generation import generate, stream_generate
@@ -94,6 +98,54 @@ def test_a_call_that_waits_for_others_is_let_go():
     other.join(30)
     waiting.join(30)
     assert not other.is_alive() and at_rest(pipeline)
+
+
+def test_a_cut_answer_is_cut_whatever_criteria_there_are():
+    pipeline = slowed(tiny())
+    never = [lambda ids, scores: torch.zeros(len(ids), dtype=torch.bool)]
+    opts = options(**LONG, timeout=0.2, stopping_criteria=never)
+    assert generate(pipeline, ["Hi"], opts)[0].finish_reason == "length"
+
+
+def test_a_cut_answer_of_the_cache_is_not_one_that_raises():
+    cache = InMemoryCache()
+    llm = LlamaStopLLM(pipeline=slowed(tiny()), **LONG, temperature=0, timeout=0.2, cache=cache)
+    llm.invoke("Hi")
+    with pytest.raises(TimeoutError):
+        llm.model_copy(update={"on_timeout": "raise"}).invoke("Hi")
+    strict = LlamaStopLLM(
+        pipeline=llm.pipeline, **LONG, temperature=0, timeout=0.2, on_timeout="raise", cache=cache
+    )
+    with pytest.raises(TimeoutError):
+        strict.invoke("Hi")
+
+
+def test_streams_that_are_collected_while_one_is_refused():
+    """The collector closes them in the midst of the refusal, in the same thread."""
+    pipeline, opts = tiny(), options(max_calls=1)
+
+    def refuse():
+        for _ in range(200):
+            cycle = {}
+            cycle["stream"] = stream_generate(pipeline, "Hi", opts)
+            cycle["self"] = cycle
+            try:
+                next(cycle["stream"])
+            except ModelBusyError:
+                pass
+            del cycle
+            with suppress(ModelBusyError):
+                generate(pipeline, ["Hi"], options(max_calls=1, max_new_tokens=1))
+
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_one_call_too_many_is_refused():

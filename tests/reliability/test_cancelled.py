@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.scheduling import Scheduler
@@ -36,9 +37,57 @@ async def test_a_call_that_leads_stops_within_a_step():
     gate = Gate(llm.pipeline)
     task = asyncio.create_task(llm.ainvoke("Hi"))
     await until(lambda: len(gate.rows) > 3)
+    gate.waits.clear()
+    gate.open.clear()
+    await until(gate.waits.is_set)
+    passes = len(gate.rows)
     await cancelled(task)
+    gate.open.set()
     await until(lambda: at_rest(llm.pipeline))
-    assert len(gate.rows) < 150
+    assert len(gate.rows) == passes
+
+
+@pytest.mark.parametrize("how", ["astream", "aclose"])
+async def test_an_awaited_stream_stops_too(how):
+    """Also while its text is held back, so that nothing comes out of it."""
+    llm = model(on_length="trim")
+    gate = Gate(llm.pipeline)
+    stream = llm.astream("Hi")
+
+    async def consumed():
+        async for _ in stream:
+            pass
+
+    task = asyncio.create_task(consumed())
+    await until(lambda: len(gate.rows) > 3)
+    gate.waits.clear()
+    gate.open.clear()
+    await until(gate.waits.is_set)
+    passes = len(gate.rows)
+    await cancelled(task)
+    if how == "aclose":
+        await stream.aclose()
+    gate.open.set()
+    await until(lambda: at_rest(llm.pipeline))
+    assert len(gate.rows) == passes
+
+
+async def test_a_cancelled_call_takes_no_other_with_it_that_it_leads():
+    """Another call's processor asks a second model, in the thread of the one that leads."""
+    llm, second = model(), model()
+    gate = Gate(llm.pipeline)
+
+    class Asking(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            second.invoke("Hi", max_new_tokens=2)
+            return scores
+
+    leads = asyncio.create_task(llm.ainvoke("One"))
+    await until(lambda: len(gate.rows) > 3)
+    other = asyncio.create_task(llm.ainvoke("Two", max_new_tokens=20, logits_processor=[Asking()]))
+    await until(lambda: 2 in gate.rows)
+    await cancelled(leads)
+    assert await other == llm.invoke("Two", max_new_tokens=20)
 
 
 async def test_a_call_that_waits_is_never_read():

@@ -36,6 +36,7 @@ LAYERS = [
     ["decoding", "memory"],
     ["jobs"],
     ["batches"],
+    ["reading"],
     ["scheduling"],
     ["options", "placeholders", "vocabulary"],
     ["settings", "stopping_criteria", "landing", "constrained", "chat_templates"],

@@ -441,7 +441,7 @@ def test_rows_that_cannot_join_others_wait_for_them(monkeypatch):
     pipeline = tiny()
     calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
     expected = [generate(pipeline, *call) for call in calls]
-    failed = once_failing(monkeypatch, RowsCache, "join", RuntimeError("no room"))
+    failed = once_failing(monkeypatch, RowsCache, "join", RuntimeError("out of memory"))
     assert started_behind(pipeline, Gate(pipeline), calls)[1:] == expected
     assert failed and at_rest(pipeline)
 
