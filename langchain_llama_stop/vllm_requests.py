@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call
+from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_llama_stop.chat_templates import Message, merged
@@ -311,6 +311,8 @@ class Ending:
     def last(self) -> ChatGenerationChunk:
         """Gives all that was held back, in the last chunk."""
         calls, whole = list(self._calls.tool_call_chunks), 0
+        if not calls and self._asked.demanded and self._info.get("finish_reason") == "length":
+            calls = [tool_call_chunk(index=0)]  # cut before the server has seen any of it
         for call in calls:
             if _is_object(call["args"] or ""):
                 whole += 1

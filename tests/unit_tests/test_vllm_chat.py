@@ -351,6 +351,9 @@ def test_a_call_that_was_cut_is_none(chat, server, path):
     whole, _ = gathered(chat.bind_tools([add], tool_choice="any"), path)
     assert whole.tool_calls == [] and len(whole.invalid_tool_calls) == 1
     assert whole.response_metadata["finish_reason"] == "length"
+    server.answers = [events("", finish="length")]  # cut before any of it could be seen
+    whole, _ = gathered(chat.bind_tools([add], tool_choice="any"), path)
+    assert whole.tool_calls == [] and len(whole.invalid_tool_calls) == 1
     server.answers = [answer('<tool_call>\n{"name": "add", "arguments": {"a": 34', finish="length")]
     given = chat.bind_tools([add], tool_choice="any").invoke("Hi")
     assert given.tool_calls == [] and given.content == ""

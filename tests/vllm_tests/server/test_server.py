@@ -145,10 +145,18 @@ def test_refusals(chat):
         ({"eos_reward_strngth": 2}, "has no option 'eos_reward_strngth'. Known: eos_reward"),
         ({"eos_reward_start": 1.5}, "`start` has to be between 0 and 1"),
     ):
-        with pytest.raises(ModelInvalidRequestError, match=message):
+        # By hand, for the client would refuse it itself.
+        asked = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
+        for stream in (False, True):
+            body = {**asked, "vllm_xargs": xargs, "stream": stream}
+            answer = httpx2.post(f"{chat.base_urls[0]}/v1/chat/completions", json=body)
+            assert message in answer.text and '"code":400' in answer.text.replace(" ", "")
+        with pytest.raises(ValueError, match="`extra_body` may hold no 'eos_reward'"):
             chat.invoke("Hi", extra_body={"vllm_xargs": xargs})
-        with pytest.raises(ModelInvalidRequestError, match=message):
-            next(chat.stream("Hi", extra_body={"vllm_xargs": xargs}))
+    with pytest.raises(ModelInvalidRequestError, match="min_p must be"):
+        chat.invoke("Hi", extra_body={"min_p": 3.0})
+    with pytest.raises(ModelInvalidRequestError, match="min_p must be"):
+        next(chat.stream("Hi", extra_body={"min_p": 3.0}))
     with pytest.raises(ContextOverflowError, match="maximum context length is 2048"):
         chat.invoke("word " * 3000)
     with pytest.raises(ContextOverflowError, match="maximum context length is 2048"):
