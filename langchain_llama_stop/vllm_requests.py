@@ -311,13 +311,17 @@ class Ending:
     def last(self) -> ChatGenerationChunk:
         """Gives all that was held back, in the last chunk."""
         calls, whole = list(self._calls.tool_call_chunks), 0
-        if not calls and self._asked.demanded and self._info.get("finish_reason") == "length":
+        cut = self._info.get("finish_reason") == "length"
+        if not calls and self._asked.demanded and cut:
             calls = [tool_call_chunk(index=0)]  # cut before the server has seen any of it
-        for call in calls:
-            if _is_object(call["args"] or ""):
+        for number, call in enumerate(calls, 1):
+            args = call["args"] or ""
+            # vLLM gives no arguments where it has seen the name only.
+            begun = cut and number == len(calls) and args == "{}"
+            if _is_object(args) and not begun:
                 whole += 1
             else:  # LangChain would complete what was cut
-                call["args"] = f"cut: {call['args'] or ''}"
+                call["args"] = f"cut: {args}"
         message = AIMessageChunk(
             content="", tool_call_chunks=calls, usage_metadata=self._usage, chunk_position="last"
         )
