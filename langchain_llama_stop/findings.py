@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from langchain_llama_stop.chat_templates import chat_ids, own_template, turn_end_ids
-from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from langchain_llama_stop.placeholders import control_tokens
 from langchain_llama_stop.settings import (
-    DEFAULT_MAX_NEW_TOKENS,
     context_window,
     eos_token_ids,
     setting,

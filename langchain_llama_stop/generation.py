@@ -149,8 +149,7 @@ def _smaller(lost: dict[Job, list[Row]], options: GenerationOptions) -> Generati
         if not out_of_memory(job.error):
             raise job.error
         if len(batch) == 1:
-            message = too_large(len(batch[0].ids), batch[0].limit)
-            raise torch.OutOfMemoryError(message) from job.error
+            raise too_large(len(batch[0].ids), batch[0].limit) from job.error
     most = min(options.batch_size, *map(len, lost.values()))
     return replace(options, batch_size=max(1, most // 2))
 
@@ -205,7 +204,7 @@ def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterat
                 emitted = len(text)
     except Exception as error:
         if error is job.error and out_of_memory(error):
-            raise torch.OutOfMemoryError(too_large(len(row.ids), row.limit)) from error
+            raise too_large(len(row.ids), row.limit) from error
         raise
     finally:
         scheduler.leave(job)

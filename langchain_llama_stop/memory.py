@@ -56,7 +56,7 @@ def give_back(model: Any) -> bool:
     return kept > 0
 
 
-def too_large(prompt_tokens: int, budget: int) -> str:
+def too_large(prompt_tokens: int, budget: int) -> torch.OutOfMemoryError:
     """Says that not even one answer has room.
 
     Args:
@@ -64,9 +64,9 @@ def too_large(prompt_tokens: int, budget: int) -> str:
         budget: Its token budget.
 
     Returns:
-        The message of the error.
+        The error to raise.
     """
-    return (
+    return torch.OutOfMemoryError(
         f"Memory has run out with one answer alone (a prompt of {prompt_tokens} tokens and a "
         f"budget of {budget}): shorten the prompt, lower `max_new_tokens`, load the model with "
         "`quantization='nf4'`, or free memory that something else holds."

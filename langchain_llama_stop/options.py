@@ -21,9 +21,9 @@ OnLength = Literal["keep", "trim", "continue"]
 OnTimeout = Literal["cut", "raise"]
 CONTINUATIONS = 3
 """Further budgets that an answer gets which is continued."""
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Tokens of an answer where none are asked for and the pipeline names no number."""
 ALIASES = {"max_tokens": "max_new_tokens"}
-
-
 _TOKENS_PER_SENTENCE = 25
 """Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
 

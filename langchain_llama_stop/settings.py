@@ -10,9 +10,11 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from langchain_llama_stop.options import CONTINUATIONS, GenerationOptions
-
-DEFAULT_MAX_NEW_TOKENS = 256
+from langchain_llama_stop.options import (
+    CONTINUATIONS,
+    DEFAULT_MAX_NEW_TOKENS,
+    GenerationOptions,
+)
 
 
 def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:

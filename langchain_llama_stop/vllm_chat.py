@@ -27,6 +27,7 @@ from langchain_llama_stop.messages import check_last
 from langchain_llama_stop.model_options import model_profile
 from langchain_llama_stop.options import (
     ALIASES,
+    DEFAULT_MAX_NEW_TOKENS,
     OPTION_NAMES,
     GenerationOptions,
     check_number,
@@ -36,7 +37,6 @@ from langchain_llama_stop.options import (
 from langchain_llama_stop.structured_output import BindingMixin
 from langchain_llama_stop.tools import format_choice, format_response, format_tools
 from langchain_llama_stop.vllm_requests import (
-    DEFAULT_BUDGET,
     REQUEST_OPTIONS,
     Asked,
     Ending,
@@ -202,7 +202,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         options = self._call_options(stop, kwargs)
         params = super()._get_ls_params(stop=list(options.stop) or None, **kwargs)
         params["ls_provider"] = "llama_stop"
-        params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_BUDGET
+        params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return params
 
     def _get_request_payload(

@@ -5,9 +5,9 @@
 A request asks for it by `SamplingParams.extra_args`, over HTTP by `vllm_xargs`: `eos_reward` is 1
 (or true), and the fields of `EosReward` go by `eos_reward_start`, `eos_reward_strength` and so on.
 The budget is the request's `max_tokens`; EOS are the ids that tokenizer and generation config name,
-not the request's own stop ids. Requests that do not ask cost nothing. The score rule is that of
-`EosTokenRewardLogitsProcessor`, decided as the text comes: there is no hindsight in a server whose
-tokens are given away one by one.
+not the request's own stop ids. For requests that do not ask nothing is done. The score rule is that
+of `EosTokenRewardLogitsProcessor`, decided as the text comes: there is no hindsight in a server
+whose tokens are given away one by one.
 
 vLLM has two runners with interfaces of their own; one class serves both.
 """

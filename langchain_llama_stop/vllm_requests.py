@@ -14,11 +14,8 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_llama_stop.chat_templates import Message, merged
 from langchain_llama_stop.messages import schema_message, with_text
-from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from langchain_llama_stop.vllm_args import reward_args
-
-DEFAULT_BUDGET = 256
-"""Tokens of an answer where none are asked for, as in process."""
 
 REQUEST_OPTIONS = (
     *("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"),
@@ -131,7 +128,7 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
         "vllm_xargs": xargs or None,
     }
     arguments = {
-        "max_completion_tokens": options.max_new_tokens or DEFAULT_BUDGET,
+        "max_completion_tokens": options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "seed": options.seed,
@@ -193,18 +190,14 @@ def told(messages: list[Message], options: GenerationOptions) -> list[Message]:
     if options.json_schema is not None:
         messages = [schema_message(options.json_schema), *messages]
     if messages[-1]["role"] == "user":
-        hint = options.hint(options.max_new_tokens or DEFAULT_BUDGET)
+        hint = options.hint(options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
         messages = [*messages[:-1], with_text(messages[-1], hint)]
     joined: list[Message] = []
     for message in messages:
         text = _text(message.get("content"))
         message = message if text is None else {**message, "content": text}
-        named = any("name" in m for m in (message, *joined[-1:]))
-        if (
-            joined
-            and not named
-            and all(_text(m.get("content")) is not None for m in (joined[-1], message))
-        ):
+        both = (*joined[-1:], message)
+        if joined and all(isinstance(m["content"], str) and "name" not in m for m in both):
             joined[-1:] = merged([joined[-1], message])
         else:
             joined.append(message)
@@ -259,7 +252,7 @@ def answer_info(
         stopped: str | list[int] | None = [stop_reason] if found else None
     else:
         stopped = stop_reason
-    reward, budget = options.eos_reward, options.max_new_tokens or DEFAULT_BUDGET
+    reward, budget = options.eos_reward, options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     alone = not reward or (output_tokens is not None and output_tokens <= reward.zone(budget))
     by_eos = finish_reason in ("stop", "tool_calls") and stopped is None
     return {
@@ -294,18 +287,15 @@ class Ending:
         """
         message, info = cast(AIMessageChunk, chunk.message), dict(chunk.generation_info or {})
         if message.tool_call_chunks:
-            calls = AIMessageChunk(content="", tool_call_chunks=message.tool_call_chunks)
-            self._calls = self._calls + calls
+            more = AIMessageChunk(content="", tool_call_chunks=message.tool_call_chunks)
+            self._calls = self._calls + more
         self._info |= {name: info.pop(name) for name in _ENDING if name in info}
         self._usage = message.usage_metadata or self._usage
         if not message.content and not info and not message.additional_kwargs:
             return None
-        held: dict[str, list[Any]] = {
-            "tool_call_chunks": [],
-            "tool_calls": [],
-            "invalid_tool_calls": [],
-        }
-        rest = message.model_copy(update={**held, "usage_metadata": None})
+        calls = ("tool_call_chunks", "tool_calls", "invalid_tool_calls")
+        held: dict[str, Any] = {name: [] for name in calls} | {"usage_metadata": None}
+        rest = message.model_copy(update=held)
         return ChatGenerationChunk(message=rest, generation_info=info or None)
 
     def last(self) -> ChatGenerationChunk:

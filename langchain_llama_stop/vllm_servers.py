@@ -66,16 +66,14 @@ def model_error(
     tried = " or ".join(roots)
     request = httpx2.Request("POST", f"{roots[0]}/v1/chat/completions")
     if isinstance(error, TimeoutError):  # no chunk of an awaited stream for too long
-        found: Exception = base.OpenAITimeoutError(request)
-        return _saying(found, f"`stream_chunk_timeout` ran out while {tried} was answering.")
+        return _timed_out(request, f"`stream_chunk_timeout` ran out while {tried} was answering.")
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     reason = next((c for c in causes if isinstance(c, httpx2.TransportError)), causes[-1])
     if isinstance(reason, _LATE):
-        found = base.OpenAITimeoutError(request)
         text = f"`timeout` ran out before {tried} answered: give more seconds, or ask for less."
-        return _saying(found, text)
+        return _timed_out(request, text)
     if isinstance(error, (openai.APIConnectionError, httpx2.TransportError)):
         text = (
             f"No whole answer from {tried}: {str(reason).rstrip('.') or type(reason).__name__}. "
@@ -98,10 +96,10 @@ def model_error(
     return kind(text, response=response, body=error.body)
 
 
-def _saying(error: Exception, text: str) -> Exception:
-    """An error of a class that takes no message, with one."""
-    error.message = text  # type: ignore[attr-defined]
-    error.args = (text,)
+def _timed_out(request: httpx2.Request, text: str) -> Exception:
+    """The error of a time-out, whose class takes no message, with one."""
+    error = base.OpenAITimeoutError(request)
+    error.message, error.args = text, (text,)
     return error
 
 

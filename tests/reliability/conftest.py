@@ -1,4 +1,4 @@
-"""Settings of the unit tests."""
+"""Settings of the reliability tests."""
 
 import torch
 

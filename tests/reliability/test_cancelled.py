@@ -32,15 +32,20 @@ async def cancelled(task):
         await task
 
 
-async def test_a_call_that_leads_stops_within_a_step():
-    llm = model()
-    gate = Gate(llm.pipeline)
-    task = asyncio.create_task(llm.ainvoke("Hi"))
+async def held_in_a_pass(gate):
+    """Stops the model in the midst of a pass; how many there were, that one included."""
     await until(lambda: len(gate.rows) > 3)
     gate.waits.clear()
     gate.open.clear()
     await until(gate.waits.is_set)
-    passes = len(gate.rows)
+    return len(gate.rows)
+
+
+async def test_a_call_that_leads_stops_within_a_step():
+    llm = model()
+    gate = Gate(llm.pipeline)
+    task = asyncio.create_task(llm.ainvoke("Hi"))
+    passes = await held_in_a_pass(gate)
     await cancelled(task)
     gate.open.set()
     await until(lambda: at_rest(llm.pipeline))
@@ -59,11 +64,7 @@ async def test_an_awaited_stream_stops_too(how):
             pass
 
     task = asyncio.create_task(consumed())
-    await until(lambda: len(gate.rows) > 3)
-    gate.waits.clear()
-    gate.open.clear()
-    await until(gate.waits.is_set)
-    passes = len(gate.rows)
+    passes = await held_in_a_pass(gate)
     await cancelled(task)
     if how == "aclose":
         await stream.aclose()
