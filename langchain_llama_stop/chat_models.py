@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -19,14 +18,14 @@ from langchain_core.messages import (
     BaseMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat_templates import chat_template, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
-from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.messages import answer_fields
 from langchain_llama_stop.model_options import ModelOptions, check_task, model_profile
+from langchain_llama_stop.model_source import ModelSource, check_source
 from langchain_llama_stop.options import (
     ALIASES,
     GenerationOptions,
@@ -34,6 +33,7 @@ from langchain_llama_stop.options import (
     resolve_aliases,
 )
 from langchain_llama_stop.placeholders import plain_ids
+from langchain_llama_stop.serialization import ChatSerializationMixin, given_fields
 from langchain_llama_stop.structured_output import BindingMixin
 from langchain_llama_stop.tool_calling import call_begins
 from langchain_llama_stop.tools import (
@@ -46,10 +46,8 @@ if TYPE_CHECKING:
     from langchain_llama_stop.prompts import Task
     from langchain_llama_stop.rows import GenerationResponse
 
-_LOADING = threading.Lock()
 
-
-class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
+class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMixin, BaseChatModel):
     r"""A chat model for local Llama-family models whose answers end and stop where they are told.
 
     Example:
@@ -70,28 +68,10 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
     """Hub id, local folder, `.gguf` file, or "demo"; loaded on first use."""
     given_pipeline: Any = Field(default=None, alias="pipeline", exclude=True)
     """A ready transformers pipeline instead."""
-    quantization: Any = None
-    """None, "nf4", "int8", or a `BitsAndBytesConfig`."""
-    adapter: str | None = None
-    """A PEFT adapter to load onto the model: folder or hub id."""
-    dtype: Any = "auto"
-    """"auto", a name such as "bfloat16", or a `torch.dtype`."""
-    device_map: Any = None
-    """Where the model goes, as transformers takes it."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    token: SecretStr | bool | None = Field(default=None, exclude=True, repr=False)
-    """Access token for gated models; False for none, not even the one you logged in with."""
-    trust_remote_code: bool = False
-    """Whether code from the hub may run."""
-    model_kwargs: dict[str, Any] | None = None
-    """Further arguments of `from_pretrained`."""
     streaming: bool = False
     """Whether `invoke` streams inside, so that callbacks see the tokens."""
     max_retries: int | None = None
     """Taken as LangChain's chat models take it; a model in this process has no network."""
-
-    _pipeline: Any = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -112,6 +92,7 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
             )
         if pipeline is not None:
             check_task(pipeline, "give `model`")
+            check_source(values)
         return values
 
     @model_validator(mode="after")
@@ -120,40 +101,33 @@ class ChatLlamaStop(ModelOptions, BindingMixin, BaseChatModel):
         self._add_version("langchain-llama-stop", __version__)
         self._options()
         if self.given_pipeline is not None:
-            self._pipeline = self.given_pipeline
             self._call_options(None, {})
         return self
 
     @property
     def pipeline(self) -> Any:
         """The loaded pipeline; loads it on first use."""
-        if self._pipeline is None:
-            with _LOADING:
-                if self._pipeline is None:
-                    secret = self.token
-                    plain = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
-                    self._pipeline = load_pipeline(
-                        str(self.model),
-                        self.quantization,
-                        self.adapter,
-                        dtype=self.dtype,
-                        device_map=self.device_map,
-                        revision=self.revision,
-                        token=plain,
-                        trust_remote_code=self.trust_remote_code,
-                        model_kwargs=self.model_kwargs,
-                    )
-                    self.profile = {**self._resolve_model_profile(), **(self.profile or {})}
-        return self._pipeline
+        if self.given_pipeline is not None:
+            return self.given_pipeline
+        found = self._loaded(self.model)
+        if found is None:
+            found = self._load(str(self.model))
+            self.profile = {**self._resolve_model_profile(), **(self.profile or {})}
+        return found
+
+    def _constructor_arguments(self) -> dict[str, Any]:
+        if self.given_pipeline is not None:
+            raise TypeError("A pipeline has no form in JSON.")
+        return given_fields(self, *self.lc_secrets, "given_pipeline", "shared_pipeline")
 
     def _resolve_model_profile(self) -> ModelProfile:
-        pipeline = self.given_pipeline or self._pipeline
+        pipeline = self.given_pipeline or self._loaded(self.model)
         return cast(ModelProfile, model_profile(self.model or "", pipeline))
 
     @property
     def model_name(self) -> str:
         """The model's name, as it stands in metadata and traces."""
-        return self.model or str(self._pipeline.model.name_or_path or "unknown")
+        return self.model or str(self.given_pipeline.model.name_or_path or "unknown")
 
     @property
     def _llm_type(self) -> str:

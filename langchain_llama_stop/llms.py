@@ -9,11 +9,11 @@ from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_huggingface.llms import HuggingFacePipeline
-from pydantic import model_validator
+from pydantic import SecretStr, model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.model_options import ModelOptions, check_task
+from langchain_llama_stop.model_source import ModelSource, check_source
 from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
@@ -21,9 +21,10 @@ from langchain_llama_stop.options import (
     refuse_unknown,
     resolve_aliases,
 )
+from langchain_llama_stop.serialization import SerializationMixin, given_fields
 
 
-class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
+class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePipeline):
     r"""A drop-in for `HuggingFacePipeline` whose answers end by EOS and stop where they are told.
 
     Example:
@@ -48,15 +49,26 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
         refuse_unknown(values, [*cls.model_fields, *ALIASES], "option")
         values = resolve_aliases(values)
         pipeline: Any = values.get("pipeline")
-        check_task(pipeline, "`LlamaStopLLM.from_model_id(...)`")
-        values.setdefault("model_id", pipeline.model.name_or_path)
+        if pipeline is not None:
+            check_task(pipeline, "give `model_id`")
+            check_source(values)
+            values.setdefault("model_id", pipeline.model.name_or_path)
+        elif values.get("model_id") is None:
+            raise ValueError(
+                "Either `model_id` (a hub id, folder, .gguf file, or 'demo') or `pipeline` has to "
+                "be given, but neither is."
+            )
         return values
 
     @model_validator(mode="after")
     def _fits_pipeline(self) -> Self:
-        """Checks the options, against the model too."""
-        from langchain_llama_stop.settings import check_options
+        """Loads the model, if it is given by name, and checks the options against it."""
+        from langchain_llama_stop.settings import check_options, check_settings
 
+        by_name = self.pipeline is self.shared_pipeline.pipeline  # None is None before it is loaded
+        if by_name and self._loaded(self.model_id) is None:
+            check_settings(self._options())  # wrong ones are said before minutes of loading
+            self.pipeline = self._load(str(self.model_id))
         check_options(self.pipeline, self._options())
         return self
 
@@ -118,30 +130,18 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
             if device_map is not None:
                 raise ValueError("`device` and `device_map` say the same: give one of them.")
             device_map = {"": "cpu" if device < 0 else device}
-        options = resolve_aliases(kwargs)
-        refuse_unknown(options, [*cls.model_fields, *ALIASES], "option")
-        from langchain_llama_stop.settings import check_settings
-
-        # Wrong options are said before minutes of loading.
-        given = {k: v for k, v in options.items() if k in OPTION_NAMES}
-        check_settings(GenerationOptions.parse({"pipeline_kwargs": pipeline_kwargs, **given}))
-        pipeline = load_pipeline(
-            model_id,
-            quantization,
-            adapter,
-            dtype=dtype,
-            device_map=device_map,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            model_kwargs=model_kwargs,
-        )
         return cls(
-            pipeline=pipeline,
             model_id=model_id,
             model_kwargs=model_kwargs,
             pipeline_kwargs=pipeline_kwargs,
-            **options,
+            quantization=quantization,
+            adapter=adapter,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            token=SecretStr(token) if isinstance(token, str) else token,
+            trust_remote_code=trust_remote_code,
+            **kwargs,
         )
 
     def generate(
@@ -182,6 +182,11 @@ class LlamaStopLLM(ModelOptions, HuggingFacePipeline):
 
         with tokenizer_lock(self.pipeline.tokenizer):
             return token_ids(self.pipeline.tokenizer, text)
+
+    def _constructor_arguments(self) -> dict[str, Any]:
+        if self._loaded(self.model_id) is not self.pipeline:
+            raise TypeError("A pipeline has no form in JSON.")
+        return given_fields(self, *self.lc_secrets, "pipeline", "shared_pipeline")
 
     @property
     def model_name(self) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import httpx2
-import openai
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import (
     BaseChatModel,
@@ -19,7 +17,7 @@ from langchain_core.language_models import (
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.eos_reward import EosReward
@@ -34,6 +32,7 @@ from langchain_llama_stop.options import (
     refuse_unknown,
     resolve_aliases,
 )
+from langchain_llama_stop.serialization import ChatSerializationMixin, given_fields
 from langchain_llama_stop.structured_output import BindingMixin
 from langchain_llama_stop.tools import format_choice, format_response, format_tools
 from langchain_llama_stop.vllm_requests import (
@@ -46,9 +45,16 @@ from langchain_llama_stop.vllm_requests import (
     with_info,
     without_elsewhere,
 )
-from langchain_llama_stop.vllm_servers import http_clients, model_error, server_root
+from langchain_llama_stop.vllm_servers import (
+    clear_errors,
+    http_clients,
+    made_here,
+    server_root,
+    timeouts,
+)
 
 _LOCAL = "http://localhost:8000/v1"
+_NO_KEY = "EMPTY"
 _NAMES = {  # what LangChain's classes call it: the field of langchain-openai's
     "model": "model_name",
     "api_key": "openai_api_key",
@@ -62,7 +68,12 @@ _CLIENT = (
 )
 _FIXED = {"use_responses_api": False, "stream_usage": True, "openai_proxy": None}
 _HTTP = ("http_client", "http_async_client")
-_CONNECT = 5.0  # seconds until a server that cannot be reached is given up
+_DERIVED = (
+    *("client", "async_client", "root_client", "root_async_client", *_HTTP, *_FIXED),
+    *("model_name", "base_urls", "openai_api_base", "openai_api_key", "openai_organization"),
+    *("request_timeout", "model_kwargs"),
+)
+"""Fields that are made of others, or written under the names that the constructor gives them."""
 _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
@@ -70,7 +81,7 @@ _CALL = (
 _OPTIONS = {*OPTION_NAMES, *ALIASES} - {*_CALL}  # here `timeout` is the request's
 
 
-class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
+class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     r"""A chat model on a vLLM server whose answers end and stop where they are told.
 
     Example:
@@ -103,6 +114,10 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
     """Rewards EOS where the answer may end as the budget runs out, without hindsight."""
     answer_hint: str | None = None
     """A sentence at the end of the user's turn ("Answer in {sentences} sentences or fewer.")."""
+    default_headers: Mapping[str, str] | None = Field(default=None, repr=False)
+    """Headers of each request."""
+    default_query: Mapping[str, object] | None = Field(default=None, repr=False)
+    """What stands behind "?" in the address of each request."""
     json_schema: dict[str, Any] | None = None
     """A JSON schema that the answer has to fit."""
     grammar: str | None = None
@@ -132,12 +147,11 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
             raise ValueError("`base_url` has to hold at least one address, but is empty.")
         values["openai_api_base"] = f"{roots[0]}/v1"
         if values.get("openai_api_key") is None:
-            values["openai_api_key"] = os.environ.get("VLLM_API_KEY") or "EMPTY"
+            values["openai_api_key"] = os.environ.get("VLLM_API_KEY") or _NO_KEY
         seconds = values.get("request_timeout")
         if seconds is None or isinstance(seconds, (int, float)):
             check_number("timeout", seconds, 0, "over 0 seconds", above=True)
-            seconds = 600.0 if seconds is None else seconds
-            values["request_timeout"] = httpx2.Timeout(seconds, connect=min(_CONNECT, seconds))
+            values["request_timeout"] = timeouts(600.0 if seconds is None else seconds)
         given_clients = {name: values.pop(name, None) for name in _HTTP}
         return {**values, **http_clients(roots, **given_clients), **_FIXED}
 
@@ -158,6 +172,22 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
             client.organization = client.project = None
             client._custom_headers = dict(self.default_headers or {})
         return self
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Under which name `load` is given the key."""
+        key = cast(SecretStr, self.openai_api_key).get_secret_value()
+        return {} if key == _NO_KEY else {"api_key": "VLLM_API_KEY"}
+
+    def _constructor_arguments(self) -> dict[str, Any]:
+        timeout = cast(httpx2.Timeout, self.request_timeout)
+        made = made_here(self.http_client, self.http_async_client)
+        secrets = self.default_headers or self.default_query  # there may be some in them
+        if not made or secrets or timeout != timeouts(timeout.read):
+            raise TypeError("Clients and what they send along have no form in JSON.")
+        given = given_fields(self, *_DERIVED, "default_headers", "default_query")
+        own = {"model": self.model_name, "base_url": self.base_urls, "timeout": timeout.read}
+        return {**given, **own}
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -260,14 +290,6 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
             made.generation_info["stop_reason"] = chunk["choices"][0].get("stop_reason")
         return made
 
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Makes what openai's client raises one of LangChain's errors, which says what to do."""
-        try:
-            yield
-        except (openai.APIError, httpx2.TransportError, TimeoutError) as error:
-            raise model_error(error, self.base_urls) from error
-
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -275,7 +297,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with self._clear_errors():
+        with clear_errors(self.base_urls):
             result = super()._generate(messages, stop, run_manager, **kwargs)
         return with_info(result, self._asked(stop, kwargs))
 
@@ -286,7 +308,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with self._clear_errors():
+        with clear_errors(self.base_urls):
             result = await super()._agenerate(messages, stop, run_manager, **kwargs)
         return with_info(result, self._asked(stop, kwargs))
 
@@ -298,7 +320,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         ending = Ending(self._asked(stop, kwargs))
-        with self._clear_errors():
+        with clear_errors(self.base_urls):
             for chunk in super()._stream(messages, stop, **kwargs):
                 if (given := ending.noted(chunk)) is not None:
                     if run_manager:
@@ -317,7 +339,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         ending = Ending(self._asked(stop, kwargs))
-        with self._clear_errors():
+        with clear_errors(self.base_urls):
             async for chunk in super()._astream(messages, stop, **kwargs):
                 if (given := ending.noted(chunk)) is not None:
                     if run_manager:
@@ -364,7 +386,7 @@ class ChatLlamaStopServer(BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
 
     def _tokenize(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Asks the server's tokenizer, which listens beside "/v1"."""
-        with self._clear_errors():
+        with clear_errors(self.base_urls):
             found: Any = self.root_client.post(
                 f"{self.base_urls[0]}/tokenize",
                 body={"model": self.model_name, **asked},

@@ -8,11 +8,14 @@ import ssl
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 import openai
 from langchain_openai.chat_models import base
+
+_CONNECT = 5.0  # seconds until a server that cannot be reached is given up
 
 
 def server_root(url: object) -> str:
@@ -49,7 +52,7 @@ _KINDS = {
 }
 
 
-def model_error(
+def _model_error(
     error: openai.APIError | httpx2.TransportError | TimeoutError, roots: Sequence[str]
 ) -> Exception:
     """Says in one sentence or two why a request has failed for good, and what to do.
@@ -246,6 +249,22 @@ _MADE: weakref.WeakSet[Any] = weakref.WeakSet()
 """Clients of our making: a copy of a model with other servers gets new ones."""
 
 
+@contextmanager
+def clear_errors(roots: Sequence[str]) -> Iterator[None]:
+    """Makes what openai's client raises one of LangChain's errors, which says what to do.
+
+    Args:
+        roots: Addresses as `server_root` gives them.
+
+    Raises:
+        ModelError: In place of the client's own error.
+    """
+    try:
+        yield
+    except (openai.APIError, httpx2.TransportError, TimeoutError) as error:
+        raise _model_error(error, roots) from error
+
+
 def http_clients(roots: Sequence[str], http_client: Any, http_async_client: Any) -> dict[str, Any]:
     """Gives the HTTP clients of a model.
 
@@ -261,7 +280,7 @@ def http_clients(roots: Sequence[str], http_client: Any, http_async_client: Any)
         ValueError: If the user has an own one for several servers.
     """
     given = {"http_client": http_client, "http_async_client": http_async_client}
-    own = {name: it for name, it in given.items() if it is not None and it not in _MADE}
+    own = {name: it for name, it in given.items() if it is not None and not made_here(it)}
     if own and len(roots) > 1:
         raise ValueError(
             f"`{next(iter(own))}` cannot go with several of `base_url`, which are tried in turn by "
@@ -273,3 +292,27 @@ def http_clients(roots: Sequence[str], http_client: Any, http_async_client: Any)
     }
     _MADE.update(made.values())
     return {**made, **own}
+
+
+def made_here(*clients: Any) -> bool:
+    """Says whether HTTP clients are those that `http_clients` makes.
+
+    Args:
+        *clients: HTTP clients.
+
+    Returns:
+        Whether all of them are.
+    """
+    return all(client in _MADE for client in clients)
+
+
+def timeouts(seconds: float | None) -> httpx2.Timeout:
+    """Gives the limits of a request.
+
+    Args:
+        seconds: How long it may take; None for any time.
+
+    Returns:
+        The same as httpx has it: a server that cannot be reached is given up sooner.
+    """
+    return httpx2.Timeout(seconds, connect=min(_CONNECT, seconds or _CONNECT))

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
 from langchain_core.caches import BaseCache
+from langchain_core.load import dumpd
 from langchain_core.messages import convert_to_messages
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import Generation
@@ -218,3 +221,29 @@ def test_special_tokens_can_be_stops(demo_pipeline):
     stopped, last = info(llm, prompt, stop=["<|im_end|>"], **other_eos)
     assert (stopped, last["stop_reason"]) == (natural, "<|im_end|>")
     assert info(llm, prompt, **other_eos)[1]["finish_reason"] == "length"
+
+
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+@pytest.mark.parametrize("cls,name", [(ChatLlamaStop, "model"), (LlamaStopLLM, "model_id")])
+def test_another_process_answers_as_the_model_that_was_written(cls, name):
+    options = {"quantization": "nf4", "max_new_tokens": 24, "temperature": 0, "stop": ["Louvre"]}
+    model = cls(**{name: "demo"}, **options)
+    code = f"""if True:
+        import json, sys, warnings
+        warnings.simplefilter("ignore")
+        import torch
+        from langchain_core.load import load
+        from langchain_llama_stop import {cls.__name__}
+        torch.set_num_threads(1)
+        model = load(
+            json.loads(sys.argv[1]),
+            allowed_objects=[{cls.__name__}],
+            valid_namespaces=["langchain_llama_stop"],
+        )
+        answer = model.invoke("What can I do in Paris?")
+        print(json.dumps(getattr(answer, "content", answer)))
+    """
+    command = [sys.executable, "-c", code, json.dumps(dumpd(model))]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    expected = model.invoke("What can I do in Paris?")
+    assert json.loads(found) == getattr(expected, "content", expected)

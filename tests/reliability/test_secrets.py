@@ -41,11 +41,11 @@ def test_a_token_is_not_in_cache_keys_traces_or_logs(monkeypatch, caplog):
     monkeypatch.setattr(pipeline.tokenizer, "chat_template", "{{ messages[-1]['content'] }}")
     given = []
 
-    def load(*args, token, **kwargs):
+    def load(*, token, **kwargs):
         given.append(token)
         return pipeline
 
-    monkeypatch.setattr("langchain_llama_stop.chat_models.load_pipeline", load)
+    monkeypatch.setattr("langchain_llama_stop.model_source.load_pipeline", load)
 
     class Tracer(BaseTracer):
         def _persist_run(self, run):

@@ -45,7 +45,7 @@ LAYERS = [
     ["eos_probes"],
     ["logits_process"],
     ["rows", "vllm_args", "vllm_servers"],
-    ["generation", "model_options", "findings"],
+    ["generation", "model_options", "model_source", "findings", "serialization"],
     ["diagnosis"],
     ["training_report", "training_preparation"],
     ["training"],
@@ -83,7 +83,7 @@ def test_imports_point_downwards(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_only_the_langchain_layer_knows_langchain(path):
     known = ("llms", "chat_models", "model_options", "messages", "prompts", "structured_output")
-    known += ("tools", "demo", "probes", "testing", "vllm_chat", "vllm_requests")
+    known += ("tools", "demo", "probes", "serialization", "testing", "vllm_chat", "vllm_requests")
     if path.stem not in known:
         assert not any(name.startswith("langchain_core") for name in imported(path))
 

@@ -82,6 +82,10 @@ class TestStandard(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "demo"}
 
+    @pytest.mark.xfail(reason="loads only what LangChain lists; see test_serialization.py")
+    def test_serdes(self, model, snapshot):
+        super().test_serdes(model, snapshot)
+
 
 def test_every_path_gives_the_same_answer():
     model = chat()

@@ -180,7 +180,7 @@ def test_unknown_options_are_refused_with_the_known_ones(path):
         ({"pipeline_kwargs": {"num_return_sequences": 2, "do_sample": True}}, "has to be 1"),
         ({"pipeline_kwargs": {"stop_strings": ["x"]}}, "use the option `stop`"),
         ({"pipeline_kwargs": {"eos_token_id": 9999}}, "`eos_token_id` has to be under 261"),
-        ({"pipeline": None}, "`pipeline` has to be.*from_model_id"),
+        ({"pipeline": None}, "Either `model_id` .* or `pipeline` has to be given"),
         ({"pipeline": "gpt2"}, "`pipeline` has to be.*'gpt2'"),
     ],
 )

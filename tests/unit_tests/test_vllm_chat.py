@@ -160,6 +160,10 @@ class TestLangChainsUnitTests(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "m"}
 
+    @pytest.mark.xfail(reason="loads only what LangChain lists; see test_serialization.py")
+    def test_serdes(self, model, snapshot):
+        super().test_serdes(model, snapshot)
+
 
 # What a request holds
 
@@ -741,7 +745,7 @@ def test_servers_under_one_address(server):
 
 def test_a_server_that_cannot_be_reached_is_soon_given_up(server, monkeypatch):
     """Its connections are dropped; with a refused one it is known at once."""
-    monkeypatch.setattr("langchain_llama_stop.vllm_chat._CONNECT", 0.2)
+    monkeypatch.setattr("langchain_llama_stop.vllm_servers._CONNECT", 0.2)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
