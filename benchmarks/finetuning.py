@@ -1,4 +1,4 @@
-"""Fine-tuning on a CPU, measured before and after: `make finetune-demo`.
+"""Fine-tuning on a CPU or a GPU, measured before and after: `make finetune-demo`.
 
 The demo model (NF4, QLoRA) learns to end its answers within 128 tokens, on the project's own short
 answers or on those of a JSONL file; rows in another language than English, where the file says so,
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 import transformers
 from measuring import machine
 from termination import read_prompts
@@ -64,7 +65,7 @@ def main() -> None:
         learning_rate=args.learning_rate,
     )
     minutes = (time.perf_counter() - began) / 60
-    args.device, args.dtype = "cpu", "nf4"
+    args.device, args.dtype = "cuda" if torch.cuda.is_available() else "cpu", "nf4"
     print(f"{machine(args)}; {args.data.name}: {report.examples} conversations, ", end="")
     print(f"{args.epochs} epochs; {report.seconds / 60:.1f} min of training, {minutes:.1f} in all")
     print(f"\n{report.table()}\n", flush=True)

@@ -3,6 +3,7 @@
 import argparse
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,33 @@ import transformers
 
 from langchain_llama_stop import load_pipeline
 
+SHAPES = {
+    "llama-2-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+    },
+}
+"""Models by their config; "tiny" tries a script."""
+
 
 def arguments(description: str, works: list[str]) -> argparse.ArgumentParser:
     """A parser of the options that both benchmarks have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "nf4"], default="float32")
+    parser.add_argument(
+        "--shape", choices=[*SHAPES], help="random weights of this shape, not the demo model's"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of each comparison (default 3)")
     parser.add_argument("--only", nargs="+", choices=works, default=works, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to it")
@@ -28,18 +50,43 @@ def arguments(description: str, works: list[str]) -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Loads the demo model as the options say."""
+    """Loads the demo model, or one of random weights, as the options say."""
     transformers.logging.set_verbosity_error()
     how = {"quantization": "nf4"} if args.dtype == "nf4" else {"dtype": args.dtype}
-    return load_pipeline("demo", device_map={"": args.device}, **how)
+    how["device_map"] = {"": args.device}
+    if args.shape is None:
+        return load_pipeline("demo", **how)
+    with tempfile.TemporaryDirectory() as folder:
+        save_random_model(args.shape, folder, args.device)
+        return load_pipeline(folder, **how)
+
+
+def save_random_model(shape: str, folder: str, device: str) -> None:
+    """Writes a model of random bfloat16 weights, with the demo model's tokenizer, into a folder.
+
+    What it says is noise, but it takes the time and the memory of a real model of its shape.
+    """
+    tokenizer = load_pipeline("demo").tokenizer
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPES[shape],
+    )
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def machine(args: argparse.Namespace) -> str:
     """The machine and the versions that figures belong to."""
     cuda = args.device.startswith("cuda")
     place = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
+    model = getattr(args, "shape", None) or "demo model"
     return (
-        f"{platform.machine()}, {place}, {args.dtype}, torch {torch.__version__}, "
+        f"{model}, {platform.machine()}, {place}, {args.dtype}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
 

@@ -61,6 +61,7 @@ def one_prompt(pipeline: Any, args: argparse.Namespace) -> list[dict]:
         "bare": lambda: bare_generate(pipeline, [prompt], tokens, min_new_tokens=tokens),
         "peer": lambda: peer.invoke(prompt, **options),
         "invoke": lambda: llm.invoke(prompt),
+        "landed": lambda: llm.invoke(prompt, eos_reward=True),
         "stream": lambda: list(llm.stream(prompt)),
     }
     times, _ = alternate(works, args.repeats)
@@ -68,6 +69,7 @@ def one_prompt(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     return [
         compare(f"{work}, invoke", bare, times["bare"], times["invoke"], at_least=1 / 1.01),
         compare(f"{work}, stream", bare, times["bare"], times["stream"], at_least=1 / 1.03),
+        compare(f"{work}, with the EOS reward", bare, times["bare"], times["landed"]),
         compare(f"{work}, invoke", "HuggingFacePipeline", times["peer"], times["invoke"]),
     ]
 
@@ -316,8 +318,9 @@ def stop_strings(pipeline: Any, args: argparse.Namespace) -> list[dict]:
 def memory(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     """What the batch of 8 takes, each side in a process of its own; and the prefix cache."""
     notes = []
+    shape = ["--shape", args.shape] if args.shape else []
     for name in batch_works(pipeline, args.quick):
-        options = ["--device", args.device, "--dtype", args.dtype, "--memory-of", name]
+        options = ["--device", args.device, "--dtype", args.dtype, "--memory-of", name, *shape]
         options += ["--quick"] if args.quick else []
         command = [sys.executable, __file__, *options]
         grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
