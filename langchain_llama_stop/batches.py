@@ -64,7 +64,7 @@ class Batch:
         inputs: dict[str, Any] = {CACHE: self.cache, "use_cache": True}
         if _takes_positions(model.__class__):
             inputs["position_ids"] = (self.positions[:, None] + new - 1).clamp(min=0)
-        if model._supports_logits_to_keep():
+        if _keeps_scores(model.__class__):
             inputs["logits_to_keep"] = keep
         inputs = model.prepare_inputs_for_generation(
             tokens,
@@ -202,3 +202,9 @@ def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor,
 def _takes_positions(kind: Any) -> bool:
     """Whether the forward pass of a class of models is told positions."""
     return "position_ids" in inspect.signature(kind.forward).parameters
+
+
+@functools.cache
+def _keeps_scores(kind: Any) -> bool:
+    """Whether the forward pass of a class of models is told for how many tokens to give scores."""
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters

@@ -77,16 +77,20 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes the states of new tokens behind the others and returns them all."""
-        new, length = (key_states, value_states), self.length + key_states.shape[2]
+        first, count = self.length, key_states.shape[2]
+        length = first + count
         if not self.buffers or length > self.buffers[0].shape[2]:
+            new = (key_states, value_states)
             grown = [x.new_empty((*x.shape[:2], _room(length), x.shape[3])) for x in new]
             for old, buffer in zip(self.buffers, grown, strict=False):
-                buffer[:, :, : self.length] = old[:, :, : self.length]
-            self.buffers = grown
-        for buffer, states in zip(self.buffers, new, strict=True):
-            buffer.narrow(2, self.length, length - self.length).copy_(states)
-        self.fill(self.buffers, length)
-        assert self.keys is not None and self.values is not None
+                buffer[:, :, :first] = old[:, :, :first]
+            self.fill(grown, first)
+        # Once per layer and step: what follows is as short as it can be.
+        keys, values = self.buffers
+        keys.narrow(2, first, count).copy_(key_states)
+        values.narrow(2, first, count).copy_(value_states)
+        self.keys, self.values = keys.narrow(2, 0, length), values.narrow(2, 0, length)
+        self.length = length
         return self.keys, self.values
 
 

@@ -36,7 +36,7 @@ def _neutral(method: Callable[[Scheduler], None]) -> Callable[[Scheduler], None]
     The buffers that one caller makes are written to by the next: tensors of inference mode could
     not be.
     """
-    return torch.inference_mode(False)(torch.no_grad()(method))
+    return torch.inference_mode()(method)
 
 
 class Scheduler:

@@ -12,7 +12,14 @@ from langchain_llama_stop.batches import Batch
 from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.kv_cache import RowsCache
 from langchain_llama_stop.scheduling import Scheduler
-from tests.fakes import TOKENIZERS, ScriptedLlama, byte_ids, make_pipeline, scripted_answers
+from tests.fakes import (
+    TOKENIZERS,
+    ScriptedLlama,
+    byte_ids,
+    make_pipeline,
+    scripted_answers,
+    tiny_llama,
+)
 from tests.unit_tests.test_generation import options, streamed, tiny
 
 
@@ -396,6 +403,21 @@ def test_what_is_kept_is_bounded_and_the_longest_unused_goes():
 def test_gradient_mode_is_as_it_was():
     generate(tiny(), ["Hi"], options(max_new_tokens=2))
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_a_model_that_has_answered_can_be_trained(rope):
+    """Nothing that a forward pass leaves in the model forbids gradients."""
+    tokenizer = TOKENIZERS["bytes"]
+    scaling = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0}
+    model = tiny_llama(
+        len(tokenizer), eos_token_id=0, max_position_embeddings=16, rope_parameters=scaling
+    )
+    model.config.max_position_embeddings = 512  # what is made anew beyond 16 tokens stays
+    generate(make_pipeline(model, tokenizer), ["Why? " * 8], options(max_new_tokens=20))
+    ids = torch.arange(40)[None] % 90
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(w.grad is not None for w in model.parameters())
 
 
 def test_the_inference_mode_of_one_caller_is_not_the_others():
