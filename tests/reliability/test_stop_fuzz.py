@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_llama_stop import ChatLlamaStop, GenerationOptions
-from langchain_llama_stop.generation import generate
+from langchain_llama_stop.generation import generate, stream_generate
 from langchain_llama_stop.prompts import conversation_ids
 from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
 from tests.unit_tests.test_generation import PIECES, STOPS, encode, options, oracle, streamed
@@ -77,3 +77,48 @@ def test_stops_on_every_path_are_as_defined(name, lookup):
     finally:
         tokenizer.chat_template = before
     print(f"{name}, {lookup} tokens guessed: {cases} cases, none differs")
+
+
+def settled(tokenizer, ids):
+    """The text of ids that no further token changes.
+
+    Where bytes stand for what the vocabulary lacks ("<0x0A>"), a whole run of them is decoded
+    together: one that is not complete turns all of them into replacement characters.
+    """
+    while ids and tokenizer.convert_ids_to_tokens(ids[-1]).startswith("<0x"):
+        ids = ids[:-1]
+    return tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+
+
+def sure(text, stops):
+    """How much of a text no stop can take back: all but a suffix with which one may begin."""
+    begun = (n for n in range(len(text) + 1) if any(s.startswith(text[n:]) for s in stops))
+    return next(begun, len(text))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_stream_holds_back_what_it_must_and_no_more(name):
+    """At each step all is there that no stop can take back and that is a whole character."""
+    rng, tokenizer, steps = random.Random(name), TOKENIZERS[name], 0
+    eos, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+    plain = [stop for stop in [*STOPS, *MORE] if not stop.startswith("<")]
+    pieces = [piece for piece in [*PIECES, *MORE] if not piece.startswith("<")]
+    for _ in range(5 * ROUNDS):
+        ids = encode(name, "".join(rng.choices(pieces, k=rng.randrange(1, 12))))
+        ids = [i for i in ids if i not in special]
+        stops, given = rng.sample(plain, rng.randrange(1, 9)), [""]
+        prompt = tokenizer("go")["input_ids"]
+
+        def check(input_ids, scores, prompt=prompt, stops=stops, given=given):
+            text = settled(tokenizer, input_ids[0, len(prompt) :].tolist())
+            assert given[0] == text[: sure(text, stops)], (stops, text)
+            return scores
+
+        scores = scripted_answers({tuple(prompt): ids}, len(tokenizer), eos)
+        pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
+        opts = options(stop=stops, eos_reward=False, prefix_cache=0, max_new_tokens=len(ids) + 2)
+        opts = opts.updated({"logits_processor": [check]})
+        for piece in stream_generate(pipeline, "go", opts):
+            given[0] += piece.text
+            steps += 1
+    print(f"{name}: {steps} pieces of streams, none late")
