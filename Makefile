@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TESTS := -n auto --maxprocesses 4 --dist loadscope
 EXTRAS := train,examples,bench,test,vllm
 
-.PHONY: help install demo test lint unit reliability integration test-reliability test-lowest \
+.PHONY: help install demo test lint unit reliability integration test-reliability test-lowest audit \
 	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
 	bench-termination bench-serving bench-capacity finetune-demo clean
 
@@ -55,6 +55,14 @@ test-lowest: ## unit and reliability tests with the oldest versions allowed (min
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
 		--resolution lowest-direct --constraint constraints.txt --editable '.[train,test,vllm]'
 	@$(LOWEST)/bin/python -m pytest $(TESTS) tests/unit_tests tests/reliability
+
+AUDIT := .venv-audit
+
+audit: $(STAMP) ## known vulnerabilities of what is installed, by PyPI's database (needs the network)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.10'; }
+	@$(AUDIT)/bin/pip-audit --progress-spinner off --skip-editable --path \
+		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
@@ -112,4 +120,4 @@ bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM
 		benchmarks/serving.py $(ARGS)
 
 clean: ## remove .venv and caches of tools
-	rm -rf $(VENV) .venv-vllm .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-lowest .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis

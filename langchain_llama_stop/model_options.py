@@ -92,7 +92,7 @@ class ModelOptions(BaseModel):
     """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
     Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
     prompt_lookup_num_tokens: int | None = None
-    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: 10 for
+    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: up to 32 for
     prompts of 128 tokens or more, else off."""
     assistant_model: Any = Field(default=None, exclude=True)
     """A small transformers model of the same vocabulary that guesses ahead instead; a wrong guess

@@ -216,10 +216,11 @@ class Scheduler:
             for job in self._alone:
                 try:
                     job.get_on(pass_alone(self._model, job))
+                except Exception as error:
+                    job.end(without_frames(error))
                 except BaseException as error:
                     job.end(error)
-                    if not isinstance(error, Exception):
-                        raise
+                    raise
         finally:
             self._alone = [job for job in self._alone if not job.over]
 

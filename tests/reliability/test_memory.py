@@ -57,6 +57,18 @@ def test_a_batch_is_halved_until_it_has_room(rows, kind):
     assert generate(pipeline, PROMPTS, options()) == expected
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_batches_that_share_no_passes_are_halved_too(rows):
+    pipeline, opts = tiny(), options(max_new_tokens=9, pipeline_kwargs={"use_cache": False})
+    expected = generate(pipeline, PROMPTS, opts)
+    with memory_for(pipeline, rows) as refused:
+        assert generate(pipeline, PROMPTS, opts) == expected
+    assert refused and at_rest(pipeline)
+    with memory_for(pipeline, 0), pytest.raises(torch.OutOfMemoryError, match="one answer alone"):
+        generate(pipeline, PROMPTS[:2], opts)
+    assert generate(pipeline, PROMPTS, opts) == expected
+
+
 def test_sampled_answers_with_a_seed_stay_the_same():
     pipeline, opts = tiny(), options(temperature=1.0, seed=5)
     expected = generate(pipeline, PROMPTS, opts)
