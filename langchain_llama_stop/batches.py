@@ -12,6 +12,7 @@ import torch
 from langchain_llama_stop.jobs import Job
 from langchain_llama_stop.kv_cache import CACHE, RowsCache
 from langchain_llama_stop.memory import out_of_memory
+from langchain_llama_stop.once import once_each
 from langchain_llama_stop.prefix_cache import Prefix
 
 
@@ -64,7 +65,7 @@ class Batch:
         inputs: dict[str, Any] = {CACHE: self.cache, "use_cache": True}
         if _takes_positions(model.__class__):
             inputs["position_ids"] = (self.positions[:, None] + new - 1).clamp(min=0)
-        if _keeps_scores(model.__class__):
+        if _keeps_scores(model):
             inputs["logits_to_keep"] = keep
         inputs = model.prepare_inputs_for_generation(
             tokens,
@@ -204,7 +205,7 @@ def _takes_positions(kind: Any) -> bool:
     return "position_ids" in inspect.signature(kind.forward).parameters
 
 
-@functools.cache
-def _keeps_scores(kind: Any) -> bool:
-    """Whether the forward pass of a class of models is told for how many tokens to give scores."""
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+@once_each
+def _keeps_scores(model: Any) -> bool:
+    """Whether a model is told for how many tokens to give scores; a wrapped one knows by itself."""
+    return bool(model._supports_logits_to_keep())

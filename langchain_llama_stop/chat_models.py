@@ -18,14 +18,14 @@ from langchain_core.messages import (
     BaseMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat_templates import chat_template, turn_end_ids
 from langchain_llama_stop.detokenization import detokenizer
 from langchain_llama_stop.messages import answer_fields
-from langchain_llama_stop.model_options import ModelOptions, check_task, model_profile
-from langchain_llama_stop.model_source import ModelSource, check_source
+from langchain_llama_stop.model_options import OBJECTS, ModelOptions, check_task, model_profile
+from langchain_llama_stop.model_source import COPIED, ModelSource, check_source
 from langchain_llama_stop.options import (
     ALIASES,
     GenerationOptions,
@@ -73,13 +73,18 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
     max_retries: int | None = None
     """Taken as LangChain's chat models take it; a model in this process has no network."""
 
+    _profiled: Any = PrivateAttr(default=None)
+    _worked_out: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="before")
     @classmethod
     def _known_arguments_only(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuses what is not an argument, resolves aliases."""
-        known = [*cls.model_fields, "pipeline", "model_name", "api_key", *ALIASES]
-        refuse_unknown(values, known, "option")
+        known = {*cls.model_fields, "pipeline", "model_name", "api_key", *ALIASES}
+        refuse_unknown({*values} - {*COPIED}, known - {*COPIED}, "option")
         values = resolve_aliases(values)
+        if values.get("given_pipeline") is not None:  # as copies are given it
+            values.setdefault("pipeline", values.pop("given_pipeline"))
         if "model_name" in values:
             values.setdefault("model", values.pop("model_name"))
         if "api_key" in values:  # what LangChain's chat models call it
@@ -109,20 +114,23 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         """The loaded pipeline; loads it on first use."""
         if self.given_pipeline is not None:
             return self.given_pipeline
-        found = self._loaded(self.model)
-        if found is None:
-            found = self._load(str(self.model))
-            self.profile = {**self._resolve_model_profile(), **(self.profile or {})}
+        found = self._loaded(self.model) or self._load(self.model)
+        if self._profiled is not found:  # what was said of another, or of none, is worked out anew
+            own = {k: v for k, v in (self.profile or {}).items() if self._worked_out.get(k) != v}
+            self.profile = cast(ModelProfile, {**self._resolve_model_profile(), **own})
+            self._profiled = found
         return found
 
     def _constructor_arguments(self) -> dict[str, Any]:
         if self.given_pipeline is not None:
             raise TypeError("A pipeline has no form in JSON.")
-        return given_fields(self, *self.lc_secrets, "given_pipeline", "shared_pipeline")
+        token = self._check_written(self._loaded(self.model))
+        return {**given_fields(self, "shared_pipelines", refused=OBJECTS), **token}
 
     def _resolve_model_profile(self) -> ModelProfile:
         pipeline = self.given_pipeline or self._loaded(self.model)
-        return cast(ModelProfile, model_profile(self.model or "", pipeline))
+        self._worked_out = model_profile(self.model or "", pipeline)
+        return cast(ModelProfile, self._worked_out)
 
     @property
     def model_name(self) -> str:

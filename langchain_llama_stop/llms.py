@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_huggingface.llms import HuggingFacePipeline
-from pydantic import SecretStr, model_validator
+from pydantic import model_validator
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.model_options import ModelOptions, check_task
-from langchain_llama_stop.model_source import ModelSource, check_source
+from langchain_llama_stop.model_options import OBJECTS, ModelOptions, check_task
+from langchain_llama_stop.model_source import COPIED, ModelSource, check_source
 from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
@@ -46,7 +47,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     @classmethod
     def pre_init_validator(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuses what is not an option, resolves aliases, finds the model's name."""
-        refuse_unknown(values, [*cls.model_fields, *ALIASES], "option")
+        refuse_unknown({*values} - {*COPIED}, {*cls.model_fields, *ALIASES} - {*COPIED}, "option")
         values = resolve_aliases(values)
         pipeline: Any = values.get("pipeline")
         if pipeline is not None:
@@ -60,17 +61,22 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
             )
         return values
 
-    @model_validator(mode="after")
-    def _fits_pipeline(self) -> Self:
-        """Loads the model, if it is given by name, and checks the options against it."""
+    def __init__(self, **given: Any) -> None:
+        """Takes the fields as arguments; loads the model, if it is given by name."""
+        super().__init__(**given)
         from langchain_llama_stop.settings import check_options, check_settings
 
-        by_name = self.pipeline is self.shared_pipeline.pipeline  # None is None before it is loaded
-        if by_name and self._loaded(self.model_id) is None:
-            check_settings(self._options())  # wrong ones are said before minutes of loading
-            self.pipeline = self._load(str(self.model_id))
-        check_options(self.pipeline, self._options())
-        return self
+        check_settings(self._options())  # wrong ones are said before minutes of loading
+        check_options(self._ready(), self._options())
+
+    def _ready(self) -> Any:
+        """The pipeline; that of a name is loaded, anew where a copy has got another."""
+        by_name = self.pipeline is None or self._was_loaded_here(self.pipeline)
+        if by_name and self._loaded(self.model_id) is not self.pipeline:
+            self.pipeline = self._loaded(self.model_id)
+        if self.pipeline is None:
+            self.pipeline = self._load(self.model_id)
+        return self.pipeline
 
     @model_validator(mode="after")
     def _set_langchain_llama_stop_version(self) -> Self:
@@ -81,7 +87,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     @classmethod
     def from_model_id(  # type: ignore[override]
         cls,
-        model_id: str,
+        model_id: str | Path,
         task: str = "text-generation",
         backend: str = "default",
         device: int | None = None,
@@ -90,7 +96,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         pipeline_kwargs: dict[str, Any] | None = None,
         *,
         quantization: Any = None,
-        adapter: str | None = None,
+        adapter: str | Path | None = None,
         dtype: Any = "auto",
         revision: str | None = None,
         token: str | bool | None = None,
@@ -130,8 +136,10 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
             if device_map is not None:
                 raise ValueError("`device` and `device_map` say the same: give one of them.")
             device_map = {"": "cpu" if device < 0 else device}
+        if "pipeline" in kwargs:
+            raise ValueError("`pipeline` has to be left out here: give it to `LlamaStopLLM(...)`.")
         return cls(
-            model_id=model_id,
+            model_id=str(model_id) if isinstance(model_id, Path) else model_id,
             model_kwargs=model_kwargs,
             pipeline_kwargs=pipeline_kwargs,
             quantization=quantization,
@@ -139,7 +147,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
             dtype=dtype,
             device_map=device_map,
             revision=revision,
-            token=SecretStr(token) if isinstance(token, str) else token,
+            token=token,
             trust_remote_code=trust_remote_code,
             **kwargs,
         )
@@ -180,13 +188,14 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         from langchain_llama_stop.jobs import tokenizer_lock
         from langchain_llama_stop.rows import token_ids
 
-        with tokenizer_lock(self.pipeline.tokenizer):
+        with tokenizer_lock(self._ready().tokenizer):
             return token_ids(self.pipeline.tokenizer, text)
 
     def _constructor_arguments(self) -> dict[str, Any]:
         if self._loaded(self.model_id) is not self.pipeline:
             raise TypeError("A pipeline has no form in JSON.")
-        return given_fields(self, *self.lc_secrets, "pipeline", "shared_pipeline")
+        token = self._check_written(self.pipeline)
+        return {**given_fields(self, "pipeline", "shared_pipelines", refused=OBJECTS), **token}
 
     @property
     def model_name(self) -> str:
@@ -201,7 +210,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     def _identifying_params(self) -> Mapping[str, Any]:
         """Everything that changes an answer: this is the key of LangChain's cache."""
         own = {"model_id": self.model_id, "model_kwargs": self.model_kwargs}
-        return {**own, **self._model_params(self.pipeline)}
+        return {**own, **self._model_params(self._ready())}
 
     def _with_call_options(self, kwargs: dict[str, Any]) -> tuple[LlamaStopLLM, dict[str, Any]]:
         """Moves call options into a copy; what is left over belongs to LangChain."""
@@ -222,7 +231,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         if "skip_prompt" in call:  # what HuggingFacePipeline calls it
             call.setdefault("return_full_text", not call.pop("skip_prompt"))
         options = self._asked(stop, call)
-        check_options(self.pipeline, options)
+        check_options(self._ready(), options)
         return options
 
     def _generate(

@@ -99,7 +99,10 @@ def load_pipeline(
     tell = progress or (lambda stage: None)
     source = _find_model(model)
     tell("Importing torch and transformers")
-    with _one_load_at_a_time, _quiet():
+    import torch
+
+    # Weights of inference mode could neither be trained nor be seen to change.
+    with _one_load_at_a_time, _quiet(), torch.inference_mode(False):
         from transformers import pipeline
 
         quantization_config = _quantization_config(quantization)

@@ -30,6 +30,9 @@ _NO_KEY = (
 )
 """Options that are left out where the key of LangChain's cache lists all of them."""
 
+OBJECTS = ("logits_processor", "stopping_criteria", "assistant_model")
+"""Options that are objects of the user's, of which nothing can be written."""
+
 _WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
 """Threads of awaited calls, made as they are needed: all but the one that leads wait for their
 answers. More than `max_calls`, so that one call too many is refused and does not wait here."""
@@ -92,8 +95,8 @@ class ModelOptions(BaseModel):
     """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
     Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
     prompt_lookup_num_tokens: int | None = None
-    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: up to 32 for
-    prompts of 128 tokens or more, else off."""
+    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: up to 32
+    for prompts of 128 tokens or more, else off."""
     assistant_model: Any = Field(default=None, exclude=True)
     """A small transformers model of the same vocabulary that guesses ahead instead; a wrong guess
     changes no token."""

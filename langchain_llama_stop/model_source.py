@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, SecretStr
@@ -16,14 +18,15 @@ _SOURCE = (
     *("quantization", "adapter", "dtype", "device_map", "revision", "token"),
     *("trust_remote_code", "model_kwargs"),
 )
+COPIED = ("shared_pipelines", "given_pipeline")
+"""Fields that only copies are given."""
 
 
 @dataclass(slots=True)
-class SharedPipeline:
-    """A pipeline that a model and its copies load once, and the arguments that loaded it."""
+class SharedPipelines:
+    """The pipelines that a model and its copies have loaded, each with what loaded it."""
 
-    arguments: dict[str, Any] | None = None
-    pipeline: Any = None
+    loaded: list[tuple[dict[str, Any], Any]] = field(default_factory=list, repr=False)
 
 
 class ModelSource(BaseModel):
@@ -31,7 +34,7 @@ class ModelSource(BaseModel):
 
     quantization: Any = None
     """None, "nf4", "int8", or a `BitsAndBytesConfig`."""
-    adapter: str | None = None
+    adapter: str | Path | None = None
     """A PEFT adapter to load onto the model: folder or hub id."""
     dtype: Any = "auto"
     """"auto", a name such as "bfloat16", or a `torch.dtype`."""
@@ -45,22 +48,23 @@ class ModelSource(BaseModel):
     """Whether code from the hub may run."""
     model_kwargs: dict[str, Any] | None = None
     """Further arguments of `from_pretrained`."""
-    shared_pipeline: SharedPipeline = Field(
-        default_factory=SharedPipeline, exclude=True, repr=False
+    shared_pipelines: SharedPipelines = Field(
+        default_factory=SharedPipelines, exclude=True, repr=False
     )
     """Where a model's copies find what is loaded: `configurable_fields` makes one per call."""
 
     @property
     def lc_secrets(self) -> dict[str, str]:
         """Under which name `load` is given the token."""
-        return {"token": "HF_TOKEN"} if isinstance(self.token, SecretStr) else {}
+        return {"token": "HF_TOKEN"} if isinstance(self.token, (SecretStr, str)) else {}
 
-    def _loaded(self, model: str | None) -> Any:
+    def _loaded(self, model: Any) -> Any:
         """The pipeline of this name and these fields; None before it is loaded."""
-        shared = self.shared_pipeline
-        return shared.pipeline if shared.arguments == self._arguments(model) else None
+        asked = _comparable(self._arguments(model))
+        known = (pipeline for given, pipeline in self.shared_pipelines.loaded if given == asked)
+        return next(known, None)
 
-    def _load(self, model: str) -> Any:
+    def _load(self, model: Any) -> Any:
         """The same, loaded on first use."""
         with _LOADING:
             found = self._loaded(model)
@@ -68,15 +72,36 @@ class ModelSource(BaseModel):
                 arguments = self._arguments(model)
                 token = arguments["token"]
                 plain = token.get_secret_value() if isinstance(token, SecretStr) else token
+                given = copy.deepcopy(_comparable(arguments))
                 found = load_pipeline(**{**arguments, "token": plain})
-                if self.shared_pipeline.pipeline is not None:  # that of a copy, from elsewhere
-                    self.shared_pipeline = SharedPipeline()
-                self.shared_pipeline.pipeline = found
-                self.shared_pipeline.arguments = arguments  # last: whoever reads holds no lock
+                self.shared_pipelines.loaded.append((given, found))
             return found
 
-    def _arguments(self, model: str | None) -> dict[str, Any]:
+    def _was_loaded_here(self, pipeline: Any) -> bool:
+        """Whether a pipeline is one of those that this model or its copies have loaded."""
+        return any(known is pipeline for _, known in self.shared_pipelines.loaded)
+
+    def _arguments(self, model: Any) -> dict[str, Any]:
         return {"model": model, **{name: getattr(self, name) for name in _SOURCE}}
+
+    def _check_written(self, pipeline: Any) -> dict[str, Any]:
+        """What is written of the token: that there is to be none; else it is a secret.
+
+        Raises:
+            TypeError: If a loaded model has adapters, but was loaded with none.
+        """
+        if pipeline is not None and self.adapter is None:
+            if getattr(pipeline.model, "peft_config", None):
+                raise TypeError("An adapter that was put on later has no form in JSON.")
+        return {"token": False} if self.token is False else {}
+
+
+def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same with configurations by their settings: two of one kind are equal as objects."""
+    return {
+        name: value.to_dict() if hasattr(value, "to_dict") else value
+        for name, value in arguments.items()
+    }
 
 
 def check_source(values: Mapping[str, Any]) -> None:
@@ -88,15 +113,13 @@ def check_source(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If one of them loads a model, and a pipeline is given too.
     """
-    pipeline, shared = values.get("pipeline"), values.get("shared_pipeline")
-    if pipeline is None or (shared is not None and shared.pipeline is pipeline):
+    if values.get("pipeline") is None or "shared_pipelines" in values:  # which copies are given
         return
     for name in _SOURCE:
         # `HuggingFacePipeline` takes `model_kwargs` beside a pipeline, and does nothing with them.
-        if name != "model_kwargs":
-            default = ModelSource.model_fields[name].default
-            if values.get(name, default) not in (default, None):
-                raise ValueError(
-                    f"`{name}` has to be left out with `pipeline`, which is loaded already: give "
-                    f"it to `load_pipeline`, or give the model's name instead of a pipeline."
-                )
+        default = ModelSource.model_fields[name].default
+        if name != "model_kwargs" and values.get(name, default) not in (default, None):
+            raise ValueError(
+                f"`{name}` has to be left out with `pipeline`, which is loaded already: give it to "
+                "`load_pipeline`, or give the model's name instead of a pipeline."
+            )

@@ -68,9 +68,10 @@ class PrefixCache:
         if not limit:
             return None
         cache = _cache(model)
-        # Configs are compared as objects. Training in place raises the versions of parameters.
+        # Configs are compared as objects. Training in place raises the versions of parameters;
+        # those that are fetched from a disk for one pass have none.
         configs = [_Same(config) for config in getattr(model, "peft_config", {}).values()]
-        versions = sum(parameter._version for parameter in model.parameters())
+        versions = sum(p._version for p in model.parameters() if not p.is_inference())
         state = (configs, adapter_state(model), versions)
         with cache._lock:
             if cache._state != state:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load.serializable import (
     Serializable,
     SerializedConstructor,
     SerializedNotImplemented,
+    to_json_not_implemented,
+    try_neq_default,
 )
+from pydantic import SecretStr
 
 from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.options import OPTION_NAMES
 
-_NOT_WRITTEN = {
-    name
-    for base in (BaseChatModel, BaseLLM)
-    for name, field in base.model_fields.items()
-    if field.exclude
-}
-"""Fields that LangChain writes of no model: the cache, callbacks, tags, and the like."""
+_KEYS = ("token", "api_key", "openai_api_key")
 
 
 class SerializationMixin:
@@ -30,6 +28,12 @@ class SerializationMixin:
     What cannot be written as JSON (a ready pipeline, processors, a `BitsAndBytesConfig`) is not
     left out: a model that has some of it is "not implemented", and `load` refuses it.
     """
+
+    def __init__(self, **given: Any) -> None:
+        """Takes the fields as arguments, by their names or their aliases."""
+        # Pydantic's errors hold what they were given.
+        hidden = {k: SecretStr(v) for k, v in given.items() if k in _KEYS and isinstance(v, str)}
+        super().__init__(**{**given, **hidden})
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -42,14 +46,18 @@ class SerializationMixin:
         Returns:
             LangChain's form of it; secrets by name only.
         """
-        model = cast(Serializable, self)
+        written: dict[str, Any] = {}
         try:
-            arguments = _json_form(self._constructor_arguments())
-        except TypeError:
-            return model.to_json_not_implemented()
-        for name, secret in model.lc_secrets.items():
-            arguments[name] = {"lc": 1, "type": "secret", "id": [secret]}
-        return {"lc": 1, "type": "constructor", "id": model.lc_id(), "kwargs": arguments}
+            # What LangChain adds: whether the class may be written, secrets, the model's name.
+            written = dict(super().to_json())  # type: ignore[misc]
+            if written["type"] == "constructor":
+                secrets = {name: written["kwargs"][name] for name in _secrets(self)}
+                arguments = _json_form(self._constructor_arguments())
+                written["kwargs"] = {**arguments, **secrets}
+        except Exception:  # a call is not to fail because of what is written into its trace
+            name = {"name": written["name"]} if "name" in written else {}
+            written = {**to_json_not_implemented(self), **name}
+        return cast(SerializedConstructor, written)
 
     def _constructor_arguments(self) -> dict[str, Any]:
         """What was given to the constructor, secrets left out.
@@ -58,6 +66,12 @@ class SerializationMixin:
             TypeError: If that is not all, as the model was not given by name.
         """
         raise NotImplementedError
+
+    def model_copy(self, **how: Any) -> Self:
+        """Copies the model; see pydantic's `BaseModel.model_copy`."""
+        copied: Self = super().model_copy(**how)  # type: ignore[misc]
+        copied.__dict__.pop("_serialized", None)  # where LangChain keeps what it has written
+        return copied
 
 
 class ChatSerializationMixin(SerializationMixin):
@@ -70,22 +84,40 @@ class ChatSerializationMixin(SerializationMixin):
         return str(sorted(asked.items()))
 
 
-def given_fields(model: Serializable, *left_out: str) -> dict[str, Any]:
-    """Gives the fields of a model that were set to something else than their default.
+def given_fields(model: Serializable, *left_out: str, refused: tuple[str, ...]) -> dict[str, Any]:
+    """Gives the fields of a model that were set.
 
     Args:
         model: The model.
         *left_out: Fields that are written otherwise.
+        refused: Fields that no `dumpd` writes, but without which a model answers otherwise.
 
     Returns:
-        Their values by name, without those that LangChain never writes.
+        Their values by name. Of options all that were given: one that says the default wins over
+        `pipeline_kwargs`. Of other fields those that do not have their default.
+
+    Raises:
+        TypeError: If a refused one is set, or something that is no field.
     """
-    given = {}
-    for name in sorted(model.model_fields_set - _NOT_WRITTEN - set(left_out)):
+    fields, given = type(model).model_fields, {}
+    for name in sorted(model.model_fields_set - {*left_out}):
         value = getattr(model, name)
-        if value != type(model).model_fields[name].get_default():
+        if name not in fields or (name in refused and value):
+            raise TypeError(f"`{name}` cannot be written.")
+        written = name in OPTION_NAMES or try_neq_default(value, name, model)
+        if not fields[name].exclude and written and value is not None:
             given[name] = value
-    return given
+    return {name: value for name, value in given.items() if name not in _secrets(model)}
+
+
+def _secrets(model: Any) -> set[str]:
+    """The arguments that are secrets and were given, as all classes of a model say."""
+    names: set[str] = set()
+    for cls in type(model).__mro__:
+        found = vars(cls).get("lc_secrets")
+        if isinstance(found, property) and found.fget:
+            names |= {name for name in found.fget(model) if getattr(model, name, None) is not None}
+    return names
 
 
 def _json_form(value: Any) -> Any:
@@ -96,7 +128,9 @@ def _json_form(value: Any) -> Any:
     """
     if isinstance(value, EosReward):
         return asdict(value)
-    if str(value).startswith("torch.") and type(value).__name__ == "dtype":
+    if isinstance(value, Path):
+        return str(value)
+    if type(value).__name__ == "dtype" and str(value).startswith("torch."):
         return str(value).removeprefix("torch.")
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _json_form(item) for key, item in value.items()}

@@ -71,7 +71,7 @@ _HTTP = ("http_client", "http_async_client")
 _DERIVED = (
     *("client", "async_client", "root_client", "root_async_client", *_HTTP, *_FIXED),
     *("model_name", "base_urls", "openai_api_base", "openai_api_key", "openai_organization"),
-    *("request_timeout", "model_kwargs"),
+    *("request_timeout", "model_kwargs", "default_headers", "default_query"),
 )
 """Fields that are made of others, or written under the names that the constructor gives them."""
 _CALL = (
@@ -176,17 +176,19 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     @property
     def lc_secrets(self) -> dict[str, str]:
         """Under which name `load` is given the key."""
-        key = cast(SecretStr, self.openai_api_key).get_secret_value()
-        return {} if key == _NO_KEY else {"api_key": "VLLM_API_KEY"}
+        key = self.openai_api_key
+        plain = key.get_secret_value() if isinstance(key, SecretStr) else key
+        return {} if plain in (None, _NO_KEY) else {"openai_api_key": "VLLM_API_KEY"}
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        timeout = cast(httpx2.Timeout, self.request_timeout)
+        limits = self.request_timeout
+        seconds = limits.read if isinstance(limits, httpx2.Timeout) else None
         made = made_here(self.http_client, self.http_async_client)
         secrets = self.default_headers or self.default_query  # there may be some in them
-        if not made or secrets or timeout != timeouts(timeout.read):
+        if not made or secrets or seconds is None or limits != timeouts(seconds):
             raise TypeError("Clients and what they send along have no form in JSON.")
-        given = given_fields(self, *_DERIVED, "default_headers", "default_query")
-        own = {"model": self.model_name, "base_url": self.base_urls, "timeout": timeout.read}
+        given = given_fields(self, *_DERIVED, refused=())
+        own = {"model": self.model_name, "base_url": self.base_urls, "timeout": seconds}
         return {**given, **own}
 
     @property

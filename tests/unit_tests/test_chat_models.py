@@ -82,7 +82,11 @@ class TestStandard(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "demo"}
 
-    @pytest.mark.xfail(reason="loads only what LangChain lists; see test_serialization.py")
+    @pytest.mark.xfail(
+        reason="loads only what LangChain lists; see test_serialization.py",
+        raises=AssertionError,
+        strict=True,
+    )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)
 

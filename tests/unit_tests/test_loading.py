@@ -24,7 +24,9 @@ from transformers import (
 from transformers.utils.logging import set_tqdm_hook
 
 from langchain_llama_stop.dtypes import best_dtype
+from langchain_llama_stop.generation import generate
 from langchain_llama_stop.loading import load_pipeline, quantization_of
+from langchain_llama_stop.options import GenerationOptions
 
 pytestmark = [
     # peft and bitsandbytes use what transformers and torch have deprecated.
@@ -264,6 +266,24 @@ def test_bars_are_back_after_a_load_that_failed(tiny, tmp_path):
         assert set_tqdm_hook(hook) is hook
     finally:
         set_tqdm_hook(before)
+
+
+def test_a_model_whose_layers_lie_on_a_disk_answers_as_one_in_memory(tiny, tmp_path):
+    whole = load_pipeline(tiny)
+    layers = {f"model.layers.{n}": "disk" for n in range(whole.model.config.num_hidden_layers)}
+    rest = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    parts = load_pipeline(
+        tiny, device_map={**rest, **layers}, model_kwargs={"offload_folder": str(tmp_path)}
+    )
+    options = GenerationOptions.parse({"max_new_tokens": 8})
+    for prompt in ("Why? ", "Why? And then? ", "Why? "):
+        assert generate(parts, [prompt], options) == generate(whole, [prompt], options)
+
+
+def test_a_model_that_is_loaded_in_inference_mode_is_as_any_other(tiny):
+    with torch.inference_mode():
+        pipeline = load_pipeline(tiny)
+    assert not any(weight.is_inference() for weight in pipeline.model.parameters())
 
 
 def test_two_threads_load_one_after_the_other(tiny):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
 
 from langchain_llama_stop.batches import Batch
@@ -403,6 +404,23 @@ def test_what_is_kept_is_bounded_and_the_longest_unused_goes():
 def test_gradient_mode_is_as_it_was():
     generate(tiny(), ["Hi"], options(max_new_tokens=2))
     assert torch.is_grad_enabled()
+
+
+WRAPPED = {
+    "plain": lambda model: model,
+    "adapter": lambda model: get_peft_model(model, LoraConfig()),
+    "compiled": torch.compile,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_scores_are_made_for_the_last_token_of_a_prompt_only(wrap):
+    pipeline, shapes = tiny(), []
+    pipeline.model.lm_head.register_forward_hook(lambda *given: shapes.append(given[2].shape[1]))
+    pipeline.model = WRAPPED[wrap](pipeline.model)
+    generate(pipeline, ["Why? " * 20], options(max_new_tokens=1, eos_reward=False))
+    assert shapes == [1]
 
 
 @pytest.mark.parametrize("rope", ["default", "dynamic"])

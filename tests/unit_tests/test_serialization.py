@@ -1,7 +1,9 @@
 """`dumpd` writes models that were given by name, and `load` makes them again."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import pytest
@@ -11,10 +13,13 @@ from langchain_core.load import dumpd, load
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableSequence
+from peft import LoraConfig
+from pydantic import Field, ValidationError
 from transformers import BitsAndBytesConfig
 
 from langchain_llama_stop import ChatLlamaStop, ChatLlamaStopServer, EosReward, LlamaStopLLM
 from langchain_llama_stop.grammars import Grammar
+from tests.fakes import TOKENIZERS
 from tests.unit_tests.test_generation import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
@@ -25,6 +30,24 @@ OPTIONS = {
     "stop": ["\nObservation:", "###"],
     "eos_reward": EosReward(strength=3, boundary="line"),
     "json_schema": {"type": "object", "properties": {"lc": {"type": "integer"}}},
+    "grammar": "start: /a+/",
+    "stop_token_ids": [[3], [4]],
+    "answer_hint": "Be brief.",
+}
+MORE = {
+    "stop_token_ids": [[3, 4], [5]],
+    "on_length": "trim",
+    "split_special_tokens": True,
+    "top_logprobs": 2,
+    "return_full_text": True,
+    "timeout": 2.5,
+    "on_timeout": "raise",
+    "max_calls": 3,
+    "batch_size": 2,
+    "prefix_cache": 0,
+    "prompt_lookup_num_tokens": 4,
+    "pipeline_kwargs": {"no_repeat_ngram_size": 3, "eos_token_id": [1, 2]},
+    "seed": 5,
 }
 MODELS = {
     "chat": lambda **options: ChatLlamaStop(model="some/model", **options),
@@ -42,9 +65,11 @@ def loads(monkeypatch):
     def load_pipeline(**arguments):
         asked.append(arguments)
         pipeline = tiny()
-        pipeline.tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+        time.sleep(0.01)  # so that two threads would both be at it
         return pipeline
 
+    template = "{{ messages[-1]['content'] }}"
+    monkeypatch.setattr(TOKENIZERS["bytes"], "chat_template", template)  # which tiny models share
     monkeypatch.setattr("langchain_llama_stop.model_source.load_pipeline", load_pipeline)
     return asked
 
@@ -72,6 +97,13 @@ def test_options_come_back(kind, option, loads):
 
 
 @pytest.mark.parametrize("kind", LOCAL)
+@pytest.mark.parametrize("option", MORE)
+def test_options_of_a_model_in_this_process_come_back(kind, option, loads):
+    model = MODELS[kind](**{option: MORE[option]})
+    assert again(model)._options() == model._options() != MODELS[kind]()._options()
+
+
+@pytest.mark.parametrize("kind", LOCAL)
 def test_how_a_model_is_loaded_comes_back(kind, loads):
     how = {
         "quantization": "nf4",
@@ -92,11 +124,25 @@ def test_how_a_model_is_loaded_comes_back(kind, loads):
 
 @pytest.mark.parametrize("kind", LOCAL)
 def test_only_what_was_given_is_written(kind, loads):
-    name = "model_id" if kind == "llm" else "model"
-    assert dumpd(MODELS[kind](eos_reward=True, batch_size=16))["kwargs"] == {name: "some/model"}
-    model = MODELS[kind](cache=InMemoryCache(), tags=["x"])
+    own = {"model_id" if kind == "llm" else "model": "some/model"}
+    assert dumpd(MODELS[kind](batch_size=16))["kwargs"] == {**own, "batch_size": 16}
+    model = MODELS[kind](cache=InMemoryCache(), tags=["x"], trust_remote_code=False, adapter=None)
     assert model.pipeline
-    assert dumpd(model)["kwargs"] == {name: "some/model"}
+    assert dumpd(model)["kwargs"] == own
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+@pytest.mark.parametrize("option", [{"return_full_text": False}, {"eos_reward": True}], ids=str)
+def test_what_was_given_still_wins_over_the_pipelines_settings(kind, option, loads):
+    ((name, value),) = option.items()
+    model = MODELS[kind](**option, pipeline_kwargs={name: not value})
+    assert again(model)._options() == model._options()
+    assert model._options() != MODELS[kind](pipeline_kwargs={name: not value})._options()
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_path_of_an_adapter_is_written_as_text(kind, loads, tmp_path):
+    assert dumpd(MODELS[kind](adapter=tmp_path))["kwargs"]["adapter"] == str(tmp_path)
 
 
 def test_a_server_comes_back():
@@ -118,7 +164,7 @@ def test_a_server_comes_back():
 )
 def test_secrets_are_written_by_name(name, kind, loads, monkeypatch):
     monkeypatch.delenv(name, raising=False)
-    argument = "api_key" if kind == "server" else "token"
+    argument = "openai_api_key" if kind == "server" else "token"
     model = MODELS[kind](**{argument: "SECRET"})
     assert "SECRET" not in json.dumps(dumpd(model))
     assert dumpd(model)["kwargs"][argument] == {"lc": 1, "type": "secret", "id": [name]}
@@ -131,6 +177,94 @@ def test_secrets_are_written_by_name(name, kind, loads, monkeypatch):
 
     assert secret(again(model, secrets_map={name: "SECRET"})) == "SECRET"
     assert secret(again(model)) == ("EMPTY" if kind == "server" else None)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("how", ["assigned", "copied"])
+def test_secrets_that_are_put_in_later_are_not_written_either(kind, how, loads):
+    name = "openai_api_key" if kind == "server" else "token"
+    model = MODELS[kind]()
+    if how == "copied":
+        model = model.model_copy(update={name: "SECRET"})
+    else:
+        setattr(model, name, "SECRET")
+    assert "SECRET" not in json.dumps(dumpd(model))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_errors_hold_no_secret(kind):
+    argument = "api_key" if kind == "server" else "token"
+    with pytest.raises(ValidationError) as caught:
+        MODELS[kind](**{argument: "SECRET"}, max_new_tokens=0)
+    assert "SECRET" not in str(caught.value.errors()) + str(caught.value)
+
+
+class Mine(ChatLlamaStop):
+    """A user's own class."""
+
+    name_of_mine: str = "x"
+    password: str = Field(default="", exclude=True, repr=False)
+    other: Any = None
+
+    @property
+    def lc_secrets(self):
+        return {**super().lc_secrets, "other": "OTHER"}
+
+
+def test_a_class_of_the_users_own_is_written_as_langchain_does(loads):
+    class Closed(ChatLlamaStop):
+        @classmethod
+        def is_lc_serializable(cls):
+            return False
+
+    model = Mine(model="a/b", token="SECRET", name_of_mine="y", password="SECRET", other="SECRET")
+    written = dumpd(model)
+    assert "SECRET" not in json.dumps(written) and written["kwargs"]["name_of_mine"] == "y"
+    assert {name for name, v in written["kwargs"].items() if isinstance(v, dict)} == {
+        "token",
+        "other",
+    }
+    assert "other" not in dumpd(Mine(model="a/b"))["kwargs"]
+    assert dumpd(Closed(model="a/b"))["type"] == "not_implemented"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_name_is_written_where_the_rest_cannot_be(kind, loads):
+    assert dumpd(MODELS[kind](name="planner"))["name"] == "planner"
+    how = {"default_headers": {"a": "b"}} if kind == "server" else {"logits_processor": [len]}
+    written = dumpd(MODELS[kind](name="planner", **how))
+    assert (written["type"], written["name"]) == ("not_implemented", "planner")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"timeout": (5, 60)},
+        {"timeout": httpx2.Timeout(None, connect=5.0)},
+        {"api_key": lambda: "SECRET"},
+    ],
+    ids=["pair", "none", "called"],
+)
+def test_what_cannot_be_written_costs_no_call(how):
+    model = ChatLlamaStopServer(model="m", **how)
+    written = dumpd(model)
+    assert (written["type"] == "not_implemented") == ("timeout" in how)
+    assert "SECRET" not in json.dumps(written)
+    model.request_timeout = 30
+    assert dumpd(model.model_copy())["type"] == "not_implemented"
+
+
+def test_a_copy_writes_itself_not_what_it_was_copied_from(loads):
+    chat = ChatLlamaStop(model="some/model", max_tokens=3)
+    assert chat._serialized["kwargs"]["max_new_tokens"] == 3
+    copied = chat.model_copy(update={"max_new_tokens": 2})
+    assert copied._serialized["kwargs"]["max_new_tokens"] == 2
+
+
+def test_an_adapter_that_was_put_on_later_is_not_left_out(loads):
+    chat = ChatLlamaStop(model="some/model")
+    chat.pipeline.model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    assert dumpd(chat.model_copy())["type"] == "not_implemented"
 
 
 def test_no_token_at_all_stays_that(loads):
@@ -224,14 +358,64 @@ def test_configured_copies_share_the_loaded_model(kind, loads):
 
 
 @pytest.mark.parametrize("kind", LOCAL)
-def test_copies_from_elsewhere_load_their_own(kind, loads):
+def test_copies_from_elsewhere_load_their_own_once(kind, loads):
     model = MODELS[kind]()
     first = model.pipeline
     other = model.configurable_fields(revision=ConfigurableField(id="r"))
-    found = other.with_config(configurable={"r": "v2"})
-    found.invoke("Why?", max_new_tokens=2)
+    for _ in range(3):
+        other.with_config(configurable={"r": "v2"}).invoke("Why?", max_new_tokens=2)
     assert [asked["revision"] for asked in loads] == [None, "v2"]
     assert model.pipeline is first
+
+
+@pytest.mark.parametrize("how", ["copied", "assigned"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "x/other"},
+        {"quantization": BitsAndBytesConfig(load_in_8bit=True)},
+        {"model_kwargs": {"attn_implementation": "eager"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_changed_model_is_loaded_anew(kind, change, how, loads):
+    model = MODELS[kind](quantization=BitsAndBytesConfig(load_in_4bit=True), model_kwargs={})
+    model.invoke("Why?", max_new_tokens=2)
+    ((name, value),) = change.items()
+    name = {"name": "model_id" if kind == "llm" else "model"}.get(name, name)
+    if how == "copied":
+        model = model.model_copy(update={name: value})
+    elif name == "model_kwargs":
+        model.model_kwargs.update(value)
+    else:
+        setattr(model, name, value)
+    model.invoke("Why?", max_new_tokens=2)
+    assert len(loads) == 2 and value in (loads[1]["model"], loads[1].get(name))
+
+
+def test_a_profile_is_that_of_the_model(loads):
+    chat = ChatLlamaStop(model="some/model")
+    copied = chat.model_copy()
+    own = ChatLlamaStop(model="some/model", profile={"max_output_tokens": 9})
+    for model in (chat, copied, own):
+        assert "max_input_tokens" not in model.profile
+        assert model.pipeline and model.profile["max_input_tokens"] == 512
+    assert own.profile["max_output_tokens"] == 9
+    other = chat.model_copy(update={"model": "x/other"})
+    assert other.pipeline and other.profile["name"] == "x/other"
+
+
+def test_configured_copies_of_a_given_pipeline(loads):
+    for model in (LlamaStopLLM(pipeline=tiny()), ChatLlamaStop(pipeline=tiny())):
+        moved = model.configurable_fields(temperature=ConfigurableField(id="t"))
+        moved.with_config(configurable={"t": 0}).invoke("Why?", max_new_tokens=2)
+    assert not loads
+
+
+def test_from_model_id_takes_no_pipeline():
+    with pytest.raises(ValueError, match="`pipeline` has to be left out here"):
+        LlamaStopLLM.from_model_id("a/b", pipeline=tiny())
 
 
 def test_threads_load_a_model_once(loads):

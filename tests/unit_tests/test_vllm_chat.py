@@ -160,7 +160,11 @@ class TestLangChainsUnitTests(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "m"}
 
-    @pytest.mark.xfail(reason="loads only what LangChain lists; see test_serialization.py")
+    @pytest.mark.xfail(
+        reason="loads only what LangChain lists; see test_serialization.py",
+        raises=AssertionError,
+        strict=True,
+    )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)
 
