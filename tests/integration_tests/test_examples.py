@@ -14,7 +14,7 @@ import torch
 from langchain_core.tools import render_text_description
 from langchain_huggingface import HuggingFacePipeline
 
-from langchain_llama_stop import chat_models, llms
+from langchain_llama_stop import model_source
 from langchain_llama_stop.boundaries import may_end
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
@@ -25,12 +25,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def example(demo_pipeline, monkeypatch):
     """Imports an example, which then gets the model that is loaded already."""
 
-    def load_pipeline(model, quantization, *args, **kwargs):
+    def load_pipeline(*, model, quantization, **kwargs):
         assert (model, quantization) == ("demo", "nf4")
         return demo_pipeline
 
-    for module in (llms, chat_models):
-        monkeypatch.setattr(module, "load_pipeline", load_pipeline)
+    monkeypatch.setattr(model_source, "load_pipeline", load_pipeline)
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
