@@ -25,19 +25,26 @@ from tests.unit_tests.test_generation import options, streamed, tiny
 
 
 class Gate:
-    """Notes the rows of each forward pass; while it is shut, passes wait."""
+    """Notes the rows of each forward pass; while it is shut, passes wait.
 
-    def __init__(self, pipeline):
+    `shut` looks at the rows of all passes so far, and shuts the gate in the newest one.
+    """
+
+    def __init__(self, pipeline, shut=lambda rows: False):
         self.rows, self.widths, self.open = [], [], threading.Event()
         self.open.set()
-        self.waits = threading.Event()
+        self.waits, self.shut = threading.Event(), shut
         pipeline.model.register_forward_pre_hook(self.passes, with_kwargs=True)
 
     def passes(self, module, args, kwargs):
         rows, width = kwargs["input_ids"].shape
         self.rows.append(rows)
         self.widths.append(width)
-        self.waits.set()
+        if self.shut(self.rows):
+            self.shut = lambda rows: False
+            self.open.clear()
+        if not self.open.is_set():
+            self.waits.set()
         assert self.open.wait(30)
 
 
