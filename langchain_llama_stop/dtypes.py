@@ -1,4 +1,4 @@
-"""The type of a model's weights: what was asked for, and what the machine computes fastest in."""
+"""The type of a model's weights: what was asked for, what is fastest, how they are quantized."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def asked_dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
@@ -65,3 +65,37 @@ def _has_bfloat16() -> bool:
         return True
     known = torch.cpu.get_capabilities()
     return any(value for name, value in known.items() if "bf16" in name)
+
+
+def quantization_of(model: PreTrainedModel) -> str | None:
+    """Name a loaded model's quantization.
+
+    Args:
+        model: A transformers model, or anything with its `config`.
+
+    Returns:
+        "nf4", "fp4" or "int8" for bitsandbytes, the method's name ("gptq") for others, None for
+        a model that is not quantized.
+    """
+    return quantization_name(model.config)
+
+
+def quantization_name(config: Any) -> str | None:
+    """Name the quantization that a model's config holds.
+
+    Args:
+        config: The config; its quantization is an object, or as read from JSON.
+
+    Returns:
+        As `quantization_of`.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    marks: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    method = marks.get("quant_method")
+    if marks.get("load_in_8bit"):
+        return "int8"
+    if marks.get("load_in_4bit"):
+        return str(marks.get("bnb_4bit_quant_type", "fp4"))
+    return str(getattr(method, "value", method))

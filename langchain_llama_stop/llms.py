@@ -71,12 +71,10 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
 
     def _ready(self) -> Any:
         """The pipeline; that of a name is loaded, anew where a copy has got another."""
-        by_name = self.pipeline is None or self._was_loaded_here(self.pipeline)
-        if by_name and self._loaded(self.model_id) is not self.pipeline:
-            self.pipeline = self._loaded(self.model_id)
-        if self.pipeline is None:
-            self.pipeline = self._load(self.model_id)
-        return self.pipeline
+        pipeline = self.pipeline
+        if pipeline is None or self._was_loaded_here(pipeline):
+            pipeline = self.pipeline = self._loaded(self.model_id) or self._load(self.model_id)
+        return pipeline
 
     @model_validator(mode="after")
     def _set_langchain_llama_stop_version(self) -> Self:
@@ -243,7 +241,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     ) -> LLMResult:
         from langchain_llama_stop.generation import generate
 
-        responses = generate(self.pipeline, prompts, self._call_options(stop, kwargs))
+        responses = generate(self._ready(), prompts, self._call_options(stop, kwargs))
         return LLMResult(
             generations=[
                 [Generation(text=r.text, generation_info=self._info(r))] for r in responses
@@ -260,7 +258,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     ) -> Iterator[GenerationChunk]:
         from langchain_llama_stop.generation import stream_generate
 
-        for piece in stream_generate(self.pipeline, prompt, self._call_options(stop, kwargs)):
+        for piece in stream_generate(self._ready(), prompt, self._call_options(stop, kwargs)):
             chunk = GenerationChunk(
                 text=piece.text,
                 generation_info=self._info(piece.response) if piece.response else None,

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.dtypes import asked_dtype, best_dtype
+from langchain_llama_stop.dtypes import asked_dtype, best_dtype, quantization_name
 from langchain_llama_stop.gguf_cache import (
     INSTALL_QUANTIZATION,
     Progress,
@@ -106,10 +106,10 @@ def load_pipeline(
         from transformers import pipeline
 
         quantization_config = _quantization_config(quantization)
-        options = dict(model_kwargs or {})
+        options = copied(model_kwargs or {})  # accelerate changes what it is given
         fixed = {
             "dtype": asked_dtype(dtype, quantization_config),
-            "device_map": device_map,
+            "device_map": copied(device_map),
             "quantization_config": quantization_config,
             "use_safetensors": True,
         }
@@ -141,17 +141,11 @@ def load_pipeline(
         )
 
 
-def quantization_of(model: PreTrainedModel) -> str | None:
-    """Name a loaded model's quantization.
-
-    Args:
-        model: A transformers model, or anything with its `config`.
-
-    Returns:
-        "nf4", "fp4" or "int8" for bitsandbytes, the method's name ("gptq") for others, None for
-        a model that is not quantized.
-    """
-    return _quantization_name(model.config)
+def copied(value: Any) -> Any:
+    """Copies dicts and lists, and those in them; what else they hold stays the same object."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 def adapter_state(model: PreTrainedModel) -> str:
@@ -169,20 +163,6 @@ def adapter_state(model: PreTrainedModel) -> str:
 
     layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
     return f"{layer.active_adapters} {layer.disable_adapters}" if layer else ""
-
-
-def _quantization_name(config: Any) -> str | None:
-    """Name the quantization that a model's config holds, as an object or as read from JSON."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    marks: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
-    method = marks.get("quant_method")
-    if marks.get("load_in_8bit"):
-        return "int8"
-    if marks.get("load_in_4bit"):
-        return str(marks.get("bnb_4bit_quant_type", "fp4"))
-    return str(getattr(method, "value", method))
 
 
 def _quantization_config(
@@ -297,7 +277,7 @@ def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
     fetch = {key: options[key] for key in ("revision", "token", "trust_remote_code")}
     try:
         config = AutoConfig.from_pretrained(source, **fetch)
-        saved_as = _quantization_name(config)
+        saved_as = quantization_name(config)
         if "quantization_config" in options and saved_as is not None:
             raise ValueError(
                 f"`quantization` has to be None for {source}, because its weights are quantized "

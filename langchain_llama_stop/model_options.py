@@ -15,9 +15,10 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from langchain_llama_stop.calls import Cancellation, cancelled_by
+from langchain_llama_stop.dtypes import quantization_of
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.grammars import Grammar
-from langchain_llama_stop.loading import adapter_state, quantization_of
+from langchain_llama_stop.loading import adapter_state
 from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength, OnTimeout
 
 if TYPE_CHECKING:
@@ -171,9 +172,11 @@ class ModelOptions(BaseModel):
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in OPTION_NAMES}
-        # None is "not given" everywhere, so that `pipeline_kwargs` may say it instead.
-        given = {k: v for k, v in values.items() if k in self.model_fields_set and v is not None}
-        return GenerationOptions.parse(given)
+        # None is "not given" everywhere, so that `pipeline_kwargs` may say it instead. A class of
+        # the user's own may have other defaults.
+        own, known = self.model_fields_set, ModelOptions.model_fields
+        given = {k: v for k, v in values.items() if k in own or v != known[k].default}
+        return GenerationOptions.parse({k: v for k, v in given.items() if v is not None})
 
     def _asked(self, stop: list[str] | None, call: dict[str, Any]) -> GenerationOptions:
         """The options of one call; stops of the constructor stay in force."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
-from langchain_llama_stop.loading import load_pipeline
+from langchain_llama_stop.loading import copied, load_pipeline
+from langchain_llama_stop.options import OPTION_NAMES
 
 _LOADING = threading.Lock()
 _SOURCE = (
@@ -46,12 +46,24 @@ class ModelSource(BaseModel):
     """Access token for gated models; False for none, not even the one you logged in with."""
     trust_remote_code: bool = False
     """Whether code from the hub may run."""
-    model_kwargs: dict[str, Any] | None = None
+    model_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
     """Further arguments of `from_pretrained`."""
     shared_pipelines: SharedPipelines = Field(
         default_factory=SharedPipelines, exclude=True, repr=False
     )
     """Where a model's copies find what is loaded: `configurable_fields` makes one per call."""
+
+    @model_validator(mode="after")
+    def _given_as_to_the_original(self) -> Self:
+        """Leaves it to `pipeline_kwargs` to say what was not given to the model copied.
+
+        Copies by all fields, which `configurable_fields` makes, are given defaults too.
+        """
+        if "shared_pipelines" in self.model_fields_set:
+            for name in self.model_fields_set & set(OPTION_NAMES):
+                if getattr(self, name) == type(self).model_fields[name].default:
+                    self.model_fields_set.discard(name)
+        return self
 
     @property
     def lc_secrets(self) -> dict[str, str]:
@@ -72,7 +84,7 @@ class ModelSource(BaseModel):
                 arguments = self._arguments(model)
                 token = arguments["token"]
                 plain = token.get_secret_value() if isinstance(token, SecretStr) else token
-                given = copy.deepcopy(_comparable(arguments))
+                given = _comparable(arguments)
                 found = load_pipeline(**{**arguments, "token": plain})
                 self.shared_pipelines.loaded.append((given, found))
             return found
@@ -97,11 +109,18 @@ class ModelSource(BaseModel):
 
 
 def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same with configurations by their settings: two of one kind are equal as objects."""
-    return {
-        name: value.to_dict() if hasattr(value, "to_dict") else value
-        for name, value in arguments.items()
-    }
+    """The same in one form each: by its settings, its text, its name; lists and dicts copied."""
+
+    def form(value: Any) -> Any:
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        if hasattr(value, "to_dict"):  # configurations of one kind are equal as objects
+            return value.to_dict()
+        if isinstance(value, Path) or type(value).__name__ == "dtype":
+            return str(value).removeprefix("torch.")
+        return copied(value)
+
+    return {name: form(value) for name, value in arguments.items()}
 
 
 def check_source(values: Mapping[str, Any]) -> None:

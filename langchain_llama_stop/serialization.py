@@ -51,7 +51,8 @@ class SerializationMixin:
             # What LangChain adds: whether the class may be written, secrets, the model's name.
             written = dict(super().to_json())  # type: ignore[misc]
             if written["type"] == "constructor":
-                secrets = {name: written["kwargs"][name] for name in _secrets(self)}
+                kwargs, names = written["kwargs"], _secrets(self)
+                secrets = {name: kwargs[name] for name in names if name in kwargs}
                 arguments = _json_form(self._constructor_arguments())
                 written["kwargs"] = {**arguments, **secrets}
         except Exception:  # a call is not to fail because of what is written into its trace
@@ -111,12 +112,17 @@ def given_fields(model: Serializable, *left_out: str, refused: tuple[str, ...]) 
 
 
 def _secrets(model: Any) -> set[str]:
-    """The arguments that are secrets and were given, as all classes of a model say."""
-    names: set[str] = set()
-    for cls in type(model).__mro__:
-        found = vars(cls).get("lc_secrets")
-        if isinstance(found, property) and found.fget:
-            names |= {name for name in found.fget(model) if getattr(model, name, None) is not None}
+    """The arguments that are secrets, as all classes of a model say.
+
+    Raises:
+        TypeError: If one is a part of an argument.
+    """
+    names = {*model.lc_secrets}
+    classes: list[Any] = [*type(model).__mro__]
+    for cls in classes[: classes.index(Serializable)]:
+        names |= {*super(cls, model).lc_secrets}
+    if any("." in name for name in names):
+        raise TypeError("Secrets within arguments cannot be told apart from the rest.")
     return names
 
 

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop.dtypes import quantization_of
 from langchain_llama_stop.gguf_cache import Progress, require
-from langchain_llama_stop.loading import load_pipeline, quantization_of
+from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.options import GenerationOptions, refuse_unknown
 from langchain_llama_stop.settings import eos_token_ids
 from langchain_llama_stop.training_data import (

@@ -23,9 +23,9 @@ from transformers import (
 )
 from transformers.utils.logging import set_tqdm_hook
 
-from langchain_llama_stop.dtypes import best_dtype
+from langchain_llama_stop.dtypes import best_dtype, quantization_of
 from langchain_llama_stop.generation import generate
-from langchain_llama_stop.loading import load_pipeline, quantization_of
+from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.options import GenerationOptions
 
 pytestmark = [

@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import httpx2
@@ -19,8 +20,10 @@ from transformers import BitsAndBytesConfig
 
 from langchain_llama_stop import ChatLlamaStop, ChatLlamaStopServer, EosReward, LlamaStopLLM
 from langchain_llama_stop.grammars import Grammar
+from langchain_llama_stop.loading import copied
 from tests.fakes import TOKENIZERS
 from tests.unit_tests.test_generation import tiny
+from tests.unit_tests.test_loading import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 
@@ -63,7 +66,7 @@ def loads(monkeypatch):
     asked = []
 
     def load_pipeline(**arguments):
-        asked.append(arguments)
+        asked.append(copied(arguments))
         pipeline = tiny()
         time.sleep(0.01)  # so that two threads would both be at it
         return pipeline
@@ -392,6 +395,88 @@ def test_a_changed_model_is_loaded_anew(kind, change, how, loads):
         setattr(model, name, value)
     model.invoke("Why?", max_new_tokens=2)
     assert len(loads) == 2 and value in (loads[1]["model"], loads[1].get(name))
+
+
+def test_the_users_own_dicts_are_not_changed(tmp_path):
+    """accelerate writes numbers over "1GB" where it finds it."""
+    kwargs = {"max_memory": {"cpu": "1GB"}}
+    llm = LlamaStopLLM(
+        model_id=str(save_tiny(tmp_path)), device_map="auto", model_kwargs=kwargs, max_new_tokens=2
+    )
+    first = llm.pipeline
+    llm.invoke("Why?")
+    assert llm.pipeline is first and kwargs == {"max_memory": {"cpu": "1GB"}}
+    assert dumpd(llm)["kwargs"]["model_kwargs"] == kwargs
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+@pytest.mark.parametrize("own", [{"return_full_text": True}, {"eos_reward": False}], ids=str)
+def test_a_configured_copy_has_the_options_of_the_original(kind, own, loads):
+    model = MODELS[kind](pipeline_kwargs=own, stop=["x"])
+    seen = []
+
+    class Seeing(type(model)):
+        def _call_options(self, stop, kwargs):
+            seen.append(super()._call_options(stop, kwargs))
+            return seen[-1]
+
+    model.__class__ = Seeing
+    moved = model.configurable_fields(temperature=ConfigurableField(id="t"))
+    moved.with_config(configurable={"t": 0}).invoke("Why?", max_new_tokens=2)
+    model.invoke("Why?", max_new_tokens=2, temperature=0)
+    assert seen[-1] == seen[0]
+
+
+def test_the_model_that_is_asked_for_is_the_one_that_answers_on_every_path(loads):
+    llm = LlamaStopLLM(model_id="some/model", max_new_tokens=2)
+    other = llm.model_copy(update={"model_id": "x/other"})
+    ran = []
+    for path in (other._generate, lambda prompts: list(other._stream(prompts[0]))):
+        path(["Why?"])
+        ran.append(other.pipeline)
+    assert ran[0] is ran[1] is not llm.pipeline and len(loads) == 2
+
+
+def test_defaults_of_a_class_of_the_users_own_hold(loads):
+    class Short(ChatLlamaStop):
+        max_new_tokens: int | None = 3
+
+    assert Short(model="a/b")._options().max_new_tokens == 3
+    assert Short(model="a/b", max_tokens=5)._options().max_new_tokens == 5
+    moved = Short(model="a/b").configurable_fields(temperature=ConfigurableField(id="t"))
+    found = moved.with_config(configurable={"t": 0}).invoke("Why?")
+    assert found.usage_metadata["output_tokens"] <= 3
+
+
+@pytest.mark.parametrize("kind", ["cached", "part"])
+def test_secrets_that_are_declared_otherwise_are_not_written_either(kind):
+    class Cached(ChatLlamaStop):
+        extra: str = ""
+
+        @cached_property
+        def lc_secrets(self):
+            return {"extra": "EXTRA"}
+
+    class Part(ChatLlamaStop):
+        @property
+        def lc_secrets(self):
+            return {"model_kwargs.password": "PASSWORD"}
+
+    given = {"extra": "SECRET"} if kind == "cached" else {"model_kwargs": {"password": "SECRET"}}
+    model = {"cached": Cached, "part": Part}[kind](model="a/b", **given)
+    assert "SECRET" not in json.dumps(dumpd(model))
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_an_empty_token_is_none(kind, loads):
+    assert again(MODELS[kind](token=""))._options() == MODELS[kind]()._options()
+
+
+def test_a_token_that_is_set_again_loads_nothing_anew(loads):
+    chat = ChatLlamaStop(model="a/b", token="SECRET", dtype=torch.float32)
+    assert chat.pipeline
+    chat.token, chat.dtype = "SECRET", "float32"
+    assert chat.pipeline and len(loads) == 1
 
 
 def test_a_profile_is_that_of_the_model(loads):
