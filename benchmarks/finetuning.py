@@ -66,6 +66,7 @@ def main() -> None:
     )
     minutes = (time.perf_counter() - began) / 60
     args.device, args.dtype = "cuda" if torch.cuda.is_available() else "cpu", "nf4"
+    args.shape = None
     print(f"{machine(args)}; {args.data.name}: {report.examples} conversations, ", end="")
     print(f"{args.epochs} epochs; {report.seconds / 60:.1f} min of training, {minutes:.1f} in all")
     print(f"\n{report.table()}\n", flush=True)

@@ -84,9 +84,9 @@ def machine(args: argparse.Namespace) -> str:
     """The machine and the versions that figures belong to."""
     cuda = args.device.startswith("cuda")
     place = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
-    model = getattr(args, "shape", None) or "demo model"
     return (
-        f"{model}, {platform.machine()}, {place}, {args.dtype}, torch {torch.__version__}, "
+        f"{args.shape or 'demo model'}, {platform.machine()}, {place}, {args.dtype}, "
+        f"torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
 

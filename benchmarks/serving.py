@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SIDE", help="sides to run (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to it")
     args = parser.parse_args()
-    args.device, args.dtype = "cpu", "float32"
+    args.device, args.dtype, args.shape = "cpu", "float32", None
     lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line)["prompt"] for line in lines]
     settings = {"temperature": 0, "max_tokens": args.tokens}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,3 +100,16 @@ def quantization_name(config: Any) -> str | None:
     if marks.get("load_in_4bit"):
         return str(marks.get("bnb_4bit_quant_type", "fp4"))
     return str(getattr(method, "value", method))
+
+
+def as_text(value: Any) -> Any:
+    """Gives a type of torch or a path as the text that names it too.
+
+    Args:
+        value: An argument of `load_pipeline`.
+
+    Returns:
+        "bfloat16" for `torch.bfloat16`, "a/b" for `Path("a/b")`; anything else as it is.
+    """
+    is_dtype = type(value).__name__ == "dtype" and str(value).startswith("torch.")
+    return str(value).removeprefix("torch.") if is_dtype or isinstance(value, Path) else value

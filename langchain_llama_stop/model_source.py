@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
+from langchain_llama_stop.dtypes import as_text
 from langchain_llama_stop.loading import copied, load_pipeline
 from langchain_llama_stop.options import OPTION_NAMES
 
@@ -116,9 +117,7 @@ def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
             return value.get_secret_value()
         if hasattr(value, "to_dict"):  # configurations of one kind are equal as objects
             return value.to_dict()
-        if isinstance(value, Path) or type(value).__name__ == "dtype":
-            return str(value).removeprefix("torch.")
-        return copied(value)
+        return as_text(copied(value))
 
     return {name: form(value) for name, value in arguments.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +15,7 @@ from langchain_core.load.serializable import (
 )
 from pydantic import SecretStr
 
+from langchain_llama_stop.dtypes import as_text
 from langchain_llama_stop.eos_reward import EosReward
 from langchain_llama_stop.options import OPTION_NAMES
 
@@ -53,15 +53,16 @@ class SerializationMixin:
             if written["type"] == "constructor":
                 kwargs, names = written["kwargs"], _secrets(self)
                 secrets = {name: kwargs[name] for name in names if name in kwargs}
-                arguments = _json_form(self._constructor_arguments())
-                written["kwargs"] = {**arguments, **secrets}
+                given = self._constructor_arguments()
+                plain = {name: value for name, value in given.items() if name not in names}
+                written["kwargs"] = {**_json_form(plain), **secrets}
         except Exception:  # a call is not to fail because of what is written into its trace
             name = {"name": written["name"]} if "name" in written else {}
             written = {**to_json_not_implemented(self), **name}
         return cast(SerializedConstructor, written)
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        """What was given to the constructor, secrets left out.
+        """What was given to the constructor.
 
         Raises:
             TypeError: If that is not all, as the model was not given by name.
@@ -108,7 +109,7 @@ def given_fields(model: Serializable, *left_out: str, refused: tuple[str, ...]) 
         written = name in OPTION_NAMES or try_neq_default(value, name, model)
         if not fields[name].exclude and written and value is not None:
             given[name] = value
-    return {name: value for name, value in given.items() if name not in _secrets(model)}
+    return given
 
 
 def _secrets(model: Any) -> set[str]:
@@ -134,10 +135,7 @@ def _json_form(value: Any) -> Any:
     """
     if isinstance(value, EosReward):
         return asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if type(value).__name__ == "dtype" and str(value).startswith("torch."):
-        return str(value).removeprefix("torch.")
+    value = as_text(value)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _json_form(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -306,13 +306,13 @@ def made_here(*clients: Any) -> bool:
     return all(client in _MADE for client in clients)
 
 
-def timeouts(seconds: float | None) -> httpx2.Timeout:
+def timeouts(seconds: float) -> httpx2.Timeout:
     """Gives the limits of a request.
 
     Args:
-        seconds: How long it may take; None for any time.
+        seconds: How long it may take.
 
     Returns:
         The same as httpx has it: a server that cannot be reached is given up sooner.
     """
-    return httpx2.Timeout(seconds, connect=min(_CONNECT, seconds or _CONNECT))
+    return httpx2.Timeout(seconds, connect=min(_CONNECT, seconds))

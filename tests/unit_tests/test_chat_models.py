@@ -17,7 +17,6 @@ from langchain_core.messages import (
     trim_messages,
 )
 from langchain_core.tools import tool
-from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
@@ -33,6 +32,7 @@ from tests.fakes import (
     make_pipeline,
     scripted_answers,
 )
+from tests.standard import StandardUnitTests
 
 TOKENIZER = TOKENIZERS["byte_bpe"]
 QUESTION = "What is it?"
@@ -73,7 +73,7 @@ COLOURED = {
 }
 
 
-class TestStandard(ChatModelUnitTests):
+class TestStandard(StandardUnitTests):
     @property
     def chat_model_class(self):
         return ChatLlamaStop
@@ -81,14 +81,6 @@ class TestStandard(ChatModelUnitTests):
     @property
     def chat_model_params(self):
         return {"model": "demo"}
-
-    @pytest.mark.xfail(
-        reason="loads only what LangChain lists; see test_serialization.py",
-        raises=AssertionError,
-        strict=True,
-    )
-    def test_serdes(self, model, snapshot):
-        super().test_serdes(model, snapshot)
 
 
 def test_every_path_gives_the_same_answer():

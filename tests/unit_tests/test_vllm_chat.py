@@ -28,12 +28,12 @@ from langchain_core.exceptions import (
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
-from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStopServer, EosReward
 from langchain_llama_stop.vllm import request_reward, reward_args
 from langchain_llama_stop.vllm_servers import server_root
+from tests.standard import StandardUnitTests
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
@@ -151,7 +151,7 @@ def refused_port():
         return free.getsockname()[1]
 
 
-class TestLangChainsUnitTests(ChatModelUnitTests):
+class TestLangChainsUnitTests(StandardUnitTests):
     @property
     def chat_model_class(self):
         return ChatLlamaStopServer
@@ -159,14 +159,6 @@ class TestLangChainsUnitTests(ChatModelUnitTests):
     @property
     def chat_model_params(self):
         return {"model": "m"}
-
-    @pytest.mark.xfail(
-        reason="loads only what LangChain lists; see test_serialization.py",
-        raises=AssertionError,
-        strict=True,
-    )
-    def test_serdes(self, model, snapshot):
-        super().test_serdes(model, snapshot)
 
 
 # What a request holds
