@@ -40,6 +40,12 @@ class SerializationMixin:
         """Whether LangChain may write models of this class."""
         return True
 
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where `load` finds the class: in the package itself, whichever of its files holds it."""
+        package, *path = cls.__module__.split(".")
+        return [package] if package == __name__.partition(".")[0] else [package, *path]
+
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """Writes the model as the arguments of its constructor.
 

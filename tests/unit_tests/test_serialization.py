@@ -99,6 +99,20 @@ def test_options_come_back(kind, option, loads):
         assert model._options() != MODELS[kind]()._options()
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_written_names_the_package_and_no_file_of_it(kind, loads):
+    model = MODELS[kind]()
+    assert dumpd(model)["id"] == ["langchain_llama_stop", type(model).__name__]
+
+
+def test_a_class_of_the_users_own_is_found_in_its_own_module(loads):
+    class Mine(ChatLlamaStop):
+        pass
+
+    Mine.__module__ = "app.models"
+    assert dumpd(Mine(model="some/model"))["id"] == ["app", "models", "Mine"]
+
+
 @pytest.mark.parametrize("kind", LOCAL)
 @pytest.mark.parametrize("option", MORE)
 def test_options_of_a_model_in_this_process_come_back(kind, option, loads):
