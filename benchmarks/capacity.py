@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from langchain_llama_stop import EosReward, EosTokenRewardLogitsProcessor, load_pipeline
-from langchain_llama_stop.logits_process import lift_rows_
+from langchain_llama_stop.ending.logits_processor import lift_rows_
 
 BANDWIDTH, MEMORY, FLOPS = 3.35e12, 80e9, 990e12  # H100 SXM: bytes/s, bytes, dense bfloat16
 REACHED = 0.6  # share of bandwidth and arithmetic that good kernels reach

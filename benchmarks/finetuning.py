@@ -17,8 +17,8 @@ from measuring import machine
 from termination import read_prompts
 
 from langchain_llama_stop import GenerationOptions, finetune, generate, load_pipeline
-from langchain_llama_stop.training_data import read_rows
-from langchain_llama_stop.training_report import endings
+from langchain_llama_stop.training.data import read_rows
+from langchain_llama_stop.training.report import endings
 
 HERE = Path(__file__).parent
 BUDGET = 128

@@ -23,8 +23,8 @@ from langchain_llama_stop import (
     LlamaStopLLM,
     load_pipeline,
 )
-from langchain_llama_stop.landing import Landing
-from langchain_llama_stop.logits_process import InPlaceEosReward
+from langchain_llama_stop.ending.landing import Landing
+from langchain_llama_stop.ending.logits_processor import InPlaceEosReward
 
 VOCABULARIES, BATCHES = (32_000, 128_000), (1, 32)
 PROMPT, BUDGET = 64, 128

@@ -16,11 +16,11 @@ from peers import passage
 
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop import generation as generation_module
-from langchain_llama_stop.batches import Batch
-from langchain_llama_stop.jobs import Job
-from langchain_llama_stop.rows import Row
-from langchain_llama_stop.scheduling import Scheduler
-from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
+from langchain_llama_stop.ending.stopping_criteria import StopSequenceCriteria
+from langchain_llama_stop.engine.batch import Batch
+from langchain_llama_stop.engine.request import Job
+from langchain_llama_stop.engine.scheduler import Scheduler
+from langchain_llama_stop.engine.sequence import Row
 
 PARTS: dict[str, tuple[Any, str]] = {
     "step": (Scheduler, "_step"),

@@ -18,7 +18,7 @@ from rich.table import Table
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import GenerationOptions, generate, load_pipeline
-from langchain_llama_stop.boundaries import is_true_end, last_end, open_constructs
+from langchain_llama_stop.ending.boundaries import is_true_end, last_end, open_constructs
 
 HERE = Path(__file__).parent
 HINT = "Answer in {sentences} sentences or fewer."

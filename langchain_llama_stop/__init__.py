@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
-    from langchain_llama_stop.calls import ModelBusyError
     from langchain_llama_stop.chat_models import ChatLlamaStop
-    from langchain_llama_stop.diagnosis import diagnose
-    from langchain_llama_stop.eos_reward import EosReward
-    from langchain_llama_stop.findings import Finding
-    from langchain_llama_stop.generation import generate, stream_generate
+    from langchain_llama_stop.diagnosis.checks import Finding
+    from langchain_llama_stop.diagnosis.diagnose import diagnose
+    from langchain_llama_stop.ending.logits_processor import EosTokenRewardLogitsProcessor
+    from langchain_llama_stop.ending.reward import EosReward
+    from langchain_llama_stop.ending.stop_strings import find_stop
+    from langchain_llama_stop.ending.stopping_criteria import StopSequenceCriteria
+    from langchain_llama_stop.engine.admission import ModelBusyError
+    from langchain_llama_stop.engine.generate import generate, stream_generate
+    from langchain_llama_stop.engine.sequence import GenerationResponse
     from langchain_llama_stop.llms import LlamaStopLLM
     from langchain_llama_stop.loading import load_pipeline
-    from langchain_llama_stop.logits_process import EosTokenRewardLogitsProcessor
-    from langchain_llama_stop.merging import merge_adapter
+    from langchain_llama_stop.loading.merge import merge_adapter
     from langchain_llama_stop.options import GenerationOptions
-    from langchain_llama_stop.rows import GenerationResponse
-    from langchain_llama_stop.stop_sequences import find_stop
-    from langchain_llama_stop.stopping_criteria import StopSequenceCriteria
-    from langchain_llama_stop.training import finetune
-    from langchain_llama_stop.training_report import FinetuneReport
-    from langchain_llama_stop.vllm_chat import ChatLlamaStopServer
+    from langchain_llama_stop.training.finetune import finetune
+    from langchain_llama_stop.training.report import FinetuneReport
+    from langchain_llama_stop.vllm.chat_model import ChatLlamaStopServer
 
 __all__ = [
     "ChatLlamaStop",
@@ -54,23 +54,23 @@ __all__ = [
 
 _MODULES = {
     "ChatLlamaStop": "chat_models",
-    "ChatLlamaStopServer": "vllm_chat",
-    "EosReward": "eos_reward",
-    "EosTokenRewardLogitsProcessor": "logits_process",
-    "Finding": "findings",
-    "FinetuneReport": "training_report",
+    "ChatLlamaStopServer": "vllm.chat_model",
+    "EosReward": "ending.reward",
+    "EosTokenRewardLogitsProcessor": "ending.logits_processor",
+    "Finding": "diagnosis.checks",
+    "FinetuneReport": "training.report",
     "GenerationOptions": "options",
-    "GenerationResponse": "rows",
+    "GenerationResponse": "engine.sequence",
     "LlamaStopLLM": "llms",
-    "ModelBusyError": "calls",
-    "StopSequenceCriteria": "stopping_criteria",
-    "diagnose": "diagnosis",
-    "find_stop": "stop_sequences",
-    "finetune": "training",
-    "generate": "generation",
+    "ModelBusyError": "engine.admission",
+    "StopSequenceCriteria": "ending.stopping_criteria",
+    "diagnose": "diagnosis.diagnose",
+    "find_stop": "ending.stop_strings",
+    "finetune": "training.finetune",
+    "generate": "engine.generate",
     "load_pipeline": "loading",
-    "merge_adapter": "merging",
-    "stream_generate": "generation",
+    "merge_adapter": "loading.merge",
+    "stream_generate": "engine.generate",
 }
 
 

@@ -20,31 +20,22 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from langchain_llama_stop._langchain.fields import OBJECTS, ModelOptions, check_task, model_profile
+from langchain_llama_stop._langchain.messages import answer_fields
+from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
+from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
+from langchain_llama_stop._langchain.structured_output import BindingMixin
+from langchain_llama_stop._langchain.tools import format_choice, format_tools, tool_call_chunks
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat_templates import chat_template, turn_end_ids
-from langchain_llama_stop.detokenization import detokenizer
-from langchain_llama_stop.messages import answer_fields
-from langchain_llama_stop.model_options import OBJECTS, ModelOptions, check_task, model_profile
-from langchain_llama_stop.model_source import COPIED, ModelSource, check_source
-from langchain_llama_stop.options import (
-    ALIASES,
-    GenerationOptions,
-    refuse_unknown,
-    resolve_aliases,
-)
-from langchain_llama_stop.placeholders import plain_ids
-from langchain_llama_stop.serialization import ChatSerializationMixin, given_fields
-from langchain_llama_stop.structured_output import BindingMixin
-from langchain_llama_stop.tool_calling import call_begins
-from langchain_llama_stop.tools import (
-    format_choice,
-    format_tools,
-    tool_call_chunks,
-)
+from langchain_llama_stop.chat.template import chat_template, turn_end_ids
+from langchain_llama_stop.chat.tool_formats import call_begins
+from langchain_llama_stop.options import ALIASES, GenerationOptions, refuse_unknown, resolve_aliases
+from langchain_llama_stop.tokens.detokenizer import detokenizer
+from langchain_llama_stop.tokens.encoding import plain_ids
 
 if TYPE_CHECKING:
-    from langchain_llama_stop.prompts import Task
-    from langchain_llama_stop.rows import GenerationResponse
+    from langchain_llama_stop._langchain.request import Task
+    from langchain_llama_stop.engine.sequence import GenerationResponse
 
 
 class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMixin, BaseChatModel):
@@ -172,7 +163,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        from langchain_llama_stop.jobs import tokenizer_lock
+        from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
         with tokenizer_lock(self.pipeline.tokenizer):
             return plain_ids(self.pipeline.tokenizer, text)
@@ -191,7 +182,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         """
         if not messages:
             return 0
-        from langchain_llama_stop.prompts import conversation_ids
+        from langchain_llama_stop._langchain.request import conversation_ids
 
         template = chat_template(self.pipeline.tokenizer, self.model_name)
         given: dict[str, Any] = {"template": template, "tools": format_tools(tools or ())}
@@ -199,7 +190,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         """The options of one call, with the EOS ids of the template among the model's."""
-        from langchain_llama_stop.settings import check_options, eos_token_ids
+        from langchain_llama_stop.engine.config import check_options, eos_token_ids
 
         options = self._asked(stop, kwargs)
         tokenizer = self.pipeline.tokenizer
@@ -215,7 +206,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> Task:
         """What a call asks for."""
-        from langchain_llama_stop.prompts import task
+        from langchain_llama_stop._langchain.request import task
 
         kwargs = {k: v for k, v in kwargs.items() if k != "ls_structured_output_format"}
         tools = format_tools(kwargs.pop("tools", None) or [])
@@ -250,7 +241,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        from langchain_llama_stop.generation import generate
+        from langchain_llama_stop.engine.generate import generate
 
         prompt, options, names = self._task(messages, stop, kwargs)
         content, fields = self._parsed(generate(self.pipeline, [prompt], options)[0], names)
@@ -269,7 +260,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        from langchain_llama_stop.generation import stream_generate
+        from langchain_llama_stop.engine.generate import stream_generate
 
         prompt, options, names = self._task(messages, stop, kwargs)
         text, emitted = "", 0

@@ -12,9 +12,10 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_huggingface.llms import HuggingFacePipeline
 from pydantic import model_validator
 
+from langchain_llama_stop._langchain.fields import OBJECTS, ModelOptions, check_task
+from langchain_llama_stop._langchain.serialization import SerializationMixin, given_fields
+from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.model_options import OBJECTS, ModelOptions, check_task
-from langchain_llama_stop.model_source import COPIED, ModelSource, check_source
 from langchain_llama_stop.options import (
     ALIASES,
     OPTION_NAMES,
@@ -22,7 +23,6 @@ from langchain_llama_stop.options import (
     refuse_unknown,
     resolve_aliases,
 )
-from langchain_llama_stop.serialization import SerializationMixin, given_fields
 
 
 class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePipeline):
@@ -64,7 +64,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
     def __init__(self, **given: Any) -> None:
         """Takes the fields as arguments; loads the model, if it is given by name."""
         super().__init__(**given)
-        from langchain_llama_stop.settings import check_options, check_settings
+        from langchain_llama_stop.engine.config import check_options, check_settings
 
         check_settings(self._options())  # wrong ones are said before minutes of loading
         check_options(self._ready(), self._options())
@@ -183,8 +183,8 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        from langchain_llama_stop.jobs import tokenizer_lock
-        from langchain_llama_stop.rows import token_ids
+        from langchain_llama_stop.engine.sequence import token_ids
+        from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
         with tokenizer_lock(self._ready().tokenizer):
             return token_ids(self.pipeline.tokenizer, text)
@@ -223,7 +223,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         return self.model_copy(update=fields), rest
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
-        from langchain_llama_stop.settings import check_options
+        from langchain_llama_stop.engine.config import check_options
 
         call = dict(kwargs)
         if "skip_prompt" in call:  # what HuggingFacePipeline calls it
@@ -239,7 +239,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        from langchain_llama_stop.generation import generate
+        from langchain_llama_stop.engine.generate import generate
 
         responses = generate(self._ready(), prompts, self._call_options(stop, kwargs))
         return LLMResult(
@@ -256,7 +256,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        from langchain_llama_stop.generation import stream_generate
+        from langchain_llama_stop.engine.generate import stream_generate
 
         for piece in stream_generate(self._ready(), prompt, self._call_options(stop, kwargs)):
             chunk = GenerationChunk(

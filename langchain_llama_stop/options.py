@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from langchain_llama_stop.eos_reward import EosReward
-from langchain_llama_stop.grammars import Grammar, json_grammar
-from langchain_llama_stop.stop_sequences import parse_stop, parse_stop_token_ids
+from langchain_llama_stop.ending.reward import EosReward
+from langchain_llama_stop.ending.stop_strings import parse_stop, parse_stop_token_ids
+from langchain_llama_stop.grammar.schema import Grammar, json_grammar
 
 _READERS: dict[str, Callable[[object], Any]] = {
     "stop": parse_stop,

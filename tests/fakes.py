@@ -22,7 +22,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from langchain_llama_stop.kv_cache import CACHE
+from langchain_llama_stop.engine.kv_cache import CACHE
 
 History = tuple[int, ...]
 NextScores = Callable[[History], torch.Tensor | Sequence[float]]

@@ -8,7 +8,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
-from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.ending.boundaries import may_end
 
 
 @tool

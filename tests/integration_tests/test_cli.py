@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from langchain_llama_stop import cli, loading
-from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.ending.boundaries import may_end
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
 LLAMA_STOP = str(Path(sys.executable).with_name("llama-stop"))

@@ -22,7 +22,7 @@ from langchain_llama_stop import (
     StopSequenceCriteria,
     find_stop,
 )
-from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.ending.boundaries import may_end
 
 QUESTIONS = ["What can I do in Paris?", "Why is the sky blue?", "How do I cook rice?"]
 

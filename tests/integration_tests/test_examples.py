@@ -14,8 +14,8 @@ import torch
 from langchain_core.tools import render_text_description
 from langchain_huggingface import HuggingFacePipeline
 
-from langchain_llama_stop import model_source
-from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop._langchain import source as model_source
+from langchain_llama_stop.ending.boundaries import may_end
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
 EXAMPLES = Path(__file__).parents[2] / "examples"

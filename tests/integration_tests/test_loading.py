@@ -13,8 +13,8 @@ import pytest
 import torch
 from gguf.quants import dequantize
 
-from langchain_llama_stop.dtypes import quantization_of
 from langchain_llama_stop.loading import load_pipeline
+from langchain_llama_stop.loading.quantization import quantization_of
 
 SYSTEM, QUESTION = "You are a helpful travel guide.", "What can I do in Paris?"
 ANSWER_LENGTH = 96

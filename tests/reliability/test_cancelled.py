@@ -7,9 +7,9 @@ import pytest
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.scheduling import Scheduler
-from tests.unit_tests.test_generation import tiny
-from tests.unit_tests.test_scheduling import Gate, at_rest, wait_for
+from langchain_llama_stop.engine.scheduler import Scheduler
+from tests.unit_tests.engine.test_generate import tiny
+from tests.unit_tests.engine.test_scheduler import Gate, at_rest, wait_for
 
 
 def model(**options):

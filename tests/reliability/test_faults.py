@@ -9,10 +9,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.generation import generate, stream_generate
-from langchain_llama_stop.prefix_cache import PrefixCache
-from tests.unit_tests.test_generation import options, tiny
-from tests.unit_tests.test_scheduling import at_rest
+from langchain_llama_stop.engine.generate import generate, stream_generate
+from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from tests.unit_tests.engine.test_generate import options, tiny
+from tests.unit_tests.engine.test_scheduler import at_rest
 
 ODD = {
     "NaN": lambda scores: scores.fill_(float("nan")),

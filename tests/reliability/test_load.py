@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.scheduling import Scheduler
-from tests.unit_tests.test_generation import tiny
-from tests.unit_tests.test_scheduling import at_rest
+from langchain_llama_stop.engine.scheduler import Scheduler
+from tests.unit_tests.engine.test_generate import tiny
+from tests.unit_tests.engine.test_scheduler import at_rest
 
 SECONDS = 600 if os.environ.get("LLAMA_STOP_LONG") else 4
 OPTIONS = [

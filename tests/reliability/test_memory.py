@@ -7,11 +7,11 @@ from weakref import ref
 import pytest
 import torch
 
-import langchain_llama_stop.kv_cache as module
-from langchain_llama_stop.generation import generate, stream_generate
-from langchain_llama_stop.prefix_cache import PrefixCache
-from tests.unit_tests.test_generation import options, streamed, tiny
-from tests.unit_tests.test_scheduling import at_rest
+import langchain_llama_stop.engine.kv_cache as module
+from langchain_llama_stop.engine.generate import generate, stream_generate
+from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from tests.unit_tests.engine.test_generate import options, streamed, tiny
+from tests.unit_tests.engine.test_scheduler import at_rest
 
 PROMPTS = [f"Question {n}: " + "why? " * (n % 4) for n in range(12)]
 ERRORS = {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_llama_stop.boundaries import Boundary, count_sentences, last_end, may_end
-from langchain_llama_stop.endings import closing
-from langchain_llama_stop.tool_calling import call_begins, parse_tool_calls
+from langchain_llama_stop.chat.tool_formats import call_begins, parse_tool_calls
+from langchain_llama_stop.ending.boundaries import Boundary, count_sentences, last_end, may_end
+from langchain_llama_stop.ending.closing import closing
 
 EXAMPLES = 20_000 if os.environ.get("LLAMA_STOP_LONG") else 500
 NAMES = ["weather", "add"]

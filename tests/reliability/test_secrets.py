@@ -9,7 +9,7 @@ from langchain_core.load import dumps
 from langchain_core.tracers import BaseTracer
 
 from langchain_llama_stop import ChatLlamaStop, ChatLlamaStopServer
-from tests.unit_tests.test_generation import tiny
+from tests.unit_tests.engine.test_generate import tiny
 
 SECRET = "hf_abcdefSECRET"
 MODELS = {
@@ -45,7 +45,7 @@ def test_a_token_is_not_in_cache_keys_traces_or_logs(monkeypatch, caplog):
         given.append(token)
         return pipeline
 
-    monkeypatch.setattr("langchain_llama_stop.model_source.load_pipeline", load)
+    monkeypatch.setattr("langchain_llama_stop._langchain.source.load_pipeline", load)
 
     class Tracer(BaseTracer):
         def _persist_run(self, run):

@@ -21,10 +21,10 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from langchain_llama_stop import ChatLlamaStop
-from langchain_llama_stop.chat_templates import chat_ids
-from langchain_llama_stop.constrained import GrammarProcessor
-from langchain_llama_stop.tool_calling import call_form, call_grammar
-from langchain_llama_stop.tools import format_tools
+from langchain_llama_stop._langchain.tools import format_tools
+from langchain_llama_stop.chat.template import chat_ids
+from langchain_llama_stop.chat.tool_formats import call_form, call_grammar
+from langchain_llama_stop.grammar.processor import GrammarProcessor
 from tests.fakes import (
     TOKENIZERS,
     ScriptedLlama,

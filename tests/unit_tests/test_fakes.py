@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from langchain_llama_stop.kv_cache import CACHE
+from langchain_llama_stop.engine.kv_cache import CACHE
 from tests.fakes import (
     ScriptedLlama,
     byte_bpe_tokenizer,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from langchain_llama_stop.eos_reward import EosReward
+from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions
 
 WRONG = [

@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 
 from langchain_llama_stop import ChatLlamaStopServer, EosReward
-from langchain_llama_stop.boundaries import may_end
+from langchain_llama_stop.ending.boundaries import may_end
 
 from .conftest import QUESTIONS
 

@@ -1,0 +1,1 @@
+"""Messages into the ids of a prompt, and answers into tool calls."""

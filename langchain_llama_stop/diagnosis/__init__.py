@@ -1,0 +1,1 @@
+"""Why does this model not stop?"""

@@ -1,0 +1,1 @@
+"""Where may an answer end, and how is it brought to an end?"""

@@ -1,0 +1,152 @@
+"""Stop strings and stop token ids as a transformers stopping criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria
+
+from langchain_llama_stop.ending.stop_strings import (
+    match_token_ids,
+    parse_stop,
+    parse_stop_token_ids,
+)
+from langchain_llama_stop.tokens.detokenizer import detokenizer
+from langchain_llama_stop.tokens.masks import last_place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class StopSequenceCriteria(StoppingCriteria):
+    r"""Stops each row whose generated text holds a stop string, or ends with stop token ids.
+
+    Text is compared, not ids: the same string is tokenized in many ways, and what its tokens are
+    depends on what stands before it. The prompt cannot trigger a stop. A stop that names a
+    special token (`"<|im_end|>"`) is found where the model writes that token.
+
+    A pure function of `input_ids` that decodes the end of the answer only; it has to be asked
+    after every token, as `generate` does.
+
+    `generate` returns the stop along with the answer: trim it with `find_stop`.
+
+    Example:
+        ```python
+        stops = ["\nObservation:"]
+        criteria = StopSequenceCriteria(tokenizer, stop=stops, prompt_length=prompt_length)
+        ids = model.generate(**inputs, stopping_criteria=[criteria])[0, prompt_length:]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        match = find_stop(text, stops)
+        answer = text[: match.start] if match else text
+        ```
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+        prompt_length: int,
+    ) -> None:
+        """Builds the criterion for one call of `generate`.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            stop: Stop strings.
+            stop_token_ids: Stop ids, or stop sequences of ids.
+            prompt_length: Width of the (left-padded) prompt, in tokens.
+
+        Raises:
+            ValueError: If a stop string or a sequence is empty, or `prompt_length` is under 0.
+        """
+        if prompt_length < 0:
+            raise ValueError(f"`prompt_length` has to be 0 or more, but is {prompt_length!r}.")
+        self.stop = parse_stop(stop)
+        self.stop_token_ids = parse_stop_token_ids(stop_token_ids)
+        self.prompt_length = prompt_length
+        self._detokenizer = detokenizer(tokenizer)
+        self._special_stop = self._detokenizer.naming_special_tokens(self.stop)
+        self._longest = max(map(len, self.stop), default=0)
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Says which rows have stopped.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+            scores: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            True for each row to be stopped, (batch,), bool.
+        """
+        rows = input_ids[:, self.prompt_length :].tolist()
+        return torch.tensor(
+            [self.stopped(ids) for ids in rows], dtype=torch.bool, device=input_ids.device
+        )
+
+    def stopped(self, ids: Sequence[int]) -> bool:
+        """Says whether the newest token has completed a stop.
+
+        Args:
+            ids: The generated ids of one row.
+
+        Returns:
+            True if the row is to be stopped.
+        """
+        if not ids:
+            return False
+        if self.stop_token_ids and match_token_ids(ids, self.stop_token_ids):
+            return True
+        if not self.stop:
+            return False
+        # The newest token's own characters, and those before it that a stop may reach back to.
+        newest = len(self._detokenizer.decode([ids[-1]], special=True))
+        tail = self._detokenizer.tail(ids, self._longest + newest)
+        if any(stop in tail for stop in self.stop):
+            return True
+        if not self._special_stop or self._detokenizer.special_ids.isdisjoint(ids):
+            return False
+        tail = self._detokenizer.tail(ids, self._longest + newest, special=True)
+        return any(stop in tail for stop in self._special_stop)
+
+
+class AnswerBudget(StoppingCriteria):
+    """Ends each row whose answer has used its budget up; what it has thought before does not count.
+
+    A pure function of `input_ids`, per row. An answer begins behind `</think>`, else at once.
+    """
+
+    def __init__(
+        self, *, max_new_tokens: int, prompt_length: int, thinking_ids: tuple[int, int]
+    ) -> None:
+        """Builds the criteria for one call of `generate`.
+
+        Args:
+            max_new_tokens: The token budget of an answer.
+            prompt_length: Width of the (left-padded) prompt, in tokens.
+            thinking_ids: The ids of `<think>` and `</think>`.
+        """
+        self.max_new_tokens, self.prompt_length = max_new_tokens, prompt_length
+        self.thinking_ids = thinking_ids
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Says which answers have used their budget up.
+
+        Args:
+            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
+            scores: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            True for each row to be stopped, (batch,), bool.
+        """
+        begun, ended = (last_place(input_ids, token) for token in self.thinking_ids)  # (batch,)
+        begin = ended.clamp(min=self.prompt_length)
+        return (begun <= ended) & (input_ids.shape[1] - begin >= self.max_new_tokens)

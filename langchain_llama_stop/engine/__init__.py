@@ -1,0 +1,1 @@
+"""Runs the model for all callers."""

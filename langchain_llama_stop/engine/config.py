@@ -1,0 +1,265 @@
+"""Settings of a call, as the pipeline, its model and the options give them together."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+
+
+def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
+    """Finds the EOS ids of a call.
+
+    Args:
+        pipeline: The pipeline.
+        options: Its `pipeline_kwargs` may name `eos_token_id`.
+
+    Returns:
+        All of them: the call's, else the pipeline's, the generation config's, the tokenizer's.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for value in (
+        _settings(pipeline, options)[1].get("eos_token_id"),
+        pipeline.model.generation_config.eos_token_id,
+        pipeline.tokenizer.eos_token_id,
+    ):
+        if value is not None:
+            return [value] if isinstance(value, int) else [int(i) for i in value]
+    raise ValueError(
+        "`eos_token_id` has to be known, but neither the generation config nor the tokenizer "
+        "names one: set `model.generation_config.eos_token_id`."
+    )
+
+
+def vocabulary_size(model: Any) -> int:
+    """Counts the tokens that a model knows: the rows of its embeddings."""
+    return int(model.get_input_embeddings().num_embeddings)
+
+
+def context_window(model: Any) -> int | None:
+    """Gives the tokens that a model may look back on; None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def thinking_ids(tokenizer: Any) -> tuple[int, int]:
+    """Finds the ids of `<think>` and `</think>`.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        Both ids.
+
+    Raises:
+        ValueError: If the vocabulary has them not.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<think>" not in vocabulary or "</think>" not in vocabulary:
+        raise ValueError(
+            "`thinking_tokens` has to be 0 for this model: its vocabulary has no `<think>` and "
+            "`</think>`, so that it is no reasoning model of this form."
+        )
+    return vocabulary["<think>"], vocabulary["</think>"]
+
+
+def check_options(pipeline: Any, options: GenerationOptions) -> None:
+    """Checks options against a model, before anything is generated.
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+
+    Raises:
+        ValueError: If an option does not fit the model.
+    """
+    if options.thinking_tokens:
+        thinking_ids(pipeline.tokenizer)
+    vocabulary = vocabulary_size(pipeline.model)
+    for sequence in options.stop_token_ids:
+        for token_id in sequence:
+            if token_id >= vocabulary:
+                raise ValueError(
+                    f"`stop_token_ids` has to hold ids under {vocabulary}, the size of the "
+                    f"vocabulary, but holds {token_id}."
+                )
+    if (options.top_logprobs or 0) > vocabulary:
+        raise ValueError(
+            f"`top_logprobs` has to be at most {vocabulary}, the size of the vocabulary, but is "
+            f"{options.top_logprobs}."
+        )
+    if "stop_strings" in options.pipeline_kwargs:
+        raise ValueError("`pipeline_kwargs` may not hold `stop_strings`: use the option `stop`.")
+    if pipeline._preprocess_params.get("prefix"):
+        raise ValueError(
+            f"The pipeline's `prefix` has to be empty, but is "
+            f"{pipeline._preprocess_params['prefix']!r}: put it into the prompts."
+        )
+    for token_id in eos_token_ids(pipeline, options):
+        if not 0 <= token_id < vocabulary:
+            raise ValueError(
+                f"`eos_token_id` has to be under {vocabulary}, the size of the vocabulary, but is "
+                f"{token_id}: mend it in `pipeline_kwargs`, else in `model.generation_config`."
+            )
+    if options.assistant_model is not None:
+        given = getattr(options.assistant_model, "config", None)
+        size = getattr(given, "vocab_size", None)
+        if size != pipeline.model.config.get_text_config().vocab_size:
+            raise ValueError(
+                "`assistant_model` has to be a transformers model with the vocabulary of the model "
+                f"itself ({pipeline.model.config.get_text_config().vocab_size} tokens), but is "
+                f"{f'one with {size}' if size else repr(options.assistant_model)}."
+            )
+    config = generation_config(pipeline, options, max_new_tokens=1)
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError(
+            f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
+            f"pass the prompt several times to `batch` instead (without a `seed`)."
+        )
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"The generation mode has to be greedy search or sampling, but the settings ask for "
+            f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline "
+            "and from `pipeline_kwargs`."
+        )
+
+
+def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConfig, dict[str, Any]]:
+    """The pipeline's own generation config, and the settings that stand above it."""
+    given = dict(pipeline._generate_kwargs)
+    config = copy.deepcopy(given.pop("generation_config", None)) or GenerationConfig()  # type: ignore[no-untyped-call]
+    return config, {**config.to_diff_dict(), **given, **options.pipeline_kwargs}
+
+
+def setting(pipeline: Any, options: GenerationOptions, name: str) -> Any:
+    """Finds a generation setting of a call that is no option of ours.
+
+    Args:
+        pipeline: The pipeline.
+        options: Its `pipeline_kwargs` may name the setting.
+        name: Its name in transformers' `GenerationConfig`.
+
+    Returns:
+        The call's, else the pipeline's, else the model's; None if it is unset.
+    """
+    value = _settings(pipeline, options)[1].get(name)
+    return getattr(pipeline.model.generation_config, name, None) if value is None else value
+
+
+def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
+    """Processors and criteria that were given to the pipeline."""
+    given = pipeline._forward_params
+    return list(given.get("logits_processor") or ()), list(given.get("stopping_criteria") or ())
+
+
+def token_budget(
+    pipeline: Any, options: GenerationOptions, prompt_tokens: int, *, first: bool = False
+) -> int:
+    """Tokens that an answer may have: what was asked for, as far as the context window goes.
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+        prompt_tokens: Tokens of the prompt, and of the thinking behind it.
+        first: Without the continuations behind the first budget.
+
+    Returns:
+        The number, at least 1.
+
+    Raises:
+        ValueError: If the prompt leaves no room.
+    """
+    settings = _settings(pipeline, options)[1]
+    defaults = pipeline.model.generation_config
+    max_length = settings.get("max_length")  # the pipeline's own, prompt included
+    budget = (
+        options.max_new_tokens
+        or settings.get("max_new_tokens")
+        or (max_length - prompt_tokens if max_length else None)
+        or defaults.max_new_tokens
+    )
+    if budget is None:
+        # A model's own maximum is a limit (4096 for Llama 2), not a wish.
+        max_length = defaults.max_length
+        budget = min(DEFAULT_MAX_NEW_TOKENS, (max_length or math.inf) - prompt_tokens)
+    window = context_window(pipeline.model)
+    room = budget if window is None else window - prompt_tokens
+    if room < 1 or budget < 1:
+        limit = (
+            f"the context window of {window} tokens" if room < 1 else f"`max_length` {max_length}"
+        )
+        raise ValueError(
+            f"The prompt has to leave room for an answer in {limit}, but has {prompt_tokens} "
+            f"tokens{', `thinking_tokens` among them' * (options.thinking_tokens > 0)}: shorten it."
+        )
+    if options.on_length == "continue" and not first:
+        most = max_length - prompt_tokens if max_length else math.inf
+        budget = min(budget * (1 + CONTINUATIONS), most)
+    return int(min(budget, room))
+
+
+def with_pipeline_stops(pipeline: Any, options: GenerationOptions) -> GenerationOptions:
+    """Adds the stops that were given to the pipeline itself (`stop_sequence`).
+
+    Args:
+        pipeline: The pipeline.
+        options: What is asked for.
+
+    Returns:
+        The options, with these stops among theirs.
+    """
+    stops = pipeline._forward_params.get("stop_strings")
+    return (
+        options.updated({"stop": [stops] if isinstance(stops, str) else stops})
+        if stops
+        else options
+    )
+
+
+def generation_config(
+    pipeline: Any, options: GenerationOptions, *, max_new_tokens: int
+) -> GenerationConfig:
+    """Puts the generation config of a call together; what is unset stays the model's."""
+    config, settings = _settings(pipeline, options)
+    sampled = options.temperature or (options.top_p or 1) < 1 or (options.top_k or 0) > 1
+    if options.temperature == 0:
+        # Neutral values, else the model's own sampling settings would come back in.
+        settings |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    elif sampled:
+        settings["do_sample"] = options.pipeline_kwargs.get("do_sample", True)
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
+        value = getattr(options, name)
+        if value is not None and not (options.temperature == 0 and name != "repetition_penalty"):
+            settings[name] = value
+    settings.pop("max_length", None)
+    settings["max_new_tokens"] = max_new_tokens
+    _update(config, settings)
+    return config
+
+
+def check_settings(options: GenerationOptions) -> None:
+    """Checks `pipeline_kwargs` without a model.
+
+    Args:
+        options: What is asked for.
+
+    Raises:
+        ValueError: If it holds what is no generation setting.
+    """
+    _update(GenerationConfig(), options.pipeline_kwargs)  # type: ignore[no-untyped-call]
+
+
+def _update(config: GenerationConfig, settings: Mapping[str, Any]) -> None:
+    if unknown := config.update(**settings):  # type: ignore[no-untyped-call]
+        raise ValueError(
+            f"`pipeline_kwargs` has to hold settings of transformers' GenerationConfig, but holds "
+            f"{', '.join(map(repr, sorted(unknown)))}."
+        )

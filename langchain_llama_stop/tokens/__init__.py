@@ -1,0 +1,1 @@
+"""Token ids into text and back."""

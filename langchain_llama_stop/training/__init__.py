@@ -1,0 +1,1 @@
+"""QLoRA that teaches a model to end its answers."""
