@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def free(folder: Path) -> Path:
+def require_empty(folder: Path) -> Path:
     """Refuses a folder that holds something.
 
     Args:
@@ -31,7 +31,7 @@ def free(folder: Path) -> Path:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """Gives a folder to write into, which then takes its place in one step.
 
     Args:
@@ -43,7 +43,7 @@ def written(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: If something is there.
     """
-    folder = free(folder)
+    folder = require_empty(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -12,7 +12,7 @@ from langchain_llama_stop.chat.template import chat_ids, own_template, turn_end_
 from langchain_llama_stop.engine.config import (
     context_window,
     eos_token_ids,
-    setting,
+    lookup,
     token_budget,
     vocabulary_size,
 )
@@ -98,9 +98,9 @@ class Case:
         """How many tokens the model knows."""
         return vocabulary_size(self.pipeline.model)
 
-    def setting(self, name: str) -> Any:
+    def lookup(self, name: str) -> Any:
         """A generation setting as a call would have it."""
-        return setting(self.pipeline, self.options, name)
+        return lookup(self.pipeline, self.options, name)
 
     def encoded(self, text: str) -> list[int]:
         """A text as ids, special tokens in it as such."""
@@ -205,11 +205,11 @@ def _turn_end(case: Case) -> Iterator[Finding]:
 
 
 def _suppressed(case: Case) -> Iterator[Finding]:
-    biases = case.setting("sequence_bias") or {}
+    biases = case.lookup("sequence_bias") or {}
     biases = biases.items() if isinstance(biases, dict) else biases
     banned = {
-        "suppress_tokens": list(case.setting("suppress_tokens") or ()),
-        "bad_words_ids": [w[0] for w in case.setting("bad_words_ids") or () if len(w) == 1],
+        "suppress_tokens": list(case.lookup("suppress_tokens") or ()),
+        "bad_words_ids": [w[0] for w in case.lookup("bad_words_ids") or () if len(w) == 1],
         "sequence_bias": [ids[0] for ids, bias in biases if len(ids) == 1 and bias <= -10],
     }
     for name, ids in banned.items():
@@ -239,19 +239,19 @@ def _padding(case: Case) -> Iterator[Finding]:
 def _budget(case: Case) -> Iterator[Finding]:
     length = len(case.prompt_ids)
     window = context_window(case.pipeline.model)
-    asked = case.options.max_new_tokens or case.setting("max_new_tokens")
+    asked = case.options.max_new_tokens or case.lookup("max_new_tokens")
     try:
         budget = asked or token_budget(case.pipeline, case.options, length)
     except ValueError:  # no room at all
         budget = DEFAULT_MAX_NEW_TOKENS
-    least = {"min_new_tokens": case.setting("min_new_tokens") or 0}
-    least["min_length"] = (case.setting("min_length") or 0) - length
+    least = {"min_new_tokens": case.lookup("min_new_tokens") or 0}
+    least["min_length"] = (case.lookup("min_length") or 0) - length
     for name, tokens in least.items():
         if tokens >= budget:
             yield Finding(
                 "error",
                 "min-new-tokens",
-                f"`{name}` is {case.setting(name)}, and `max_new_tokens` {budget}.",
+                f"`{name}` is {case.lookup(name)}, and `max_new_tokens` {budget}.",
                 "EOS is forbidden until the budget is used up: every answer is cut.",
                 case.unset(name),
             )
@@ -270,7 +270,7 @@ def _budget(case: Case) -> Iterator[Finding]:
 
 
 def _repetition(case: Case) -> Iterator[Finding]:
-    penalty = case.options.repetition_penalty or case.setting("repetition_penalty")
+    penalty = case.options.repetition_penalty or case.lookup("repetition_penalty")
     inside = [token_id for token_id in case.eos if token_id in case.prompt_ids]
     if penalty and penalty > 1 and inside:
         yield Finding(

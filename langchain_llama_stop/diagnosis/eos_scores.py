@@ -12,7 +12,7 @@ import torch
 from langchain_llama_stop.chat.template import chat_ids, chat_template
 from langchain_llama_stop.ending.boundaries import may_end
 from langchain_llama_stop.engine.config import vocabulary_size
-from langchain_llama_stop.tokens.encoding import common, plain_ids
+from langchain_llama_stop.tokens.encoding import common_length, plain_ids
 
 REFERENCES: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -120,7 +120,7 @@ def exchange(tokenizer: Any, template: str, question: str, answer: str) -> tuple
     asked = [{"role": "user", "content": question}]
     said = [*asked, {"role": "assistant", "content": answer}]
     ids = chat_ids(tokenizer, said, template=template)
-    begin = common(chat_ids(tokenizer, asked, template=template), ids)
+    begin = common_length(chat_ids(tokenizer, asked, template=template), ids)
     ends = [i for i in range(begin, len(ids)) if ids[i] in tokenizer.added_tokens_decoder]
     if not ends:  # nothing ends an answer in this template
         said_only = chat_ids(tokenizer, said, template=template, continue_final_message=True)

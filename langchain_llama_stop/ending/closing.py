@@ -9,7 +9,7 @@ from langchain_llama_stop.ending.markup import json_values
 _AFTER_WORD = re.compile(rf"[^\W_][{CLOSERS}]*\Z")
 
 
-def closing(text: str) -> str:
+def close_text(text: str) -> str:
     """What brings an unfinished text to an end: a full stop, and all that is owed.
 
     Args:

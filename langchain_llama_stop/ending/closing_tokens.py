@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop.tokens.detokenizer import Detokenizer, detokenizer
-from langchain_llama_stop.tokens.encoding import ids_behind
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.encoding import ids_after
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,13 +22,13 @@ _OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])
 _OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
 
 
-@once_each
-def closers(tokenizer: PreTrainedTokenizerBase) -> Closers:
-    """Returns the `Closers` of a tokenizer, built once for each."""
-    return Closers(detokenizer(tokenizer))
+@cached_per_object
+def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> ClosingTokens:
+    """Returns the `ClosingTokens` of a tokenizer, built once for each."""
+    return ClosingTokens(detokenizer(tokenizer))
 
 
-class Closers:
+class ClosingTokens:
     """What single tokens do to the end of a text; answers are remembered per token."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
@@ -64,7 +64,7 @@ class Closers:
         """
         if end not in self._ids:
             tokenizer = self._detokenizer.tokenizer
-            ids = ids_behind(tokenizer, "x", end)
+            ids = ids_after(tokenizer, "x", end)
             if ids is None:  # it would merge with the word: the plain encoding has to do
                 ids = tokenizer(end, add_special_tokens=False)["input_ids"]
             self._ids[end] = [] if tokenizer.unk_token_id in ids else ids

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import closing
-from langchain_llama_stop.ending.closing_tokens import closers
+from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.reward import CLOSING_NATS, EosReward, landing_cost
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 
@@ -89,7 +89,7 @@ class Landing:
         """
         self.max_new_tokens, self.reward = max_new_tokens, reward
         self.first = reward.zone(max_new_tokens)
-        self._detokenizer, self._closers = detokenizer(tokenizer), closers(tokenizer)
+        self._detokenizer, self._closers = detokenizer(tokenizer), closing_tokens(tokenizer)
         self._eos = sorted(eos_token_ids)  # of equal ones the first counts
         self._ids = [*self._eos, *self._closers.first]  # of the tokens looked at
         self._index = torch.tensor(self._ids)
@@ -240,7 +240,7 @@ class Landing:
                 break
             gap, eos = self._eos_gap(gaps)
             text = self._detokenizer.decode(ids[:count])
-            end = closing(text)
+            end = close_text(text)
             added = self._closers.ids(end)
             if not added or count + len(added) + 1 > self.max_new_tokens or gap == math.inf:
                 continue

@@ -9,11 +9,11 @@ import torch
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import closing
-from langchain_llama_stop.ending.closing_tokens import closers
+from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.reward import DECIDED, NONE, EosReward, Nudge, nudge
 from langchain_llama_stop.tokens.detokenizer import detokenizer
-from langchain_llama_stop.tokens.masks import last_place
+from langchain_llama_stop.tokens.masks import last_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.reward = EosReward.parse(reward) or EosReward()
         self.zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
-        self._closers = closers(tokenizer)
+        self._closers = closing_tokens(tokenizer)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Lifts the scores of the rows that may end, or have to.
@@ -221,7 +221,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         if mark is None and left > len(self._closers.ids(".")) + self._closers.debt(ids) + 1:
             return None  # whatever is owed, it is not due yet
         text = self._detokenizer.decode(ids)
-        plan = self._closers.ids(closing(text)) if left <= _PLANNED_TOKENS else []
+        plan = self._closers.ids(close_text(text)) if left <= _PLANNED_TOKENS else []
         if plan and left <= len(plan) + 1:
             return plan[0], True
         if mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
@@ -292,7 +292,7 @@ class ThinkingReward(InPlaceEosReward):
         """
         if input_ids.shape[1] - self.prompt_length >= self.max_new_tokens:
             return [NONE] * input_ids.shape[0]
-        begun, ended = (last_place(input_ids, token) for token in self.thinking_ids)  # (batch,)
+        begun, ended = (last_position(input_ids, token) for token in self.thinking_ids)  # (batch,)
         thinks = (begun > ended).tolist()
         nudges = super().nudges(input_ids)
         return [n if t else NONE for n, t in zip(nudges, thinks, strict=True)]

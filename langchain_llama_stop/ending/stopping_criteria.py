@@ -14,7 +14,7 @@ from langchain_llama_stop.ending.stop_strings import (
     parse_stop_token_ids,
 )
 from langchain_llama_stop.tokens.detokenizer import detokenizer
-from langchain_llama_stop.tokens.masks import last_place
+from langchain_llama_stop.tokens.masks import last_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,6 +147,6 @@ class AnswerBudget(StoppingCriteria):
         Returns:
             True for each row to be stopped, (batch,), bool.
         """
-        begun, ended = (last_place(input_ids, token) for token in self.thinking_ids)  # (batch,)
+        begun, ended = (last_position(input_ids, token) for token in self.thinking_ids)  # (batch,)
         begin = ended.clamp(min=self.prompt_length)
         return (begun <= ended) & (input_ids.shape[1] - begin >= self.max_new_tokens)

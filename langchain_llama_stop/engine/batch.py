@@ -13,7 +13,7 @@ from langchain_llama_stop.engine.kv_cache import CACHE, RowsCache
 from langchain_llama_stop.engine.oom import out_of_memory
 from langchain_llama_stop.engine.prefix_cache import Prefix
 from langchain_llama_stop.engine.request import Job
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 
 class Batch:
@@ -205,7 +205,7 @@ def _takes_positions(kind: Any) -> bool:
     return "position_ids" in inspect.signature(kind.forward).parameters
 
 
-@once_each
+@cached_per_object
 def _keeps_scores(model: Any) -> bool:
     """Whether a model is told for how many tokens to give scores; a wrapped one knows by itself."""
     return bool(model._supports_logits_to_keep())

@@ -139,7 +139,7 @@ def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConf
     return config, {**config.to_diff_dict(), **given, **options.pipeline_kwargs}
 
 
-def setting(pipeline: Any, options: GenerationOptions, name: str) -> Any:
+def lookup(pipeline: Any, options: GenerationOptions, name: str) -> Any:
     """Finds a generation setting of a call that is no option of ours.
 
     Args:

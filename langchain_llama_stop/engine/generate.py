@@ -33,7 +33,7 @@ from langchain_llama_stop.engine.config import (
 )
 from langchain_llama_stop.engine.decode import Step, decode_steps
 from langchain_llama_stop.engine.kv_cache import can_share
-from langchain_llama_stop.engine.oom import out_of_memory, too_large
+from langchain_llama_stop.engine.oom import one_answer_oom, out_of_memory
 from langchain_llama_stop.engine.request import Job
 from langchain_llama_stop.engine.scheduler import Scheduler
 from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Row
@@ -150,7 +150,7 @@ def _smaller(lost: dict[Job, list[Row]], options: GenerationOptions) -> Generati
         if not out_of_memory(job.error):
             raise job.error
         if len(batch) == 1:
-            raise too_large(len(batch[0].ids), batch[0].limit) from job.error
+            raise one_answer_oom(len(batch[0].ids), batch[0].limit) from job.error
     most = min(options.batch_size, *map(len, lost.values()))
     return replace(options, batch_size=max(1, most // 2))
 
@@ -205,7 +205,7 @@ def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterat
                 emitted = len(text)
     except Exception as error:
         if error is job.error and out_of_memory(error):
-            raise too_large(len(row.ids), row.limit) from error
+            raise one_answer_oom(len(row.ids), row.limit) from error
         raise
     finally:
         scheduler.leave(job)

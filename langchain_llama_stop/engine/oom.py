@@ -41,7 +41,7 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-def give_back(model: Any) -> bool:
+def free_caches(model: Any) -> bool:
     """Frees what is kept for speed alone: the known prefixes, and blocks that CUDA holds.
 
     Args:
@@ -56,7 +56,7 @@ def give_back(model: Any) -> bool:
     return kept > 0
 
 
-def too_large(prompt_tokens: int, budget: int) -> torch.OutOfMemoryError:
+def one_answer_oom(prompt_tokens: int, budget: int) -> torch.OutOfMemoryError:
     """Says that not even one answer has room.
 
     Args:

@@ -11,7 +11,7 @@ from langchain_llama_stop.engine.batch import Batch, read
 from langchain_llama_stop.engine.kv_cache import has_windows
 from langchain_llama_stop.engine.prefix_cache import SHORTEST, PrefixCache
 from langchain_llama_stop.engine.request import Job
-from langchain_llama_stop.tokens.encoding import common
+from langchain_llama_stop.tokens.encoding import common_length
 
 
 def read_jobs(model: Any, group: Sequence[Job]) -> tuple[Batch, torch.Tensor, PrefixCache | None]:
@@ -40,7 +40,7 @@ def read_jobs(model: Any, group: Sequence[Job]) -> tuple[Batch, torch.Tensor, Pr
     # A prefix that all have in common is read once.
     shared = min(len(p) - 1 for p in prompts)
     for prompt in prompts[1:]:
-        shared = common(prompts[0][:shared], prompt)
+        shared = common_length(prompts[0][:shared], prompt)
     limit = min(job.prefix_cache for job in group)
     best = max(count for _, count in known)
     shared = 0 if group[0].apart else shared  # it has been tried

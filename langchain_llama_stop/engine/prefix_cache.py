@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.engine.kv_cache import LayerStates
-from langchain_llama_stop.tokens.encoding import common
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.encoding import common_length
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ class PrefixCache:
         with self._lock:
             best, length = None, SHORTEST - 1
             for entry in self._entries:
-                shared = common(ids, entry.ids)
+                shared = common_length(ids, entry.ids)
                 if shared == len(ids) and (entry.logits is None or entry.prompt != shared):
                     shared -= 1
                 if shared > length:
@@ -135,9 +135,11 @@ class PrefixCache:
             states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view on the rest
             entry = Prefix(entry.ids[:limit], states)
         with self._lock:
-            if any(common(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
+            if any(common_length(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
                 return  # nothing new
-            self._entries = [e for e in self._entries if common(e.ids, entry.ids) < len(e.ids)]
+            self._entries = [
+                e for e in self._entries if common_length(e.ids, entry.ids) < len(e.ids)
+            ]
             self._entries.append(entry)
             while self.tokens > limit:
                 self._entries.pop(0)
@@ -155,7 +157,7 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-@once_each
+@cached_per_object
 def _cache(model: PreTrainedModel) -> PrefixCache:
     """The prefix cache of a model."""
     return PrefixCache()

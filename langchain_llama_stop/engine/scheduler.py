@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 
 from langchain_llama_stop.engine.admission import cancelled_by
 from langchain_llama_stop.engine.batch import Batch
-from langchain_llama_stop.engine.oom import give_back, out_of_memory, without_frames
+from langchain_llama_stop.engine.oom import free_caches, out_of_memory, without_frames
 from langchain_llama_stop.engine.prefill import read_jobs
 from langchain_llama_stop.engine.prefix_cache import PrefixCache
 from langchain_llama_stop.engine.request import Job, pass_alone
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 _PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
 
@@ -288,7 +288,7 @@ class Scheduler:
         short, anew = out_of_memory(failure), not group[0].apart
         for job in group:
             job.apart = True
-        freed = short and anew and give_back(self._model)
+        freed = short and anew and free_caches(self._model)
         if len(group) > 1 or freed:
             self._put_back(group)
         elif self._batch and short:
@@ -299,7 +299,7 @@ class Scheduler:
     def _not_joined(self, group: list[Job], running: Batch, failure: Exception) -> None:
         """Lets jobs wait that could not join the rows at work for lack of memory."""
         if out_of_memory(failure):
-            give_back(self._model)
+            free_caches(self._model)
             self._wait_for_room(group, running)
         else:
             for job in group:
@@ -341,7 +341,7 @@ class Scheduler:
     def _not_passed(self, batch: Batch, failure: Exception) -> None:
         """With the newest job it was too much, or it is a fault that each job will meet."""
         short = out_of_memory(failure)
-        if short and give_back(self._model):
+        if short and free_caches(self._model):
             return  # and try again
         *before, newest = batch.places()
         if short and before:
@@ -381,7 +381,7 @@ class Scheduler:
                 cache.put(entry, job.prefix_cache)
 
 
-@once_each
+@cached_per_object
 def _scheduler(model: PreTrainedModel) -> Scheduler:
     """The scheduler of a model."""
     return Scheduler(model)

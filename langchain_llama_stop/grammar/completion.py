@@ -11,8 +11,8 @@ import llguidance.numpy
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from langchain_llama_stop.tokens.encoding import ids_behind
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.encoding import ids_after
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ _OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f
 """What may come next outside of strings, the best first."""
 
 
-@once_each
+@cached_per_object
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """Returns the `Vocabulary` of a tokenizer, built once for each."""
     return Vocabulary(tokenizer)
@@ -47,7 +47,7 @@ class Vocabulary:
         """
         self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
         self.size = self._tokenizer.vocab_size
-        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_behind(tokenizer, "x", t))}
+        firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_after(tokenizer, "x", t))}
         self._outside, self._quote = list(firsts.values()), firsts.get('"')
         pieces = [self._tokenizer.greedy_tokenize(chr(i)) for i in (*range(32, 127), 10)]
         self._single = [piece[0] for piece in pieces if len(piece) == 1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from langchain_llama_stop._files import free, written
+from langchain_llama_stop._files import require_empty, whole_folder
 from langchain_llama_stop._optional import Progress
 from langchain_llama_stop.loading.pipeline import find_adapter, load_pipeline
 
@@ -45,7 +45,7 @@ def merge_adapter(
         FileExistsError: If the folder holds something.
         FileNotFoundError: If model or adapter do not exist.
     """
-    target = free(Path(output_dir))
+    target = require_empty(Path(output_dir))
     source = find_adapter(adapter, token=None)
     pipeline = load_pipeline(model, dtype=dtype, progress=progress)
     from peft import PeftModel, get_peft_model_state_dict
@@ -65,7 +65,7 @@ def merge_adapter(
             f"The adapter {source} is damaged or does not fit the model {model}: "
             f"{' '.join(str(error).split())[:200]}. Give the model that it was trained on."
         ) from error
-    with written(target) as folder:
+    with whole_folder(target) as folder:
         merged.save_pretrained(folder)
         assert pipeline.tokenizer is not None
         pipeline.tokenizer.save_pretrained(folder)

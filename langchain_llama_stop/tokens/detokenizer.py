@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 from weakref import ref
 
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ _REPLACEMENT = "\ufffd"
 _WINDOW = 16  # tokens decoded again for each new one; short decodes cost the same up to here
 
 
-@once_each
+@cached_per_object
 def detokenizer(tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
     """Returns the `Detokenizer` of a tokenizer, built once for each."""
     return Detokenizer(tokenizer)

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.tokens.weak_cache import once_each
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@once_each
+@cached_per_object
 def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     """Returns the lock of a tokenizer: fast ones may not be used by two threads.
 
@@ -25,7 +25,7 @@ def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     return threading.RLock()
 
 
-def ids_behind(
+def ids_after(
     tokenizer: PreTrainedTokenizerBase, before: str, text: str, **settings: Any
 ) -> list[int] | None:
     """Encodes a text as it is encoded behind another, where no space or marker goes before it.
@@ -58,7 +58,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = F
     """
     if not text:
         return []
-    behind = ids_behind(tokenizer, "\n", text, split_special_tokens=True) if inside else None
+    behind = ids_after(tokenizer, "\n", text, split_special_tokens=True) if inside else None
     if behind is not None:
         return behind
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
@@ -67,7 +67,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = F
     return ids
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix of two sequences of ids."""
     length = min(len(a), len(b))
     if tuple(a[:length]) == tuple(b[:length]):

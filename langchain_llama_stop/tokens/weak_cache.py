@@ -12,7 +12,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def once_each(make: Callable[[K], V]) -> Callable[[K], V]:
+def cached_per_object(make: Callable[[K], V]) -> Callable[[K], V]:
     """Decorates a function of one object, so that it is asked once for each, by one thread.
 
     Args:

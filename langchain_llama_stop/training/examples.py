@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop.chat.template import around_answer, chat_ids
-from langchain_llama_stop.tokens.encoding import common
+from langchain_llama_stop.tokens.encoding import common_length
 from langchain_llama_stop.training.data import Conversation
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def example(
         prompt = chat_ids(tokenizer, conversation[:turn], template=template)
         till = ids if last else chat_ids(tokenizer, conversation[: turn + 1], template=template)
         # A space before the answer may have become one with the last token of the prompt.
-        begin = common(prompt, ids) if last else len(prompt)
+        begin = common_length(prompt, ids) if last else len(prompt)
         if last or ids[: len(till)] == till and till[:begin] == prompt:
             ends = [i for i in range(begin, len(till)) if till[i] in eos]
             answers.append((begin, ends[-1] + 1 if ends else len(till)))

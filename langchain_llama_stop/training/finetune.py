@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop._files import written
+from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop._optional import Progress, require
 from langchain_llama_stop.engine.config import eos_token_ids
 from langchain_llama_stop.loading import load_pipeline
@@ -122,7 +122,7 @@ def finetune(
                 dropped=prepared.dropped,
                 **_train(trainer, pipeline, prepared, settings, run, tell),
             )
-            with written(Path(output_dir)) as folder:
+            with whole_folder(Path(output_dir)) as folder:
                 config = trainer.model.peft_config["default"]
                 config.base_model_name_or_path = name
                 # By their last names, so that a model with more layers is not taken for this one.

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from langchain_llama_stop._files import free
+from langchain_llama_stop._files import require_empty
 
 
 class Run:
@@ -30,7 +30,7 @@ class Run:
             FileExistsError: If the folder holds something, or an interrupted run lies beside it.
             FileNotFoundError: If there is no run to go on with.
         """
-        output = free(output)
+        output = require_empty(output)
         self.folder = output.with_name(output.name + ".checkpoints")
         ours = self.kept("run") is not None
         if not ours and self.folder.exists() and any(self.folder.iterdir()):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from langchain_llama_stop.chat.tool_formats import call_begins, parse_tool_calls
 from langchain_llama_stop.ending.boundaries import Boundary, count_sentences, last_end, may_end
-from langchain_llama_stop.ending.closing import closing
+from langchain_llama_stop.ending.closing import close_text
 
 EXAMPLES = 20_000 if os.environ.get("LLAMA_STOP_LONG") else 500
 NAMES = ["weather", "add"]
@@ -47,7 +47,7 @@ def test_the_judges_of_ends(text):
         assert may_end(text, boundary) in (True, False)
     assert count_sentences(text) >= 0
     assert 0 <= last_end(text) <= len(text)
-    assert isinstance(closing(text), str)
+    assert isinstance(close_text(text), str)
 
 
 @pytest.mark.parametrize("depth", [*range(880, 1000, 3), 5_000, 500_000])
@@ -55,4 +55,4 @@ def test_calls_nested_too_deeply_are_invalid(depth):
     for text in ("[" * depth, "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
         found = parse_tool_calls(f"<tool_call>{text}", NAMES)
         assert not found.calls and len(found.invalid) == 1
-        assert isinstance(closing(text[: len(text) // 2]), str)
+        assert isinstance(close_text(text[: len(text) // 2]), str)

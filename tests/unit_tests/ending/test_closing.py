@@ -3,7 +3,7 @@
 import pytest
 
 from langchain_llama_stop.ending.boundaries import may_end
-from langchain_llama_stop.ending.closing import closing
+from langchain_llama_stop.ending.closing import close_text
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from langchain_llama_stop.ending.closing import closing
     ],
 )
 def test_closing_brings_a_text_to_its_end(text, end):
-    assert closing(text) == end
+    assert close_text(text) == end
     assert may_end(text + end)
 
 
@@ -35,4 +35,4 @@ def test_what_cannot_be_closed_is_left_alone():
         '{"a',
         '["x", tr',
     ):
-        assert closing(text) == ""
+        assert close_text(text) == ""

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.boundaries import may_end
-from langchain_llama_stop.ending.closing_tokens import closers
+from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.landing import Landing
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.engine.config import thinking_ids
@@ -343,7 +343,7 @@ def test_a_vocabulary_without_closers_does_without_them():
     small = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])), eos_token="</s>"
     )
-    found = closers(small)
+    found = closing_tokens(small)
     assert found.marks == found.first == [4] and found.ids(")") == []
     assert tokenizer is not small
 

@@ -170,7 +170,8 @@ def test_import_brings_in_neither_torch_nor_transformers():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_folder_becomes_a_pipeline_ready_for_batches(tiny):
+def test_a_folder_becomes_a_pipeline_ready_for_batches(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     pipe = load_pipeline(tiny)
     assert isinstance(pipe, TextGenerationPipeline)
     assert type(pipe.model) is LlamaForCausalLM
@@ -462,7 +463,7 @@ def test_a_missing_package_comes_with_its_command(
 
 def test_an_adapter_gives_what_peft_gives(tiny, adapter):
     pipe = load_pipeline(tiny, adapter=adapter)
-    base = AutoModelForCausalLM.from_pretrained(tiny, dtype="auto")
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=pipe.model.dtype)
     wanted = logits(PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).eval())
     assert type(pipe.model) is LlamaForCausalLM
     assert not pipe.model.training

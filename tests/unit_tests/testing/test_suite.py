@@ -21,7 +21,7 @@ from langchain_core.outputs import (
 from pydantic import BaseModel
 
 from langchain_llama_stop import testing
-from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
+from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests, _paths
 from langchain_llama_stop.testing._paths import BROKEN, KINDS, before_stop, stops_in
 
 ANSWER = "The quick brown fox jumps over the lazy dog, while eleven clever cats only watch it. "

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from langchain_llama_stop import finetune, load_pipeline, merge_adapter
-from langchain_llama_stop._files import written
+from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop.training.data import conversations
 from langchain_llama_stop.training.finetune import _unpack
 from langchain_llama_stop.training.options import FinetuneOptions
@@ -105,7 +105,7 @@ def test_a_model_learns_to_end_its_answers(tmp_path):
         again = dataclasses.asdict(measure(other, held, 8, 4))
         assert again == pytest.approx(dataclasses.asdict(report.after), abs=1e-3)
     assert merge_adapter(base, out, tmp_path / "half").is_dir()
-    assert load_pipeline(tmp_path / "half", dtype="auto").model.config.dtype == torch.bfloat16
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
     with pytest.raises(FileExistsError, match="`output_dir` is .*merged, which exists"):
         merge_adapter(base, out, merged)
 
@@ -269,12 +269,12 @@ def test_what_is_refused_before_anything_is_loaded(options, message, tmp_path):
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):
-    with pytest.raises(RuntimeError), written(tmp_path / "out") as folder:
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("")
         raise RuntimeError
     assert names(tmp_path) == []
     (tmp_path / "out").mkdir()
-    with written(tmp_path / "out") as folder:
+    with whole_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("")
         assert names(tmp_path / "out") == []
     assert names(tmp_path / "out") == ["whole"]
