@@ -35,3 +35,17 @@ def demo_pipeline(converted_models: str) -> TextGenerationPipeline:
 @pytest.fixture(scope="session")
 def demo_pipeline_float32(converted_models: str) -> TextGenerationPipeline:
     return load_pipeline("demo", dtype="float32")
+
+
+QUESTIONS = ["What can I do in Paris?", "Why is the sky blue?", "How do I cook rice?"]
+
+
+def chat(pipeline, question):
+    return pipeline.tokenizer.apply_chat_template(
+        [
+            {"role": "system", "content": "You are a helpful travel guide."},
+            {"role": "user", "content": question},
+        ],
+        tokenize=False,
+        add_generation_prompt=True,
+    )

@@ -16,7 +16,7 @@ from langchain_llama_stop import (
     load_pipeline,
     stream_generate,
 )
-from tests.integration_tests.test_demo_model import QUESTIONS, chat
+from tests.integration_tests.conftest import QUESTIONS, chat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

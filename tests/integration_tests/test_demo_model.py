@@ -23,19 +23,7 @@ from langchain_llama_stop import (
     find_stop,
 )
 from langchain_llama_stop.ending.boundaries import may_end
-
-QUESTIONS = ["What can I do in Paris?", "Why is the sky blue?", "How do I cook rice?"]
-
-
-def chat(pipeline, question):
-    return pipeline.tokenizer.apply_chat_template(
-        [
-            {"role": "system", "content": "You are a helpful travel guide."},
-            {"role": "user", "content": question},
-        ],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+from tests.integration_tests.conftest import QUESTIONS, chat
 
 
 def info(llm, prompt, **kwargs):

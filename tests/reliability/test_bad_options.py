@@ -4,7 +4,7 @@ import pytest
 
 from langchain_llama_stop import ChatLlamaStop, EosReward, LlamaStopLLM
 from tests.fakes import TOKENIZERS
-from tests.unit_tests.engine.test_generate import tiny
+from tests.fakes.generation import tiny
 
 NAN, INF = float("nan"), float("inf")
 BAD = {

@@ -12,8 +12,8 @@ from langchain_core.caches import InMemoryCache
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM, ModelBusyError
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from tests.unit_tests.engine.test_generate import options, streamed, tiny
-from tests.unit_tests.engine.test_scheduler import Gate, at_rest
+from tests.fakes.generation import options, streamed, tiny
+from tests.fakes.threads import Gate, at_rest
 
 LONG = {
     "eos_reward": False,

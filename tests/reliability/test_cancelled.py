@@ -8,8 +8,8 @@ from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.scheduler import Scheduler
-from tests.unit_tests.engine.test_generate import tiny
-from tests.unit_tests.engine.test_scheduler import Gate, at_rest, wait_for
+from tests.fakes.generation import tiny
+from tests.fakes.threads import Gate, at_rest, wait_for
 
 
 def model(**options):

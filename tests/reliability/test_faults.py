@@ -11,8 +11,8 @@ from transformers import LogitsProcessor
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.engine.prefix_cache import PrefixCache
-from tests.unit_tests.engine.test_generate import options, tiny
-from tests.unit_tests.engine.test_scheduler import at_rest
+from tests.fakes.generation import options, tiny
+from tests.fakes.threads import at_rest
 
 ODD = {
     "NaN": lambda scores: scores.fill_(float("nan")),

@@ -11,8 +11,8 @@ import pytest
 
 from langchain_llama_stop import load_pipeline
 from langchain_llama_stop.engine.generate import generate
-from tests.unit_tests.engine.test_generate import options
-from tests.unit_tests.loading.test_pipeline import save_gguf
+from tests.fakes.files import save_gguf
+from tests.fakes.generation import options
 
 FILES = 600 if os.environ.get("LLAMA_STOP_LONG") else 20
 HUGE = [b"\xff" * 8, b"\x00" * 7 + b"\x80", b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00" * 8]

@@ -6,7 +6,7 @@ from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop.chat.template import chat_ids
 from tests.fakes import TOKENIZERS, tiny_llama
 from tests.fakes import make_pipeline as pipeline_of
-from tests.unit_tests.chat.test_template import QWEN, result, tool_of, weather
+from tests.fakes.chats import QWEN, result, tool_of, weather
 
 CONTROLS = [
     *("<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),

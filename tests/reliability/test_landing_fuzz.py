@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from langchain_llama_stop import EosReward, EosTokenRewardLogitsProcessor
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from tests.fakes import ScriptedLlama, hashed_scores, make_pipeline
-from tests.unit_tests.engine.test_generate import options
+from tests.fakes.generation import options
 
 ROUNDS = 60 if os.environ.get("LLAMA_STOP_LONG") else 4
 BUDGETS = range(1, 65)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.scheduler import Scheduler
-from tests.unit_tests.engine.test_generate import tiny
-from tests.unit_tests.engine.test_scheduler import at_rest
+from tests.fakes.generation import tiny
+from tests.fakes.threads import at_rest
 
 SECONDS = 600 if os.environ.get("LLAMA_STOP_LONG") else 4
 OPTIONS = [

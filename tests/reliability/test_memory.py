@@ -10,8 +10,8 @@ import torch
 import langchain_llama_stop.engine.kv_cache as module
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.engine.prefix_cache import PrefixCache
-from tests.unit_tests.engine.test_generate import options, streamed, tiny
-from tests.unit_tests.engine.test_scheduler import at_rest
+from tests.fakes.generation import options, streamed, tiny
+from tests.fakes.threads import at_rest
 
 PROMPTS = [f"Question {n}: " + "why? " * (n % 4) for n in range(12)]
 ERRORS = {

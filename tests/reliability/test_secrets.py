@@ -9,7 +9,7 @@ from langchain_core.load import dumps
 from langchain_core.tracers import BaseTracer
 
 from langchain_llama_stop import ChatLlamaStop, ChatLlamaStopServer
-from tests.unit_tests.engine.test_generate import tiny
+from tests.fakes.generation import tiny
 
 SECRET = "hf_abcdefSECRET"
 MODELS = {

@@ -15,7 +15,7 @@ from langchain_llama_stop import ChatLlamaStop, GenerationOptions
 from langchain_llama_stop._langchain.request import conversation_ids
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from tests.fakes import TOKENIZERS, ScriptedLlama, make_pipeline, scripted_answers
-from tests.unit_tests.engine.test_generate import PIECES, STOPS, encode, options, oracle, streamed
+from tests.fakes.generation import PIECES, STOPS, encode, options, oracle, streamed
 
 ROUNDS = 900 if os.environ.get("LLAMA_STOP_LONG") else 30
 MORE = ["th", "the", "e ", "END OF", "ND", "\n", " ", "  ", "A cat", ". ", "Ob", "tion:", "😁"]

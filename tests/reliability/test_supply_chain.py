@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.unit_tests.loading.test_pipeline import save_adapter, save_gguf, save_tiny
+from tests.fakes.files import save_adapter, save_gguf, save_tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RAN = "raise SystemExit('code of the repository ran')\n"

@@ -22,8 +22,8 @@ from langchain_llama_stop import ChatLlamaStop, ChatLlamaStopServer, EosReward, 
 from langchain_llama_stop.grammar.schema import Grammar
 from langchain_llama_stop.loading.pipeline import copied
 from tests.fakes import TOKENIZERS
-from tests.unit_tests.engine.test_generate import tiny
-from tests.unit_tests.loading.test_pipeline import save_tiny
+from tests.fakes.files import save_tiny
+from tests.fakes.generation import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 

@@ -6,6 +6,7 @@ import pytest
 
 from langchain_llama_stop.chat.template import LLAMA_2, chat_ids, chat_template, turn_end_ids
 from tests.fakes import TOKENIZERS
+from tests.fakes.chats import QWEN, result, tool_of, weather
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -131,39 +132,7 @@ def test_a_conversation_that_cannot_be_rendered_is_refused():
         chat_ids(TOKENIZERS["bytes"], CONVERSATION, template=template)
 
 
-QWEN = r"""{% if tools %}{{ '<|im_start|>system\n# Tools\n<tools>' }}
-{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}
-{{ '\n</tools><|im_end|>\n' }}{% endif %}
-{% for m in messages %}{% if m.role == 'tool' %}
-{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
-{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
-{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
-{% else %}{{ '<|im_start|>' + m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}
-{% for call in m.tool_calls %}
-{{ '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{ call.function.arguments | tojson + '}\n</tool_call>' }}
-{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""".replace("\n", "")
 """Tools, calls and results as Qwen 2.5 is told of them: no result bears its tool's name."""
-
-
-def weather(**arguments):
-    function = {"name": "weather", "arguments": arguments}
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "id": "call_1", "function": function}],
-    }
-
-
-def result(content, **fields):
-    named = {"name": "weather", "tool_call_id": "call_1"}
-    return {"role": "tool", "content": content} | named | fields
-
-
-def tool_of(**fields):
-    function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
-    return {"type": "function", "function": function | fields}
 
 
 def test_results_are_told_as_the_template_tells_them():

@@ -20,58 +20,21 @@ from langchain_llama_stop.engine.prefix_cache import PrefixCache
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import (
     TOKENIZERS,
-    ScriptedLlama,
     byte_ids,
-    hashed_scores,
     make_pipeline,
-    scripted_answers,
     tiny_llama,
 )
-
-STOPS = ["\nObservation:", "😀", "END", " the", "日本", "<|im_end|>", "\n\n", "a", "</s>"]
-PIECES = [*STOPS, "Thought: look", " in", "\n", "é", "EN", "😁", "本", "A cat. ", "1. ", "(", '"']
-
-
-def options(**kwargs):
-    return GenerationOptions.parse({"max_new_tokens": 40, **kwargs})
-
-
-def scripted(name, prompt, answer_ids):
-    """A pipeline whose model answers one prompt with given ids, then EOS."""
-    tokenizer = TOKENIZERS[name]
-    eos = tokenizer.eos_token_id
-    key = tuple(tokenizer(prompt)["input_ids"])
-    scores = scripted_answers({key: list(answer_ids)}, len(tokenizer), eos)
-    return make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
-
-
-def encode(name, text):
-    return TOKENIZERS[name](text, add_special_tokens=False)["input_ids"]
-
-
-def hashed(seed, name="bytes"):
-    tokenizer = TOKENIZERS[name]
-    eos = tokenizer.eos_token_id
-    model = ScriptedLlama(len(tokenizer), hashed_scores(len(tokenizer), seed), eos, eos)
-    return make_pipeline(model, tokenizer)
-
-
-def tiny(seed=0, name="bytes"):
-    tokenizer = TOKENIZERS[name]
-    model = tiny_llama(
-        len(tokenizer),
-        seed,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return make_pipeline(model, tokenizer)
-
-
-def streamed(pipeline, prompt, opts):
-    chunks = list(stream_generate(pipeline, prompt, opts))
-    assert [c.response is not None for c in chunks] == [False] * (len(chunks) - 1) + [True]
-    return "".join(c.text for c in chunks), chunks[-1].response
-
+from tests.fakes.generation import (
+    PIECES,
+    STOPS,
+    encode,
+    hashed,
+    options,
+    oracle,
+    scripted,
+    streamed,
+    tiny,
+)
 
 # --- 1. the joined stream is the answer; 3. the answer is what precedes the earliest stop
 
@@ -98,32 +61,6 @@ def test_stop_oracle_on_every_path(name, data):
     assert response.finish_reason == "stop"
     text, last = streamed(pipeline, prompt, opts)
     assert (text, last) == (expected, response)
-
-
-def oracle(tokenizer, ids, stops):
-    """Token by token; at the first one that completes a stop, cut there. `str.find` only."""
-
-    def decode(ids, skip=True):
-        return tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-
-    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    names = [tokenizer.convert_ids_to_tokens(i) for i in special]
-    for n in range(1, len(ids) + 1):
-        text, full, cuts = decode(ids[:n]), decode(ids[:n], False), []
-        found = [(text.find(s) + len(s), text.find(s), s) for s in stops if s in text]
-        if found:
-            _, start, stop = min(found)
-            cuts.append((start, 1, stop, text[:start]))
-        named = [s for s in stops if s in full and any(name in s for name in names)]
-        if named and not special.isdisjoint(ids[:n]):
-            _, start, stop = min((full.find(s) + len(s), full.find(s), s) for s in named)
-            k = max(k for k in range(n + 1) if len(decode(ids[:k], False)) <= start)
-            rest = "" if k < n and ids[k] in special else full[len(decode(ids[:k], False)) : start]
-            cuts.append((len(decode(ids[:k]) + rest), 0, stop, decode(ids[:k]) + rest))
-        if cuts:
-            _, _, stop, visible = min(cuts)
-            return visible, stop
-    return decode(ids), None
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,7 +13,7 @@ from tests.fakes import (
     byte_ids,
     tiny_llama,
 )
-from tests.unit_tests.engine.test_generate import hashed, options, scripted, tiny
+from tests.fakes.generation import hashed, options, scripted, tiny
 
 
 def guess(lookup, ids, tried=0, right=0, most=99):

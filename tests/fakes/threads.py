@@ -1,0 +1,45 @@
+"""Holds a model still while calls wait for it."""
+
+import threading
+
+from langchain_llama_stop.engine.scheduler import Scheduler
+
+
+class Gate:
+    """Notes the rows of each forward pass; while it is shut, passes wait.
+
+    `shut` looks at the rows of all passes so far, and shuts the gate in the newest one.
+    """
+
+    def __init__(self, pipeline, shut=lambda rows: False):
+        self.rows, self.widths, self.open = [], [], threading.Event()
+        self.open.set()
+        self.waits, self.shut = threading.Event(), shut
+        pipeline.model.register_forward_pre_hook(self.passes, with_kwargs=True)
+
+    def passes(self, module, args, kwargs):
+        rows, width = kwargs["input_ids"].shape
+        self.rows.append(rows)
+        self.widths.append(width)
+        if self.shut(self.rows):
+            self.shut = lambda rows: False
+            self.open.clear()
+        if not self.open.is_set():
+            self.waits.set()
+        assert self.open.wait(30)
+
+
+def wait_for(pipeline, count):
+    """Until so many jobs wait to be read."""
+    scheduler = Scheduler.of(pipeline.model)
+    for _ in range(3000):
+        if len(scheduler._waiting) >= count:
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError(f"{len(scheduler._waiting)} wait, not {count}")
+
+
+def at_rest(pipeline):
+    scheduler = Scheduler.of(pipeline.model)
+    state = (scheduler._batch, scheduler._waiting, scheduler._left, scheduler._alone)
+    return state == (None, [], [], []) and not scheduler._led and not scheduler._sleepers
