@@ -18,9 +18,11 @@ from langchain_core.messages import (
     BaseMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from langchain_llama_stop._langchain.fields import OBJECTS, ModelOptions, check_task, model_profile
+from langchain_llama_stop._checks import refuse_unknown
+from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
+from langchain_llama_stop._langchain.fields import OBJECTS, OptionFields, check_task, model_profile
 from langchain_llama_stop._langchain.messages import answer_fields
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
@@ -29,7 +31,7 @@ from langchain_llama_stop._langchain.tools import format_choice, format_tools, t
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat.template import chat_template, turn_end_ids
 from langchain_llama_stop.chat.tool_formats import call_begins
-from langchain_llama_stop.options import ALIASES, GenerationOptions, refuse_unknown, resolve_aliases
+from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
 
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from langchain_llama_stop.engine.sequence import GenerationResponse
 
 
-class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMixin, BaseChatModel):
+class ChatLlamaStop(
+    ChatSerializationMixin, AsyncCallsMixin, OptionFields, ModelSource, BindingMixin, BaseChatModel
+):
     r"""A chat model for local Llama-family models whose answers end and stop where they are told.
 
     Example:
@@ -123,10 +127,15 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         self._worked_out = model_profile(self.model or "", pipeline)
         return cast(ModelProfile, self._worked_out)
 
-    @property
-    def model_name(self) -> str:
-        """The model's name, as it stands in metadata and traces."""
-        return self.model or str(self.given_pipeline.model.name_or_path or "unknown")
+    if TYPE_CHECKING:  # type checkers see arguments of the constructor
+        model_name: str = ""
+        api_key: SecretStr | str | bool | None = None
+    else:
+
+        @property
+        def model_name(self) -> str:
+            """The model's name, as it stands in metadata and traces."""
+            return self.model or str(self.given_pipeline.model.name_or_path or "unknown")
 
     @property
     def _llm_type(self) -> str:
@@ -137,19 +146,23 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         return {"model": self.model, **self._model_params(self.pipeline)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        known = (*ALIASES, *ModelOptions.model_fields)
-        options = self._asked(stop, {k: v for k, v in kwargs.items() if k in known})
+        # The call is not checked here: `_generate` does that, once.
+        options = self._options()
+        call = resolve_aliases({k: v for k, v in kwargs.items() if k in (*ALIASES, *OPTIONS)})
+        stops = (item for given in (call.get("stop"), stop) for item in given or ())
         params = LangSmithParams(
             ls_provider="llama_stop",
             ls_model_name=kwargs.get("model") or self.model_name,
             ls_model_type="chat",
         )
-        if options.temperature is not None:
-            params["ls_temperature"] = options.temperature
-        if options.max_new_tokens is not None:
-            params["ls_max_tokens"] = options.max_new_tokens
-        if options.stop:
-            params["ls_stop"] = list(options.stop)
+        temperature = call.get("temperature", options.temperature)
+        if temperature is not None:
+            params["ls_temperature"] = temperature
+        budget = call.get("max_new_tokens", options.max_new_tokens)
+        if budget is not None:
+            params["ls_max_tokens"] = budget
+        if all_stops := [*dict.fromkeys([*options.stop, *stops])]:
+            params["ls_stop"] = all_stops
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -198,7 +211,8 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         eos = eos_token_ids(self.pipeline, options)
         ends = [i for i in turn_end_ids(tokenizer, template) if i not in eos]
         if ends:
-            options = options.updated({"pipeline_kwargs": {"eos_token_id": [*eos, *ends]}})
+            settings = {**options.pipeline_kwargs, "eos_token_id": [*eos, *ends]}
+            options = options.replaced(pipeline_kwargs=settings)
         check_options(self.pipeline, options)
         return options
 
@@ -222,7 +236,9 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
             continue_final_message=prefill,
         )
 
-    def _parsed(self, response: GenerationResponse, names: list[str]) -> tuple[str, dict[str, Any]]:
+    def _message_parts(
+        self, response: GenerationResponse, names: list[str]
+    ) -> tuple[str, dict[str, Any]]:
         """Content of an answer, and the other fields of its message."""
         text = response.text
         if names:  # the tags of calls may be special tokens, which a text leaves out
@@ -244,7 +260,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
         from langchain_llama_stop.engine.generate import generate
 
         prompt, options, names = self._task(messages, stop, kwargs)
-        content, fields = self._parsed(generate(self.pipeline, [prompt], options)[0], names)
+        content, fields = self._message_parts(generate(self.pipeline, [prompt], options)[0], names)
         info = fields["response_metadata"]
         return ChatResult(
             generations=[
@@ -268,7 +284,7 @@ class ChatLlamaStop(ChatSerializationMixin, ModelOptions, ModelSource, BindingMi
             text += piece.text
             fields: dict[str, Any] = {}
             if piece.response:
-                content, fields = self._parsed(piece.response, names)
+                content, fields = self._message_parts(piece.response, names)
                 fields["tool_call_chunks"] = tool_call_chunks(
                     fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
                 )

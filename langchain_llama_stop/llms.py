@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.llms import BaseLLM
@@ -12,20 +12,18 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_huggingface.llms import HuggingFacePipeline
 from pydantic import model_validator
 
-from langchain_llama_stop._langchain.fields import OBJECTS, ModelOptions, check_task
+from langchain_llama_stop._checks import refuse_unknown
+from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
+from langchain_llama_stop._langchain.fields import OBJECTS, OptionFields, check_task
 from langchain_llama_stop._langchain.serialization import SerializationMixin, given_fields
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.options import (
-    ALIASES,
-    OPTION_NAMES,
-    GenerationOptions,
-    refuse_unknown,
-    resolve_aliases,
-)
+from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 
 
-class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePipeline):
+class LlamaStopLLM(
+    SerializationMixin, AsyncCallsMixin, OptionFields, ModelSource, HuggingFacePipeline
+):
     r"""A drop-in for `HuggingFacePipeline` whose answers end by EOS and stop where they are told.
 
     Example:
@@ -61,13 +59,15 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
             )
         return values
 
-    def __init__(self, **given: Any) -> None:
-        """Takes the fields as arguments; loads the model, if it is given by name."""
-        super().__init__(**given)
-        from langchain_llama_stop.engine.config import check_options, check_settings
+    if not TYPE_CHECKING:  # type checkers see the fields as arguments
 
-        check_settings(self._options())  # wrong ones are said before minutes of loading
-        check_options(self._ready(), self._options())
+        def __init__(self, **given: Any) -> None:
+            """Takes the fields as arguments; loads the model, if it is given by name."""
+            super().__init__(**given)
+            from langchain_llama_stop.engine.config import check_options, check_settings
+
+            check_settings(self._options())  # wrong ones are refused before minutes of loading
+            check_options(self._ready(), self._options())
 
     def _ready(self) -> Any:
         """The pipeline; that of a name is loaded, anew where a copy has got another."""
@@ -158,7 +158,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         **kwargs: Any,
     ) -> LLMResult:
         """Answers prompts; see `BaseLLM.generate`. Call options are part of the cache key."""
-        llm, kwargs = self._with_call_options(kwargs)
+        llm, kwargs = self._with_call_options(stop, kwargs)
         return BaseLLM.generate(llm, prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
@@ -169,7 +169,7 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         **kwargs: Any,
     ) -> LLMResult:
         """Answers prompts; see `BaseLLM.agenerate`. Call options are part of the cache key."""
-        llm, kwargs = self._with_call_options(kwargs)
+        llm, kwargs = self._with_call_options(stop, kwargs)
         return await BaseLLM.agenerate(llm, prompts, stop, callbacks, **kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -210,17 +210,24 @@ class LlamaStopLLM(SerializationMixin, ModelOptions, ModelSource, HuggingFacePip
         own = {"model_id": self.model_id, "model_kwargs": self.model_kwargs}
         return {**own, **self._model_params(self._ready())}
 
-    def _with_call_options(self, kwargs: dict[str, Any]) -> tuple[LlamaStopLLM, dict[str, Any]]:
-        """Moves call options into a copy; what is left over belongs to LangChain."""
+    def _with_call_options(
+        self, stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[LlamaStopLLM, dict[str, Any]]:
+        """Moves call options into a copy; what remains belongs to LangChain.
+
+        LangChain's cache key is made of the fields of a model and knows no call options.
+        """
         own = ("tags", "metadata", "run_name", "run_id")
         rest = {k: kwargs[k] for k in own if k in kwargs}
         call = {k: v for k, v in kwargs.items() if k not in own}
         if not call:
             return self, rest
-        options = self._call_options(None, call)
-        fields = {n: getattr(options, n) for n in OPTION_NAMES}
+        options = self._call_options(stop, call)
+        fields = {n: getattr(options, n) for n in OPTIONS}
         fields["eos_reward"] = options.eos_reward or False  # None would be the default
-        return self.model_copy(update=fields), rest
+        copied = self.model_copy(update=fields)
+        copied._remember(options)
+        return copied, rest
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
         from langchain_llama_stop.engine.config import check_options

@@ -1,171 +1,266 @@
-"""The options of a call: one frozen object, made of constructor and call options."""
+"""The options of a generation: one table, from which everything else is made.
+
+An entry of the table is a field: its type as users write it, an `Option` (how it is checked, how a
+request to a server carries it), its default, and its text. The fields of the LangChain classes, the
+checks, the server's requests, the flags of the command line and the docs' page are made from it.
+To add an option, add an entry here, and the code where it acts.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from langchain_llama_stop import _checks
+from langchain_llama_stop._checks import Check, callables, number, one_of, truth, whole
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.ending.stop_strings import parse_stop, parse_stop_token_ids
 from langchain_llama_stop.grammar.schema import Grammar, json_grammar
 
-_READERS: dict[str, Callable[[object], Any]] = {
-    "stop": parse_stop,
-    "stop_token_ids": parse_stop_token_ids,
-    "eos_reward": EosReward.parse,
-    "grammar": Grammar.parse,
-}
 OnLength = Literal["keep", "trim", "continue"]
 OnTimeout = Literal["cut", "raise"]
 CONTINUATIONS = 3
-"""Further budgets that an answer gets which is continued."""
+"""How many more budgets `on_length="continue"` gives: an answer that needs a fifth is a loop."""
 DEFAULT_MAX_NEW_TOKENS = 256
-"""Tokens of an answer where none are asked for and the pipeline names no number."""
+"""Tokens of an answer where neither the user nor the pipeline gives a number, as in transformers'
+text-generation pipeline."""
 ALIASES = {"max_tokens": "max_new_tokens"}
+"""Other names of options, and the options' own."""
 _TOKENS_PER_SENTENCE = 25
 """Tokens of an English sentence, rounded up: how `answer_hint` turns a budget into sentences."""
+_SEVERAL = ("stop", "stop_token_ids", "logits_processor", "stopping_criteria")
+"""Options that a call adds to; it replaces all others."""
+
+_IN_PROCESS = "it needs the model in this process: use `ChatLlamaStop`"
+_NO_DRAFTS = "vLLM runs no logits processors of ours beside guessed tokens"
+_MAX_SEQUENCES = "start the server with `vllm serve --max-num-seqs`"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationOptions:
-    """What a generation is asked for. None leaves a setting to the pipeline and the model.
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What an entry of the table says besides its type, default and text.
 
     Attributes:
-        max_new_tokens: Token budget of the answer, EOS included. None: the pipeline's, else 256.
-        temperature: 0 is greedy. None: the generation config's.
-        top_p: Nucleus sampling, over 0 to 1.
-        top_k: Sampling among the k best tokens; 0 is off.
-        repetition_penalty: Over 0; 1 is off.
-        seed: Makes sampling repeatable: a prompt's answer depends on it alone, not on the batch.
-        stop: Stop strings.
-        stop_token_ids: Stop sequences of token ids.
-        eos_reward: Options of the EOS reward; None is off.
-        on_length: What becomes of an answer that its budget has cut: "keep"; "trim" to its last
-            true end; "continue" for `CONTINUATIONS` more budgets at most; a reward then lands it
-            at the end of all of them, of which `start` is a share.
-        thinking_tokens: Tokens that a reasoning model may think before its answer, on top of
-            `max_new_tokens`: `</think>` is rewarded as EOS is, with this budget. 0 is off.
-        json_schema: A JSON schema that the answer has to fit; it is complete within the budget.
-        grammar: The same as a grammar in llguidance's Lark form, instead of `json_schema`.
-        return_full_text: Whether the prompt stands before the answer.
-        split_special_tokens: Whether control tokens (`</s>`) in a text are read as plain text.
-            None: in messages they are, in a prompt, which brings its own template, not.
-        logprobs: Whether to give the log-probability of each token under the model.
-        top_logprobs: How many of the likeliest tokens to give with each; sets `logprobs`.
-        answer_hint: A sentence that asks for brevity, put into the prompt; `{sentences}` is
-            filled in from the budget.
-        logits_processor: The user's own processors, run before the EOS reward.
-        stopping_criteria: The user's own criteria.
-        batch_size: Prompts per batch.
-        prefix_cache: Tokens whose keys and values are kept for prompts that begin the same way; 0
-            is off.
-        prompt_lookup_num_tokens: Tokens guessed ahead from the text so far, greedy and one prompt
-            at a time, at most; 0 is off. None: 32 for prompts of 128 tokens or more, else off.
-        assistant_model: A small transformers model of the same vocabulary that guesses ahead
-            instead.
-        timeout: Seconds that a call may take, waiting for others included; None for any time.
-        on_timeout: "cut" gives what is there of each answer then, "raise" raises `TimeoutError`.
-        max_calls: Calls that may be at one model at once, those that wait included; one more is
-            refused.
-        pipeline_kwargs: Further settings of transformers' `GenerationConfig`.
+        check: Checks a value, and brings it into its one form.
+        request: The part of a request to a server that carries it ("temperature",
+            "extra_body.top_k"); "" if none does.
+        instead: What to set on the server where no request carries it.
     """
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[tuple[int, ...], ...] = ()
-    eos_reward: EosReward | None = field(default_factory=EosReward)
-    on_length: OnLength = "keep"
-    thinking_tokens: int = 0
-    json_schema: Mapping[str, Any] | None = None
-    grammar: Grammar | None = None
-    return_full_text: bool = False
-    split_special_tokens: bool | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    answer_hint: str | None = None
-    logits_processor: tuple[Any, ...] = ()
-    stopping_criteria: tuple[Any, ...] = ()
-    batch_size: int = 16
-    prefix_cache: int = 4096
-    prompt_lookup_num_tokens: int | None = None
-    assistant_model: Any = None
-    timeout: float | None = None
-    on_timeout: OnTimeout = "cut"
-    max_calls: int = 1024
-    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    check: Check
+    request: str = ""
+    instead: str = ""
 
-    def __post_init__(self) -> None:
-        """Checks every value, and brings those that can be written in several ways into one."""
-        for name, read in _READERS.items():
-            object.__setattr__(self, name, read(getattr(self, name)))
-        check_integer("max_new_tokens", self.max_new_tokens, 1)
-        check_integer("top_k", self.top_k, 0)
-        check_integer("seed", self.seed, 0)
-        if self.seed is not None and self.seed >= 2**63:
-            raise ValueError(f"`seed` has to be under 2**63, but is {self.seed}.")
-        check_integer("batch_size", self.batch_size, 1, optional=False)
-        check_integer("prefix_cache", self.prefix_cache, 0, optional=False)
-        check_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
-        check_number("temperature", self.temperature, 0, "0 (greedy), or 0.01 or more")
-        if self.temperature and self.temperature < 0.01:
-            raise ValueError(
-                f"`temperature` has to be 0 (greedy), or 0.01 or more, but is {self.temperature!r}."
-            )
-        check_number("top_p", self.top_p, 0, "over 0 and at most 1", above=True, most=1)
-        check_number("repetition_penalty", self.repetition_penalty, 0, "over 0", above=True)
-        check_number("timeout", self.timeout, 0, "over 0 seconds", above=True)
-        check_integer("max_calls", self.max_calls, 1, optional=False)
-        check_integer("thinking_tokens", self.thinking_tokens, 0, optional=False)
-        for name, known in (("on_length", OnLength), ("on_timeout", OnTimeout)):
-            if (value := getattr(self, name)) not in get_args(known):
-                raise ValueError(
-                    f"`{name}` has to be one of {', '.join(map(repr, get_args(known)))}, but is "
-                    f"{value!r}."
-                )
-        for name in ("return_full_text", "logprobs", "split_special_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and (value, name) != (None, "split_special_tokens"):
-                raise ValueError(f"`{name}` has to be True or False, but is {value!r}.")
-        check_integer("top_logprobs", self.top_logprobs, 0)
-        if self.top_logprobs:
-            object.__setattr__(self, "logprobs", True)
-        if self.thinking_tokens and self.eos_reward and not self.eos_reward.hindsight:
-            raise ValueError(
-                f"`thinking_tokens` has to be 0 where `hindsight` is False, but is "
-                f"{self.thinking_tokens}: the budget of the answer begins behind the thinking."
-            )
-        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
-            raise ValueError(
-                f"`json_schema` has to be a dict or None, but is {self.json_schema!r}."
-            )
-        if self.grammar and self.json_schema is not None:
-            raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
-        if self.answer_grammar and self.thinking_tokens:  # a schema is compiled here
-            raise ValueError(
-                "`thinking_tokens` has to be 0 where an answer has to fit `json_schema`, `grammar` "
-                f"or tools, but is {self.thinking_tokens}: these allow no thoughts."
-            )
-        hint = self.answer_hint
-        if hint is not None and (not isinstance(hint, str) or not hint.strip()):
-            raise ValueError(f"`answer_hint` has to be a sentence or None, but is {hint!r}.")
-        if hint is not None:
-            try:
-                hint.format(sentences=1)
-            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-                raise ValueError(
-                    f"`answer_hint` may hold no braces but {{sentences}}, but is {hint!r}."
-                ) from error
-        for name in ("logits_processor", "stopping_criteria"):
-            for item in getattr(self, name):
-                if not callable(item):
-                    raise ValueError(f"`{name}` has to hold callables, but holds {item!r}.")
+
+class RequestOptions(BaseModel):
+    """The options that a request to a server carries besides those of OpenAI's API."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    top_k: Annotated[int | None, Option(whole(0), "extra_body.top_k")] = None
+    """Sampling draws from the k likeliest tokens; 0 is off."""
+    repetition_penalty: Annotated[
+        float | None, Option(number(0, "over 0", above=True), "extra_body.repetition_penalty")
+    ] = None
+    """Over 1 discourages repetition; 1 is off."""
+    stop_token_ids: Annotated[
+        list[int] | list[list[int]] | None,
+        Option(lambda _, value: parse_stop_token_ids(value), "extra_body.stop_token_ids"),
+    ] = None
+    """Token ids that end the answer, or sequences of ids."""
+    eos_reward: Annotated[
+        EosReward | bool,
+        Option(lambda _, value: EosReward.parse(value), "extra_body.vllm_xargs"),
+    ] = True
+    """Rewards EOS where the answer may end as the budget runs out; an `EosReward` has the details,
+    False leaves the model alone."""
+    answer_hint: Annotated[str | None, Option(_checks.answer_hint, "messages")] = None
+    """A sentence that is put into the prompt, at the end of the user's turn: "Answer in {sentences}
+    sentences or fewer." The number is filled in from the budget."""
+    json_schema: Annotated[
+        dict[str, Any] | None, Option(_checks.json_schema, "extra_body.structured_outputs")
+    ] = None
+    """A JSON schema that the answer has to fit; in process it is complete within the budget."""
+    grammar: Annotated[
+        str | Grammar | None,
+        Option(lambda _, value: Grammar.parse(value), "extra_body.structured_outputs"),
+    ] = None
+    """The same as a grammar in llguidance's Lark form (`start: /[a-z]+/`), instead of
+    `json_schema`."""
+
+
+class ModelOptions(RequestOptions):
+    """All options of a generation, as fields of a LangChain model. None means "not given"."""
+
+    max_new_tokens: Annotated[int | None, Option(whole(1), "max_completion_tokens")] = None
+    """Token budget of the answer, EOS included. None: the pipeline's own, else 256."""
+    temperature: Annotated[float | None, Option(_checks.temperature, "temperature")] = None
+    """0 is greedy. None: what the model's generation config says."""
+    top_p: Annotated[
+        float | None, Option(number(0, "over 0 and at most 1", above=True, most=1), "top_p")
+    ] = None
+    """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
+    seed: Annotated[int | None, Option(_checks.seed, "seed")] = None
+    """Makes sampling repeatable: an answer depends on its prompt and the seed, not on its batch."""
+    stop: Annotated[list[str] | None, Option(lambda _, value: parse_stop(value), "stop")] = None
+    """Stop strings: the answer is what precedes the one that completes first."""
+    logprobs: Annotated[bool, Option(truth(), "logprobs")] = False
+    """Whether the metadata holds the log-probability of each token under the model itself, before
+    any processor and without temperature."""
+    top_logprobs: Annotated[int | None, Option(whole(0), "top_logprobs")] = None
+    """How many of the likeliest tokens to give with each token; sets `logprobs`."""
+    on_length: Annotated[OnLength, Option(one_of(OnLength), instead=_IN_PROCESS)] = "keep"
+    """What to do with an answer that its budget cuts all the same (without the reward, say): "keep"
+    it, "trim" it to its last true end, or "continue" it for up to three more budgets."""
+    thinking_tokens: Annotated[int, Option(whole(0, optional=False), instead=_IN_PROCESS)] = 0
+    """Tokens that a reasoning model may think on top of `max_new_tokens`: `</think>` is rewarded as
+    EOS is, with this budget. 0 is off."""
+    return_full_text: Annotated[bool, Option(truth(), instead=_IN_PROCESS)] = False
+    """Whether the prompt stands before the answer."""
+    split_special_tokens: Annotated[
+        bool | None, Option(truth(optional=True), instead=_IN_PROCESS)
+    ] = None
+    """Whether control tokens (`</s>`) in a text are read as plain text. None: in the messages of a
+    chat they are; in a prompt, which brings its own template, they are not."""
+    logits_processor: Annotated[
+        list[Any] | None,
+        Option(callables, instead="start the server with `vllm serve --logits-processors`"),
+    ] = Field(default=None, exclude=True)
+    """Your own transformers logits processors; they run before the EOS reward, on every path."""
+    stopping_criteria: Annotated[
+        list[Any] | None, Option(callables, instead="give `stop` or `stop_token_ids`")
+    ] = Field(default=None, exclude=True)
+    """Your own transformers stopping criteria, on every path."""
+    batch_size: Annotated[int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES)] = 16
+    """Sequences that may share a forward pass, of one call or of several."""
+    prefix_cache: Annotated[
+        int,
+        Option(
+            whole(0, optional=False),
+            instead="start the server with `vllm serve --enable-prefix-caching`, its default",
+        ),
+    ] = 4096
+    """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
+    Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
+    prompt_lookup_num_tokens: Annotated[int | None, Option(whole(0), instead=_NO_DRAFTS)] = None
+    """Draft tokens looked up in the text so far (greedy, one prompt at a time), at most; 0 is off.
+    None: up to 32 for prompts of 128 tokens or more, else off."""
+    assistant_model: Annotated[Any, Option(_checks.anything, instead=_NO_DRAFTS)] = Field(
+        default=None, exclude=True
+    )
+    """A small transformers model of the same vocabulary that drafts tokens instead; a wrong draft
+    changes no token."""
+    timeout: Annotated[
+        float | None,
+        Option(
+            number(0, "over 0 seconds", above=True),
+            instead="`timeout` is there how long each read from the server may take",
+        ),
+    ] = None
+    """Seconds that a call may take, waiting for other calls included. None: any time."""
+    on_timeout: Annotated[
+        OnTimeout,
+        Option(
+            one_of(OnTimeout),
+            instead="an answer of a server that takes too long is always an error",
+        ),
+    ] = "cut"
+    """What happens then: "cut" gives what is there of each answer (`finish_reason` is "length"),
+    "raise" raises `TimeoutError`."""
+    max_calls: Annotated[int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES)] = 1024
+    """Calls that may be at one model at once, those that wait included; one more is refused with
+    `ModelBusyError`."""
+    pipeline_kwargs: Annotated[
+        dict[str, Any] | None, Option(_checks.generation_settings, instead="give `extra_body`")
+    ] = None
+    """Further settings of transformers' `GenerationConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionInfo:
+    """An option, for those who list all of them: the docs and the command line.
+
+    Attributes:
+        name: Its name.
+        annotation: Its type, as users write it.
+        default: Its default.
+        doc: What it does.
+        request: As in `Option`.
+        server: What to set on a server instead; None if its requests carry the option.
+        check: As in `Option`.
+        aliases: Its other names.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str
+    request: str
+    server: str | None
+    check: Check
+    aliases: tuple[str, ...]
+
+    @property
+    def type(self) -> str:
+        """The type as text: "int | None"."""
+        text = self.annotation.__name__ if isinstance(self.annotation, type) else None
+        parts = (text or str(self.annotation)).replace("typing.", "")
+        for path in ("langchain_llama_stop.ending.reward.", "langchain_llama_stop.grammar.schema."):
+            parts = parts.replace(path, "")
+        return parts.replace("NoneType", "None")
+
+
+def _info(name: str) -> OptionInfo:
+    field = ModelOptions.model_fields[name]
+    (option,) = (item for item in field.metadata if isinstance(item, Option))
+    return OptionInfo(
+        name=name,
+        annotation=field.annotation,
+        default=field.default,
+        doc=" ".join((field.description or "").split()),
+        request=option.request,
+        server=None if option.request else option.instead,
+        check=option.check,
+        aliases=tuple(alias for alias, own in ALIASES.items() if own == name),
+    )
+
+
+OPTIONS: dict[str, OptionInfo] = {
+    info.name: info
+    for info in sorted(
+        map(_info, [*ModelOptions.__annotations__, *RequestOptions.__annotations__]),
+        key=lambda info: not info.request,
+    )
+}
+"""All options by name; those that a request to a server carries come first."""
+
+
+class GenerationOptions(ModelOptions):
+    """The options of one call, checked and each in one form: frozen, complete, made by `parse`.
+
+    Its attributes are the options; see `ModelOptions`. None leaves a setting to the pipeline and
+    the model.
+    """
+
+    stop: tuple[str, ...] = ()  # type: ignore[assignment]
+    stop_token_ids: tuple[tuple[int, ...], ...] = ()  # type: ignore[assignment]
+    eos_reward: EosReward | None = EosReward()  # type: ignore[assignment]
+    grammar: Grammar | None = None
+    logits_processor: tuple[Any, ...] = ()  # type: ignore[assignment]
+    stopping_criteria: tuple[Any, ...] = ()  # type: ignore[assignment]
+    pipeline_kwargs: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _parsed(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to change an option: see `updated`."""
+        raise FrozenInstanceError(f"`{name}` cannot be changed: use `updated`.")
 
     @property
     def answer_grammar(self) -> Grammar | None:
@@ -174,14 +269,7 @@ class GenerationOptions:
         return self.grammar or (None if schema is None else json_grammar(schema))
 
     def hint(self, budget: int) -> str:
-        """Fills in `answer_hint`.
-
-        Args:
-            budget: The token budget.
-
-        Returns:
-            The sentence for the prompt; "" without one.
-        """
+        """Gives `answer_hint` with the sentences that fit a token budget; "" without a hint."""
         most = max(1, budget // _TOKENS_PER_SENTENCE)
         return (self.answer_hint or "").format(sentences=most)
 
@@ -190,32 +278,34 @@ class GenerationOptions:
         """Reads options as a user writes them.
 
         Args:
-            options: Names and values. `max_tokens` stands for `max_new_tokens`; keys of
-                `pipeline_kwargs` that are options here count as such where not given themselves.
+            options: Names and values. `max_tokens` is `max_new_tokens`; keys of `pipeline_kwargs`
+                that are options count as such where the option itself is not given.
 
         Returns:
             The options.
 
         Raises:
-            ValueError: If a name is unknown or a value is outside its range.
+            ValueError: If a name is unknown or a value is out of its range.
         """
-        return cls(**_normalize(options))
+        return cls.model_construct(**_parsed(options))
 
     def updated(self, options: Mapping[str, Any]) -> GenerationOptions:
-        """Makes the options of one call out of the constructor's.
+        """Makes the options of one call from those of the constructor.
 
         Args:
-            options: The call's options, as for `parse`. Stops are added to the ones there are,
-                as are processors and criteria; everything else replaces.
+            options: The call's options, as for `parse`. Stops, processors and criteria are added
+                to those of the constructor; everything else replaces.
 
         Returns:
-            New options.
+            New options; these if nothing changes.
 
         Raises:
             ValueError: As for `parse`.
         """
-        changes = _normalize(options)
-        for name in ("stop", "stop_token_ids", "logits_processor", "stopping_criteria"):
+        if not options:
+            return self
+        changes = _checked(_normalized(options))
+        for name in _SEVERAL:
             if name in changes:
                 ours = getattr(self, name)
                 new = [item for item in changes[name] if not any(item is o for o in ours)]
@@ -223,41 +313,19 @@ class GenerationOptions:
                     new = [item for item in new if item not in ours]
                 changes[name] = (*ours, *new)
         for name, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
-            if changes.get(name) is not None:  # they say the same
+            if changes.get(name) is not None:  # one replaces the other
                 changes.setdefault(other, None)
         if "pipeline_kwargs" in changes:
             changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
-        return replace(self, **changes)
+        return self.model_construct(**_combined({**self.__dict__, **changes}))
 
-
-OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
-
-
-def refuse_unknown(names: Any, known: Any, what: str) -> None:
-    """Refuses names that are not known.
-
-    Args:
-        names: The names given.
-        known: The names there are.
-        what: What the names are, for the message ("call option").
-
-    Raises:
-        ValueError: Naming the unknown ones and all known ones.
-    """
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(
-            f"Unknown {what} {', '.join(map(repr, unknown))}. Known: {', '.join(sorted(known))}."
-        )
+    def replaced(self, **changes: Any) -> Self:
+        """Makes options with other values, which are in their one form already and fit."""
+        return self.model_copy(update=changes)
 
 
 def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces the other names of options by their own.
-
-    Args:
-        options: Names and values.
-
-    Returns:
-        A new dict.
+    """Replaces the other names of options by their own, in a new dict.
 
     Raises:
         ValueError: If an option is given under both names, with two values.
@@ -274,81 +342,46 @@ def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def _normalize(options: Mapping[str, Any]) -> dict[str, Any]:
+def _normalized(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their own names; those that stand in `pipeline_kwargs` are taken out of it."""
     values = resolve_aliases(options)
-    kwargs = values.get("pipeline_kwargs")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(
-            f"`pipeline_kwargs` has to be a dict of generation settings, but is {kwargs!r}."
-        )
-    refuse_unknown(values, [*OPTION_NAMES, *ALIASES], "option")
-    if kwargs := values.get("pipeline_kwargs"):
+    _checks.refuse_unknown(values, [*OPTIONS, *ALIASES], "option")
+    if kwargs := _checks.generation_settings("pipeline_kwargs", values.get("pipeline_kwargs")):
         kwargs = resolve_aliases(kwargs)
-        ours = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
+        ours = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = {name: value for name, value in values.items() if value is not None}
         values = {**ours, **given, "pipeline_kwargs": kwargs}
-    elif "pipeline_kwargs" in values:
-        values["pipeline_kwargs"] = {}
-    for name in ("temperature", "top_p", "repetition_penalty"):
-        if type(values.get(name)) is int:
-            values[name] = float(values[name])  # transformers takes no 2 for 2.0
-    for name in _READERS:
-        if name in values:
-            values[name] = _READERS[name](values[name])
-    for name in ("logits_processor", "stopping_criteria"):
-        if name in values:
-            value = values[name]
-            values[name] = (value,) if callable(value) and not isinstance(value, list) else value
-            try:
-                values[name] = tuple(values[name] or ())
-            except TypeError as error:
-                raise ValueError(
-                    f"`{name}` has to be a list of callables, but is {value!r}."
-                ) from error
     return values
 
 
-def check_integer(name: str, value: object, least: int, *, optional: bool = True) -> None:
-    """Refuses what is no whole number, or too small a one.
-
-    Args:
-        name: The argument's name.
-        value: Its value.
-        least: What it has to be at least.
-        optional: Whether it may be None.
-
-    Raises:
-        ValueError: If it is refused.
-    """
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` has to be a whole number of {least} or more, but is {value!r}.")
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in their one form."""
+    return {name: OPTIONS[name].check(name, value) for name, value in values.items()}
 
 
-def check_number(
-    name: str, value: Any, least: float, rule: str, *, above: bool = False, most: float = math.inf
-) -> None:
-    """Refuses what is no finite number, or out of range; None is let pass.
+def _parsed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options, those that are not given by their defaults."""
+    defaults = {name: info.default for name, info in OPTIONS.items()}
+    return _combined(_checked({**defaults, **_normalized(options)}))
 
-    Args:
-        name: The argument's name.
-        value: Its value.
-        least: What it has to be at least.
-        rule: The range in words.
-        above: Whether it has to be above `least`.
-        most: What it has to be at most.
 
-    Raises:
-        ValueError: If it is refused.
-    """
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not number
-        or not math.isfinite(value)
-        or not least <= value <= most
-        or (above and value == least)
-    ):
-        raise ValueError(f"`{name}` has to be {rule}, but is {value!r}.")
+def _combined(values: dict[str, Any]) -> dict[str, Any]:
+    """Checks what depends on several options."""
+    reward, thinking = values["eos_reward"], values["thinking_tokens"]
+    if values["top_logprobs"]:
+        values["logprobs"] = True
+    if thinking and reward and not reward.hindsight:
+        raise ValueError(
+            f"`thinking_tokens` has to be 0 where `hindsight` is False, but is {thinking}: the "
+            "budget of the answer begins after the thinking."
+        )
+    if values["grammar"] and values["json_schema"] is not None:
+        raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
+    schema = values["json_schema"]
+    compiled = values["grammar"] or (None if schema is None else json_grammar(schema))
+    if compiled and thinking:
+        raise ValueError(
+            "`thinking_tokens` has to be 0 where an answer has to fit `json_schema`, `grammar` "
+            f"or tools, but is {thinking}: these allow no thoughts."
+        )
+    return values

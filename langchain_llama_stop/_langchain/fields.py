@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from langchain_core.runnables.config import run_in_executor
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from langchain_llama_stop._weights import adapter_state
-from langchain_llama_stop.ending.reward import EosReward
-from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
-from langchain_llama_stop.grammar.schema import Grammar
 from langchain_llama_stop.loading.quantization import quantization_of
-from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength, OnTimeout
+from langchain_llama_stop.options import OPTIONS, GenerationOptions, ModelOptions
 
 if TYPE_CHECKING:
     from langchain_llama_stop.engine.sequence import GenerationResponse
@@ -34,153 +28,73 @@ _NO_KEY = (
 OBJECTS = ("logits_processor", "stopping_criteria", "assistant_model")
 """Options that are objects of the user's, of which nothing can be written."""
 
-_WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
-"""Threads of awaited calls, made as they are needed: all but the one that leads wait for their
-answers. More than `max_calls`, so that one call too many is refused and does not wait here."""
-
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 
-class ModelOptions(BaseModel):
-    """The options of a generation as fields, for the constructor of a LangChain model."""
+class OptionFields(ModelOptions):
+    """The options of a generation, for the constructor of a LangChain model."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # a token may be among it
+    _parsed_options: tuple[dict[str, Any], GenerationOptions] | None = PrivateAttr(default=None)
+    """The fields that were given when they were parsed last, and what came of them."""
 
-    max_new_tokens: int | None = None
-    """Token budget of an answer, EOS included. None: the pipeline's setting, else 256."""
-    temperature: float | None = None
-    """0 is greedy. None: what the model's generation config says."""
-    top_p: float | None = None
-    """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
-    top_k: int | None = None
-    """Draw from the k best tokens; 0 is off."""
-    repetition_penalty: float | None = None
-    """Over 1 discourages repetition; 1 is off."""
-    seed: int | None = None
-    """Makes sampling repeatable, whatever else is in the batch."""
-    stop: list[str] | None = None
-    """Stop strings: the answer is what precedes the one that completes first."""
-    stop_token_ids: list[int] | list[list[int]] | None = None
-    """Stop ids, or stop sequences of ids."""
-    eos_reward: EosReward | bool = True
-    """Rewards EOS where the answer may end as the budget runs out; False leaves the model alone."""
-    on_length: OnLength = "keep"
-    """What becomes of an answer that its budget cuts (with the reward, none is): "keep" it, "trim"
-    it to its last true end, or "continue" it for up to three more budgets."""
-    thinking_tokens: int = 0
-    """Tokens that a reasoning model may think before the answer; `</think>` is rewarded then."""
-    json_schema: dict[str, Any] | None = None
-    """A JSON schema that the answer has to fit: decoding is constrained to it."""
-    grammar: str | Grammar | None = None
-    """The same as a grammar in llguidance's Lark form."""
-    return_full_text: bool = False
-    """Whether the prompt stands before the answer."""
-    split_special_tokens: bool | None = None
-    """Whether control tokens (`</s>`) in a text are read as plain text. None: in the messages of a
-    chat they are, in a prompt, which brings its own template, not."""
-    logprobs: bool = False
-    """Whether metadata holds the log-probability of each token under the model, before any
-    processor and without temperature."""
-    top_logprobs: int | None = None
-    """How many of the likeliest tokens to give with each token; sets `logprobs`."""
-    answer_hint: str | None = None
-    """A sentence put into the prompt ("Answer in {sentences} sentences or fewer."); the number is
-    filled in from the budget."""
-    logits_processor: list[Any] | None = Field(default=None, exclude=True)
-    """Your own transformers logits processors; they run before the EOS reward."""
-    stopping_criteria: list[Any] | None = Field(default=None, exclude=True)
-    """Your own transformers stopping criteria."""
-    batch_size: int = 16
-    """Prompts per left-padded batch."""
-    prefix_cache: int = 4096
-    """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
-    Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
-    prompt_lookup_num_tokens: int | None = None
-    """Tokens guessed ahead from the text (greedy, one prompt at a time); 0 is off. None: up to 32
-    for prompts of 128 tokens or more, else off."""
-    assistant_model: Any = Field(default=None, exclude=True)
-    """A small transformers model of the same vocabulary that guesses ahead instead; a wrong guess
-    changes no token."""
-    timeout: float | None = None
-    """Seconds that a call may take, waiting for others included. None: any time."""
-    on_timeout: OnTimeout = "cut"
-    """What then becomes of its answers: "cut" gives what is there of each (`finish_reason` is
-    "length"), "raise" raises `TimeoutError`."""
-    max_calls: int = 1024
-    """Calls that may be at one model at once, those that wait included; one more is refused with
-    `ModelBusyError`."""
-    pipeline_kwargs: dict[str, Any] | None = None
-    """Further settings of transformers' `GenerationConfig`."""
+    if TYPE_CHECKING:  # type checkers see arguments of the constructor; there are no such fields
+        max_tokens: int | None = None
+    else:
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_as_written(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Checks the options before Pydantic makes 1 of True, or a string of bytes."""
-        given = {k: v for k, v in values.items() if k in OPTION_NAMES and v is not None}
-        GenerationOptions.parse(given)
-        return values
-
-    @property
-    def max_tokens(self) -> int | None:
-        """Another name of `max_new_tokens`."""
-        return self.max_new_tokens
+        @property
+        def max_tokens(self) -> int | None:
+            """Another name of `max_new_tokens`."""
+            return self.max_new_tokens
 
     @property
     def model_name(self) -> str:
         """The model's name, as it stands in metadata and traces."""
         raise NotImplementedError
 
-    async def _agenerate(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> Any:
-        """`_generate` in a thread of a pool of its own.
+    def model_post_init(self, context: Any) -> None:
+        """Lets the other classes do theirs: Pydantic's own, for private fields, would not."""
+        super().model_post_init(context)
 
-        asyncio's own pool has only a few threads more than there are cores; calls that wait for
-        one of them cannot share their passes with the others. A call that is cancelled leaves the
-        model within one step.
+    @model_validator(mode="before")
+    @classmethod
+    def _check_as_written(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Checks the options before Pydantic makes 1 of True, or a string of bytes."""
+        GenerationOptions.parse({k: values[k] for k in OPTIONS if values.get(k) is not None})
+        return values
+
+    def _given(self) -> dict[str, Any]:
+        """The options that were given; None is "not given", so that `pipeline_kwargs` may say it.
+
+        Defaults of a user's own subclass count as given.
         """
-        callbacks = run_manager.get_sync() if run_manager else None
-        cancellation = Cancellation()
-
-        def generate() -> Any:
-            with cancelled_by(cancellation):
-                return self._generate(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
-
-        try:
-            return await run_in_executor(_WAITING, generate)
-        except asyncio.CancelledError:
-            cancellation.cancel()
-            raise
-
-    async def _astream(
-        self, *args: Any, run_manager: Any = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        """`_stream` in threads of the same pool; leaving it ends the model's work in a step."""
-        callbacks = run_manager.get_sync() if run_manager else None
-        stream = self._stream(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
-        cancellation = Cancellation()
-
-        def pull() -> Any:
-            with cancelled_by(cancellation):
-                return next(stream, None)
-
-        try:
-            while (chunk := await run_in_executor(_WAITING, pull)) is not None:
-                yield chunk
-        finally:
-            cancellation.cancel()
-            with suppress(ValueError):  # a thread is at it, and will be done with it at once
-                stream.close()
+        own, table = self.model_fields_set, ModelOptions.model_fields
+        values = ((name, getattr(self, name)) for name in OPTIONS)
+        return {
+            name: value
+            for name, value in values
+            if value is not None and (name in own or value != table[name].default)
+        }
 
     def _options(self) -> GenerationOptions:
-        values = {name: getattr(self, name) for name in OPTION_NAMES}
-        # None is "not given" everywhere, so that `pipeline_kwargs` may say it instead. A class of
-        # the user's own may have other defaults.
-        own, known = self.model_fields_set, ModelOptions.model_fields
-        given = {k: v for k, v in values.items() if k in own or v != known[k].default}
-        return GenerationOptions.parse({k: v for k, v in given.items() if v is not None})
+        """The constructor's options; parsed again only after a field was changed."""
+        given = self._given()
+        if self._parsed_options is None or self._parsed_options[0] != given:
+            self._remember(GenerationOptions.parse(given))
+        assert self._parsed_options is not None
+        return self._parsed_options[1]
+
+    def _remember(self, options: GenerationOptions) -> None:
+        """Keeps the options that the fields stand for, with copies of what can be changed."""
+        given = self._given().items()
+        kept = {k: copy.copy(v) if isinstance(v, (list, dict)) else v for k, v in given}
+        self._parsed_options = (kept, options)
 
     def _asked(self, stop: list[str] | None, call: dict[str, Any]) -> GenerationOptions:
         """The options of one call; stops of the constructor stay in force."""
-        return self._options().updated({**call, "stop": stop} if stop is not None else call)
+        options = self._options()
+        if not call and isinstance(stop, list) and all(item in options.stop for item in stop):
+            return options
+        return options.updated({**call, "stop": stop} if stop is not None else call)
 
     def _model_params(self, pipeline: Any) -> dict[str, Any]:
         """Everything that changes an answer: this is the key of LangChain's cache."""
@@ -208,7 +122,7 @@ class ModelOptions(BaseModel):
             # LangChain puts the call's stops under "stop", over whatever stands there.
             **{
                 "constructor_stop" if name == "stop" else name: getattr(options, name)
-                for name in OPTION_NAMES
+                for name in OPTIONS
                 if name not in _NO_KEY
             },
             "eos_reward": asdict(options.eos_reward) if options.eos_reward else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from langchain_core.messages import BaseMessage
@@ -105,7 +104,7 @@ def task(
             several=knows_tools(template),
             schema=options.json_schema,
         )
-        options = replace(options, json_schema=None, grammar=grammar)
+        options = options.replaced(json_schema=None, grammar=grammar)
     return Task(ids, options, names)
 
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.loading.quantization import as_text
-from langchain_llama_stop.options import OPTION_NAMES
+from langchain_llama_stop.options import OPTIONS
 
 _KEYS = ("token", "api_key", "openai_api_key")
 
@@ -112,7 +112,7 @@ def given_fields(model: Serializable, *left_out: str, refused: tuple[str, ...]) 
         value = getattr(model, name)
         if name not in fields or (name in refused and value):
             raise TypeError(f"`{name}` cannot be written.")
-        written = name in OPTION_NAMES or try_neq_default(value, name, model)
+        written = name in OPTIONS or try_neq_default(value, name, model)
         if not fields[name].exclude and written and value is not None:
             given[name] = value
     return given

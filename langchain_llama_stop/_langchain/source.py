@@ -6,14 +6,14 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.pipeline import copied
 from langchain_llama_stop.loading.quantization import as_text
-from langchain_llama_stop.options import OPTION_NAMES
+from langchain_llama_stop.options import OPTIONS
 
 _LOADING = threading.Lock()
 _SOURCE = (
@@ -44,8 +44,11 @@ class ModelSource(BaseModel):
     """Where the model goes, as transformers takes it. None: the first GPU, else the CPU."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    token: SecretStr | bool | None = Field(default=None, exclude=True, repr=False)
-    """Access token for gated models; False for none, not even the one you logged in with."""
+    if TYPE_CHECKING:  # a plain text is taken too, and becomes a secret
+        token: SecretStr | str | bool | None = None
+    else:
+        token: SecretStr | bool | None = Field(default=None, exclude=True, repr=False)
+        """Access token for gated models; False for none, not even the one you logged in with."""
     trust_remote_code: bool = False
     """Whether code from the hub may run."""
     model_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
@@ -62,7 +65,7 @@ class ModelSource(BaseModel):
         Copies by all fields, which `configurable_fields` makes, are given defaults too.
         """
         if "shared_pipelines" in self.model_fields_set:
-            for name in self.model_fields_set & set(OPTION_NAMES):
+            for name in self.model_fields_set & set(OPTIONS):
                 if getattr(self, name) == type(self).model_fields[name].default:
                     self.model_fields_set.discard(name)
         return self

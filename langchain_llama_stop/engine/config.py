@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from langchain_llama_stop.ending.stop_strings import parse_stop
 from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 
 
@@ -216,9 +217,10 @@ def with_pipeline_stops(pipeline: Any, options: GenerationOptions) -> Generation
     Returns:
         The options, with these stops among theirs.
     """
-    stops = pipeline._forward_params.get("stop_strings")
+    given = pipeline._forward_params.get("stop_strings")
+    stops = [given] if isinstance(given, str) else given
     return (
-        options.updated({"stop": [stops] if isinstance(stops, str) else stops})
+        options.replaced(stop=tuple(dict.fromkeys([*options.stop, *parse_stop(stops)])))
         if stops
         else options
     )

@@ -8,7 +8,7 @@ with those of other calls, and each row follows its own tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -152,7 +152,7 @@ def _smaller(lost: dict[Job, list[Row]], options: GenerationOptions) -> Generati
         if len(batch) == 1:
             raise one_answer_oom(len(batch[0].ids), batch[0].limit) from job.error
     most = min(options.batch_size, *map(len, lost.values()))
-    return replace(options, batch_size=max(1, most // 2))
+    return options.replaced(batch_size=max(1, most // 2))
 
 
 def _check_time(deadline: Deadline, rows: list[Row], options: GenerationOptions) -> None:

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop._checks import refuse_unknown
 from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop._optional import Progress, require
 from langchain_llama_stop.engine.config import eos_token_ids
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.quantization import quantization_of
-from langchain_llama_stop.options import GenerationOptions, refuse_unknown
+from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.training.data import INSTALL_TRAIN, conversations, read_rows
 from langchain_llama_stop.training.examples import Example, Supervision, supervision
 from langchain_llama_stop.training.options import FinetuneOptions

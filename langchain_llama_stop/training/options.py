@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langchain_llama_stop.options import check_integer, check_number
+from langchain_llama_stop._checks import check_integer, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

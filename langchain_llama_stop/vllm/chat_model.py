@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
+from langchain_llama_stop._checks import check_number, refuse_unknown
 from langchain_llama_stop._langchain.fields import model_profile
 from langchain_llama_stop._langchain.messages import check_last
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
@@ -29,10 +30,8 @@ from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.options import (
     ALIASES,
     DEFAULT_MAX_NEW_TOKENS,
-    OPTION_NAMES,
+    OPTIONS,
     GenerationOptions,
-    check_number,
-    refuse_unknown,
     resolve_aliases,
 )
 from langchain_llama_stop.vllm.requests import (
@@ -78,7 +77,7 @@ _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
 )
-_OPTIONS = {*OPTION_NAMES, *ALIASES} - {*_CALL}  # here `timeout` is the request's
+_OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # here `timeout` is the request's
 
 
 class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from langchain_huggingface import HuggingFacePipeline
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import EosReward, LlamaStopLLM
-from langchain_llama_stop.options import OPTION_NAMES
+from langchain_llama_stop.options import OPTIONS
 from tests.fakes import (
     ScriptedLlama,
     byte_ids,
@@ -162,7 +162,7 @@ def test_unknown_options_are_refused_with_the_known_ones(path):
     }[path]
     with pytest.raises(ValueError, match="'max_lenght'") as error:
         call()
-    for name in OPTION_NAMES:
+    for name in OPTIONS:
         assert name in str(error.value)
 
 

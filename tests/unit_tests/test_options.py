@@ -3,7 +3,7 @@
 import pytest
 
 from langchain_llama_stop.ending.reward import EosReward
-from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions
+from langchain_llama_stop.options import OPTIONS, GenerationOptions
 
 WRONG = [
     ("max_new_tokens", 0),
@@ -76,7 +76,7 @@ def test_a_wrong_value_is_refused_by_name(name, value):
 def test_an_unknown_option_lists_the_known_ones():
     with pytest.raises(ValueError, match="'max_lenght'") as error:
         GenerationOptions.parse({"max_lenght": 5})
-    for name in (*OPTION_NAMES, "max_tokens"):
+    for name in (*OPTIONS, "max_tokens"):
         assert name in str(error.value)
 
 

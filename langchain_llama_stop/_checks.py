@@ -1,0 +1,176 @@
+"""Checks of arguments: each error names the argument, the rule and the value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+Check = Callable[[str, Any], Any]
+"""Takes an argument's name and value; returns the value in its one form, or raises ValueError."""
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuses names that are not known.
+
+    Args:
+        names: The names given.
+        known: The names there are.
+        what: What the names are, for the message ("call option").
+
+    Raises:
+        ValueError: With the unknown names, the nearest known ones, and all known ones.
+    """
+    known = sorted(known)
+    if unknown := sorted(set(names) - set(known)):
+        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Unknown {what} {', '.join(map(repr, unknown))}.{hint} Known: {', '.join(known)}."
+        )
+
+
+def check_integer(name: str, value: object, least: int, *, optional: bool = True) -> None:
+    """Refuses what is not a whole number of at least `least`; None passes if `optional`."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` has to be a whole number of {least} or more, but is {value!r}.")
+
+
+def check_number(
+    name: str, value: Any, least: float, rule: str, *, above: bool = False, most: float = math.inf
+) -> None:
+    """Refuses what is not a finite number in a range; None passes.
+
+    Args:
+        name: The argument's name.
+        value: Its value.
+        least: The lower end of the range, included unless `above`.
+        rule: The range in words.
+        above: Whether the value has to be more than `least`.
+        most: The upper end of the range, included.
+
+    Raises:
+        ValueError: If the value is refused.
+    """
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not number
+        or not math.isfinite(value)
+        or not least <= value <= most
+        or (above and value == least)
+    ):
+        raise ValueError(f"`{name}` has to be {rule}, but is {value!r}.")
+
+
+def whole(least: int, *, optional: bool = True) -> Check:
+    """Makes a check for whole numbers."""
+
+    def check(name: str, value: Any) -> Any:
+        check_integer(name, value, least, optional=optional)
+        return value
+
+    return check
+
+
+def number(least: float, rule: str, *, above: bool = False, most: float = math.inf) -> Check:
+    """Makes a check for numbers; whole ones become floats, as transformers takes no 2 for 2.0."""
+
+    def check(name: str, value: Any) -> Any:
+        check_number(name, value, least, rule, above=above, most=most)
+        return float(value) if type(value) is int else value
+
+    return check
+
+
+def one_of(literal: Any) -> Check:
+    """Makes a check for the values of a `Literal`."""
+    values = get_args(literal)
+
+    def check(name: str, value: Any) -> Any:
+        if value not in values:
+            raise ValueError(
+                f"`{name}` has to be one of {', '.join(map(repr, values))}, but is {value!r}."
+            )
+        return value
+
+    return check
+
+
+def truth(*, optional: bool = False) -> Check:
+    """Makes a check for True and False."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, bool) and not (optional and value is None):
+            raise ValueError(f"`{name}` has to be True or False, but is {value!r}.")
+        return value
+
+    return check
+
+
+def callables(name: str, value: Any) -> tuple[Any, ...]:
+    """Checks one callable or a list of them, and gives them as a tuple."""
+    value = (value,) if callable(value) and not isinstance(value, list) else value
+    try:
+        items = tuple(value or ())
+    except TypeError as error:
+        raise ValueError(f"`{name}` has to be a list of callables, but is {value!r}.") from error
+    for item in items:
+        if not callable(item):
+            raise ValueError(f"`{name}` has to hold callables, but holds {item!r}.")
+    return items
+
+
+def anything(name: str, value: Any) -> Any:
+    """Checks nothing: what fits is known only where the value is used."""
+    return value
+
+
+def temperature(name: str, value: Any) -> Any:
+    """Checks the temperature: transformers divides by it, which overflows close to 0."""
+    rule = "0 (greedy), or 0.01 or more"
+    value = number(0, rule)(name, value)
+    if value and value < 0.01:
+        raise ValueError(f"`{name}` has to be {rule}, but is {value!r}.")
+    return value
+
+
+def seed(name: str, value: Any) -> Any:
+    """Checks the seed: torch takes 63 bits."""
+    value = whole(0)(name, value)
+    if value is not None and value >= 2**63:
+        raise ValueError(f"`{name}` has to be under 2**63, but is {value}.")
+    return value
+
+
+def json_schema(name: str, value: Any) -> Any:
+    """Checks the type of a JSON schema; it is compiled when the options are put together."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` has to be a dict or None, but is {value!r}.")
+    return value
+
+
+def answer_hint(name: str, value: Any) -> Any:
+    """Checks the answer hint: a sentence in which only {sentences} is filled in."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"`{name}` has to be a sentence or None, but is {value!r}.")
+    try:
+        value.format(sentences=1)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` may hold no braces but {{sentences}}, but is {value!r}."
+        ) from error
+    return value
+
+
+def generation_settings(name: str, value: Any) -> dict[str, Any]:
+    """Checks further settings; which names exist is known with transformers only."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` has to be a dict of generation settings, but is {value!r}.")
+    return dict(value or {})

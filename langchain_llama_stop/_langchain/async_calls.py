@@ -1,0 +1,61 @@
+"""Awaited calls: the same work in threads of a pool of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from langchain_core.runnables.config import run_in_executor
+
+from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
+
+_WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
+"""Threads of awaited calls, made as they are needed: all but the one that leads wait for their
+answers. More than `max_calls`, so that one call too many is refused and does not wait here."""
+
+
+class AsyncCallsMixin:
+    """`_agenerate` and `_astream`, made of a class's own `_generate` and `_stream`."""
+
+    async def _agenerate(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+        """`_generate` in a thread of a pool of its own.
+
+        asyncio's own pool has only a few threads more than there are cores; calls that wait for
+        one of them cannot share their passes with the others. A call that is cancelled leaves the
+        model within one step.
+        """
+        callbacks = run_manager.get_sync() if run_manager else None
+        cancellation = Cancellation()
+
+        def generate() -> Any:
+            with cancelled_by(cancellation):
+                return self._generate(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
+
+        try:
+            return await run_in_executor(_WAITING, generate)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
+
+    async def _astream(
+        self, *args: Any, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """`_stream` in threads of the same pool; leaving it ends the model's work in a step."""
+        callbacks = run_manager.get_sync() if run_manager else None
+        stream = self._stream(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
+        cancellation = Cancellation()
+
+        def pull() -> Any:
+            with cancelled_by(cancellation):
+                return next(stream, None)
+
+        try:
+            while (chunk := await run_in_executor(_WAITING, pull)) is not None:
+                yield chunk
+        finally:
+            cancellation.cancel()
+            with suppress(ValueError):  # a thread is at it, and will be done with it at once
+                stream.close()
