@@ -36,6 +36,7 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --strict tests/typed_usage.py
 
 unit: $(STAMP) ## tests on fakes and tiny models, seconds
 	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests

@@ -2,8 +2,11 @@
 
 import pytest
 
+from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
+from langchain_llama_stop import options as options_module
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.options import OPTIONS, GenerationOptions
+from tests.fakes.generation import tiny
 
 WRONG = [
     ("max_new_tokens", 0),
@@ -163,3 +166,67 @@ def test_the_object_itself_reads_every_way_of_writing():
 def test_pipeline_kwargs_have_to_be_a_dict(value):
     with pytest.raises(ValueError, match="`pipeline_kwargs` has to be a dict"):
         GenerationOptions.parse({"pipeline_kwargs": value})
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_an_entry_of_the_table_is_complete(option):
+    assert option.doc.endswith(".")
+    assert (option.server is None) == bool(option.request)
+    assert option.server is None or option.server
+    assert "typing" not in option.type and "langchain" not in option.type
+    option.check(option.name, option.default)  # raises if the default is out of its own range
+
+
+def test_the_fields_of_all_classes_are_those_of_the_table():
+    for kind in (LlamaStopLLM, ChatLlamaStop):
+        for name, option in OPTIONS.items():
+            field = kind.model_fields[name]
+            assert field.default == option.default
+            assert " ".join(field.description.split()) == option.doc
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
+}
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+CALLS = {
+    "llm": (LlamaStopLLM, lambda model, **call: model.invoke("Hi", **call)),
+    "llm, batch": (LlamaStopLLM, lambda model, **call: model.batch(["Hi", "Ho"], **call)),
+    "llm, stream": (LlamaStopLLM, lambda model, **call: list(model.stream("Hi", **call))),
+    "chat": (ChatLlamaStop, lambda model, **call: model.invoke("Hi", **call)),
+    "chat, stream": (ChatLlamaStop, lambda model, **call: list(model.stream("Hi", **call))),
+    "chat, a tool": (ChatLlamaStop, lambda m, **call: m.bind_tools([TOOL]).invoke("Hi", **call)),
+}
+
+
+@pytest.mark.parametrize("asked", [{}, {"stop": ["x"]}, {"seed": 1, "stop": ["x"], "top_k": 3}])
+@pytest.mark.parametrize("kind", CALLS)
+def test_options_are_parsed_once_per_call(kind, asked, monkeypatch):
+    pipeline, parsed = tiny(), []
+    monkeypatch.setattr(pipeline.tokenizer, "chat_template", TEMPLATE)
+    make, ask = CALLS[kind]
+    model = make(pipeline=pipeline, max_new_tokens=2)
+    combined = options_module._combined
+    monkeypatch.setattr(options_module, "_combined", lambda v: parsed.append(v) or combined(v))
+    ask(model, **asked)
+    assert len(parsed) <= 1
+    assert bool(parsed) or not asked
+
+
+def test_a_changed_field_is_in_force_at_once():
+    llm = LlamaStopLLM(pipeline=tiny(), max_new_tokens=4)
+    assert len(llm.generate(["Hi"]).generations[0][0].text) > 0
+    llm.max_new_tokens = 2
+    llm.stop = ["a"]
+    assert (llm._options().max_new_tokens, llm._options().stop) == (2, ("a",))
+    llm.stop.append("b")
+    assert llm._options().stop == ("a", "b")
+    llm.max_new_tokens = -1
+    with pytest.raises(ValueError, match="`max_new_tokens` has to be"):
+        llm.invoke("Hi")
+
+
+def test_the_nearest_known_name_is_suggested():
+    with pytest.raises(ValueError, match="Unknown option 'temprature'. Did you mean 'temperature'"):
+        GenerationOptions.parse({"temprature": 0})
