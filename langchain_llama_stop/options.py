@@ -8,8 +8,9 @@ To add an option, add an entry here, and the code where it acts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,18 +42,45 @@ _MAX_SEQUENCES = "start the server with `vllm serve --max-num-seqs`"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What an entry of the table says besides its type, default and text.
+    """An entry of the table; what its field says is filled in by `OPTIONS`.
 
     Attributes:
         check: Checks a value, and brings it into its one form.
         request: The part of a request to a server that carries it ("temperature",
             "extra_body.top_k"); "" if none does.
         instead: What to set on the server where no request carries it.
+        same_answer: Whether the answer is the same whatever the value: LangChain's cache may give
+            it for other values too.
+        name: The field's name.
+        annotation: Its type, as users write it.
+        default: Its default.
+        doc: What it does.
+        is_object: Whether it is an object of the user's, of which nothing can be written as JSON.
+        aliases: Its other names.
     """
 
     check: Check
     request: str = ""
     instead: str = ""
+    same_answer: bool = False
+    name: str = ""
+    annotation: Any = None
+    default: Any = None
+    doc: str = ""
+    is_object: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def server(self) -> str | None:
+        """What to set on a server instead; None if its requests carry the option."""
+        return None if self.request else self.instead
+
+    @property
+    def type(self) -> str:
+        """The type as text: "int | None"."""
+        written = self.annotation
+        text = written.__name__ if isinstance(written, type) else str(written)
+        return re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", text)
 
 
 class RequestOptions(BaseModel):
@@ -134,23 +162,28 @@ class ModelOptions(RequestOptions):
         list[Any] | None, Option(callables, instead="give `stop` or `stop_token_ids`")
     ] = Field(default=None, exclude=True)
     """Your own transformers stopping criteria, on every path."""
-    batch_size: Annotated[int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES)] = 16
+    batch_size: Annotated[
+        int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES, same_answer=True)
+    ] = 16
     """Sequences that may share a forward pass, of one call or of several."""
     prefix_cache: Annotated[
         int,
         Option(
             whole(0, optional=False),
             instead="start the server with `vllm serve --enable-prefix-caching`, its default",
+            same_answer=True,
         ),
     ] = 4096
     """Tokens whose keys and values the model keeps for prompts that begin the same way (2 GB for
     Llama 2 7B in bfloat16, 0.5 GB for Llama 3 8B); 0 is off."""
-    prompt_lookup_num_tokens: Annotated[int | None, Option(whole(0), instead=_NO_DRAFTS)] = None
+    prompt_lookup_num_tokens: Annotated[
+        int | None, Option(whole(0), instead=_NO_DRAFTS, same_answer=True)
+    ] = None
     """Draft tokens looked up in the text so far (greedy, one prompt at a time), at most; 0 is off.
     None: up to 32 for prompts of 128 tokens or more, else off."""
-    assistant_model: Annotated[Any, Option(_checks.anything, instead=_NO_DRAFTS)] = Field(
-        default=None, exclude=True
-    )
+    assistant_model: Annotated[
+        Any, Option(_checks.anything, instead=_NO_DRAFTS, same_answer=True)
+    ] = Field(default=None, exclude=True)
     """A small transformers model of the same vocabulary that drafts tokens instead; a wrong draft
     changes no token."""
     timeout: Annotated[
@@ -170,7 +203,9 @@ class ModelOptions(RequestOptions):
     ] = "cut"
     """What happens then: "cut" gives what is there of each answer (`finish_reason` is "length"),
     "raise" raises `TimeoutError`."""
-    max_calls: Annotated[int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES)] = 1024
+    max_calls: Annotated[
+        int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES, same_answer=True)
+    ] = 1024
     """Calls that may be at one model at once, those that wait included; one more is refused with
     `ModelBusyError`."""
     pipeline_kwargs: Annotated[
@@ -179,60 +214,26 @@ class ModelOptions(RequestOptions):
     """Further settings of transformers' `GenerationConfig`."""
 
 
-@dataclass(frozen=True, slots=True)
-class OptionInfo:
-    """An option, for those who list all of them: the docs and the command line.
-
-    Attributes:
-        name: Its name.
-        annotation: Its type, as users write it.
-        default: Its default.
-        doc: What it does.
-        request: As in `Option`.
-        server: What to set on a server instead; None if its requests carry the option.
-        check: As in `Option`.
-        aliases: Its other names.
-    """
-
-    name: str
-    annotation: Any
-    default: Any
-    doc: str
-    request: str
-    server: str | None
-    check: Check
-    aliases: tuple[str, ...]
-
-    @property
-    def type(self) -> str:
-        """The type as text: "int | None"."""
-        text = self.annotation.__name__ if isinstance(self.annotation, type) else None
-        parts = (text or str(self.annotation)).replace("typing.", "")
-        for path in ("langchain_llama_stop.ending.reward.", "langchain_llama_stop.grammar.schema."):
-            parts = parts.replace(path, "")
-        return parts.replace("NoneType", "None")
-
-
-def _info(name: str) -> OptionInfo:
+def _described(name: str) -> Option:
+    """The entry of an option, with what its field says."""
     field = ModelOptions.model_fields[name]
     (option,) = (item for item in field.metadata if isinstance(item, Option))
-    return OptionInfo(
+    return replace(
+        option,
         name=name,
         annotation=field.annotation,
         default=field.default,
         doc=" ".join((field.description or "").split()),
-        request=option.request,
-        server=None if option.request else option.instead,
-        check=option.check,
+        is_object=bool(field.exclude),
         aliases=tuple(alias for alias, own in ALIASES.items() if own == name),
     )
 
 
-OPTIONS: dict[str, OptionInfo] = {
-    info.name: info
-    for info in sorted(
-        map(_info, [*ModelOptions.__annotations__, *RequestOptions.__annotations__]),
-        key=lambda info: not info.request,
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in sorted(
+        map(_described, [*ModelOptions.__annotations__, *RequestOptions.__annotations__]),
+        key=lambda option: not option.request,
     )
 }
 """All options by name; those that a request to a server carries come first."""
@@ -361,7 +362,7 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parsed(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options, those that are not given by their defaults."""
-    defaults = {name: info.default for name, info in OPTIONS.items()}
+    defaults = {name: option.default for name, option in OPTIONS.items()}
     return _combined(_checked({**defaults, **_normalized(options)}))
 
 

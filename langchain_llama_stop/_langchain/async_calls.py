@@ -13,19 +13,18 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
 
 _WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
-"""Threads of awaited calls, made as they are needed: all but the one that leads wait for their
-answers. More than `max_calls`, so that one call too many is refused and does not wait here."""
+"""Threads of awaited calls, made as they are needed: more than `max_calls` (1024 by default), so
+that one call too many is refused and does not wait here."""
 
 
 class AsyncCallsMixin:
     """`_agenerate` and `_astream`, made of a class's own `_generate` and `_stream`."""
 
     async def _agenerate(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> Any:
-        """`_generate` in a thread of a pool of its own.
+        """Runs `_generate` in a thread; a call that is cancelled leaves the model within one step.
 
-        asyncio's own pool has only a few threads more than there are cores; calls that wait for
-        one of them cannot share their passes with the others. A call that is cancelled leaves the
-        model within one step.
+        asyncio's own pool has only a few threads more than there are cores: calls that wait for a
+        thread could not share their forward passes with the others.
         """
         callbacks = run_manager.get_sync() if run_manager else None
         cancellation = Cancellation()
@@ -43,7 +42,7 @@ class AsyncCallsMixin:
     async def _astream(
         self, *args: Any, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """`_stream` in threads of the same pool; leaving it ends the model's work in a step."""
+        """Runs `_stream` in threads of the same pool; closing it ends the answer in one step."""
         callbacks = run_manager.get_sync() if run_manager else None
         stream = self._stream(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
         cancellation = Cancellation()
@@ -57,5 +56,5 @@ class AsyncCallsMixin:
                 yield chunk
         finally:
             cancellation.cancel()
-            with suppress(ValueError):  # a thread is at it, and will be done with it at once
+            with suppress(ValueError):  # a thread is inside it, and leaves it at once
                 stream.close()

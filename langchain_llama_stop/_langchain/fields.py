@@ -1,4 +1,4 @@
-"""What both LangChain classes share: the options as fields, and what tells two models apart."""
+"""What both LangChain classes share: the options as fields, the cache key, the metadata."""
 
 from __future__ import annotations
 
@@ -18,15 +18,8 @@ from langchain_llama_stop.options import OPTIONS, GenerationOptions, ModelOption
 if TYPE_CHECKING:
     from langchain_llama_stop.engine.sequence import GenerationResponse
 
-_NO_KEY = (
-    *("logits_processor", "stopping_criteria"),  # in the key by other names
-    *("batch_size", "prefix_cache", "prompt_lookup_num_tokens", "assistant_model"),  # speed alone
-    "max_calls",
-)
-"""Options that are left out where the key of LangChain's cache lists all of them."""
-
-OBJECTS = ("logits_processor", "stopping_criteria", "assistant_model")
-"""Options that are objects of the user's, of which nothing can be written."""
+OBJECTS = tuple(option.name for option in OPTIONS.values() if option.is_object)
+"""Options that are objects of the user's, of which nothing can be written as JSON."""
 
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
@@ -52,7 +45,7 @@ class OptionFields(ModelOptions):
         raise NotImplementedError
 
     def model_post_init(self, context: Any) -> None:
-        """Lets the other classes do theirs: Pydantic's own, for private fields, would not."""
+        """Calls the next class's: the one that Pydantic makes for private fields does not."""
         super().model_post_init(context)
 
     @model_validator(mode="before")
@@ -122,8 +115,8 @@ class OptionFields(ModelOptions):
             # LangChain puts the call's stops under "stop", over whatever stands there.
             **{
                 "constructor_stop" if name == "stop" else name: getattr(options, name)
-                for name in OPTIONS
-                if name not in _NO_KEY
+                for name, option in OPTIONS.items()
+                if not option.same_answer
             },
             "eos_reward": asdict(options.eos_reward) if options.eos_reward else None,
             "logits_processor": [_object_key(item) for item in options.logits_processor],
@@ -148,7 +141,7 @@ class OptionFields(ModelOptions):
 
 
 def _object_key(item: Any) -> str:
-    """A name for an object that no other object has had, in this process or another."""
+    """Names an object, as no other object is named in this process or another."""
     known, key = _OBJECT_KEYS.get(id(item), (None, ""))
     if known is None or known() is not item:  # an id is used again once its object is gone
         key = f"{type(item).__name__} {uuid.uuid4().hex}"
@@ -160,14 +153,11 @@ def _object_key(item: Any) -> str:
 
 
 def model_profile(name: str, pipeline: Any) -> dict[str, Any]:
-    """What a chat model can do, in LangChain's terms.
+    """Says what a chat model can do, as the fields of a LangChain `ModelProfile`.
 
     Args:
-        name: Its name; "" for the pipeline's.
-        pipeline: Its pipeline; None if it is not loaded yet.
-
-    Returns:
-        The fields of a `ModelProfile`; the context length from the model's config, once loaded.
+        name: The model's name; "" for the pipeline's.
+        pipeline: None if it is not loaded yet; once it is, the profile has the context length.
     """
     profile: dict[str, Any] = {"name": name, "open_weights": True, "temperature": True}
     for kind in ("text", "image", "audio", "video"):
@@ -183,14 +173,11 @@ def model_profile(name: str, pipeline: Any) -> dict[str, Any]:
 
 
 def check_task(pipeline: Any, instead: str) -> None:
-    """Refuses what is no pipeline for text generation.
+    """Raises ValueError for what is not a text-generation pipeline.
 
     Args:
         pipeline: What was given as one.
-        instead: Where else a model comes from, for the message.
-
-    Raises:
-        ValueError: If it is none.
+        instead: What else the user can do, for the message.
     """
     task = getattr(pipeline, "task", None)
     if task != "text-generation":
