@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from langchain_llama_stop import EosReward, EosTokenRewardLogitsProcessor, load_pipeline
-from langchain_llama_stop.ending.logits_processor import lift_rows_
+from langchain_llama_stop.ending.logits_processor import edit_rows_
 
 BANDWIDTH, MEMORY, FLOPS = 3.35e12, 80e9, 990e12  # H100 SXM: bytes/s, bytes, dense bfloat16
 REACHED = 0.6  # share of bandwidth and arithmetic that good kernels reach
@@ -64,11 +64,11 @@ def reward_seconds(rows: int, vocabulary: int = 32_000, steps: int = 200) -> flo
         lengths = [draw.randrange(ANSWER) for _ in range(rows)]
         begin = time.perf_counter()
         found = [
-            processor.row(place, ids[:length])
+            processor.row_edit(place, ids[:length])
             for place, (processor, length) in enumerate(zip(processors, lengths, strict=True))
             if length >= processor.zone
         ]
-        lift_rows_(scores, found)
+        edit_rows_(scores, found)
         spent += time.perf_counter() - begin
     return spent / steps
 

@@ -73,9 +73,9 @@ class Look:
             eos_token_ids=[self.tokenizer.eos_token_id],
             reward=EosReward(),
         )
-        for step in range(landing.first, BUDGET):
+        for step in range(landing.zone, BUDGET):
             best = self.scores.gather(1, self.chosen)[:, 0]
-            landing.look([ids[:step] for ids in self.answers], self.scores, best)
+            landing.record([ids[:step] for ids in self.answers], self.scores, best)
         for row, ids in enumerate(self.answers):
             landing.end(row, ids)
 

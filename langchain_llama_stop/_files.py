@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from pathlib import Path
 
 
 def require_empty(folder: Path) -> Path:
-    """Refuses a folder that holds something.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its absolute path.
+    """Returns the absolute path of a folder that is missing or empty.
 
     Raises:
-        FileExistsError: If it does.
+        FileExistsError: If the folder is not empty, or is a file.
     """
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -32,16 +26,10 @@ def require_empty(folder: Path) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into, which then takes its place in one step.
-
-    Args:
-        folder: Its place; nothing may be there.
-
-    Yields:
-        The folder to write into.
+    """Yields a temporary folder to write into, and moves it to `folder` in one step.
 
     Raises:
-        FileExistsError: If something is there.
+        FileExistsError: If `folder` is not empty, or is a file.
     """
     folder = require_empty(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Packages that not everybody has."""
+"""Packages that are not installed by default."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ INSTALL_QUANTIZATION = (
 
 
 def require(package: str, what: str, command: str) -> None:
-    """Says what to install where an optional package is missing.
+    """Checks that an optional package is installed.
 
     Args:
         package: Name to import.
-        what: What needs it.
+        what: The feature that needs it, as the error names it.
         command: The command that installs it.
 
     Raises:

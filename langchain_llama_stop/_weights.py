@@ -9,14 +9,7 @@ if TYPE_CHECKING:
 
 
 def adapter_state(model: PreTrainedModel) -> str:
-    """Says which adapters of a model are at work.
-
-    Args:
-        model: A loaded model.
-
-    Returns:
-        A text that changes with the active adapters; "" where there are none.
-    """
+    """A text that changes with the active adapters of a model; "" if it has none."""
     if not getattr(model, "peft_config", None):
         return ""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -1,16 +1,16 @@
-r"""Where an answer may end: pure text, read as far as it is written, with no look ahead.
+r"""Where an answer may end: pure text, judged as far as it is written, without look-ahead.
 
 `is_true_end` asks whether a sentence, list item, table row, code block, formula or JSON value
-is finished; `open_constructs` asks what is still owed (brackets, quotes, emphasis, fences).
-An answer may end where the first holds and the second is empty.
+is finished. `open_constructs` asks what a text still owes: brackets, quotes, emphasis, fences.
+An answer may end where the first is true and the second is empty.
 
-A missed end costs one more sentence, a false one cuts a thought in two, so doubt says no. Some
-doubt goes away with a newline, which no unfinished number or name contains: "costs about 3."
-may become 3.14, and "in the U.S." may go on, but "in the U.S.\n" is over. Apart from that,
-whitespace after the text changes nothing.
+A missed end costs one more sentence, a false one cuts a thought in two. So a doubtful end is no
+end. A newline removes some doubt, because no unfinished number or name contains one: "costs about
+3." may become 3.14, and "in the U.S." may continue, but "in the U.S.\n" is finished. Apart from
+that, whitespace after the text changes nothing.
 
-Not seen: sentence ends in languages that write none (Thai, Lao), tables without outer pipes, fences
-in block quotes.
+Not recognized: sentence ends in languages that write none (Thai, Lao), tables without outer pipes,
+fences in block quotes.
 """
 
 import re
@@ -22,16 +22,16 @@ from langchain_llama_stop.ending.markup import MARK, OPENERS, apply_mark, json_v
 Boundary = Literal["sentence", "line", "paragraph"]
 
 _TERMINATORS = ".!?…。！？｡．؟۔।॥‽⁇⁈⁉‼⸮։።፧፨។៕။།༎᠃᠉᙮෴܀"
-CLOSERS = r"\"'”’“‘»«›)\]}）」』】》〉*_`~"
+CLOSING_CHARS = r"\"'”’“‘»«›)\]}）」』】》〉*_`~"
 _EMOJI = "\u200d\u20e3\u231a-\u23ff\u2600-\u2793\u2b50\u2b55\ufe0f\U0001f000-\U0001faff"
-_GOES_ON = tuple(":,;-–—/&：，；、،؛")
+_CONTINUES = tuple(":,;-–—/&：，；、،؛")
 
 # A terminator and what may follow it: closers, and after a space emoji, » or a smiley.
-_TAIL = rf"(?:[{CLOSERS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
+_TAIL = rf"(?:[{CLOSING_CHARS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
 _END = re.compile(rf"([{_TERMINATORS}])({_TAIL})(?<!\u200d)\Z")
 _CANDIDATE = re.compile(rf"[{_TERMINATORS}]{_TAIL}|(?<!\$)\$\$|\\\]")
-_ROUGH_END = re.compile(rf"[{_TERMINATORS}][{CLOSERS}]*(?:\s|\Z)|[。！？]")
-_REACH = 40  # how far back from the end of the text its terminator may lie
+_ROUGH_END = re.compile(rf"[{_TERMINATORS}][{CLOSING_CHARS}]*(?:\s|\Z)|[。！？]")
+_REACH = 40  # characters from the end in which the terminator is sought: room for its closers
 
 _WORD = re.compile(r"[^\W_]")
 _ORDINAL = r"\(?(?:\d{1,3}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})[.)]"
@@ -45,9 +45,10 @@ _COMMENT = re.compile(r"\S+(?:[ \t]+\S+){4,}\.")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _PIPE = re.compile(r"(?<!\\)\|")
 _SEPARATOR = re.compile(r"[ \t>]*\|(?=[ \t:|]*-)[ \t:|-]*")
-_SHORT_ITEM = 80
+_SHORT_ITEM = 80  # characters: a longer item without a terminator is an unfinished sentence
+_LAST_WORD = 64  # characters before a full stop that are read: no abbreviation is longer
 
-# Dots that end a word, not a sentence. The second set can end one, which a newline then shows.
+# Words whose dot ends no sentence; after those of the second set it does before a newline.
 _ABBREVIATIONS = frozenset(
     "Dr Mr Mrs Ms Prof Rev Hon Gen Capt Lt Sgt Gov Sen Messrs e.g i.e eg ie cf vs viz approx ca "
     "Fig Figs Eq Vol pp Nos Sra Srta Dra Ud Uds Vd ej p.ej z.B d.h bzw vgl ggf inkl evtl Hr Frl "
@@ -66,10 +67,10 @@ _HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
 
 
 def open_constructs(text: str) -> tuple[str, ...]:
-    r"""The closers still owed by `text`, innermost first: `"He (or she` owes `)` and `"`.
+    r"""The closers that `text` still owes, innermost first: `"He (or she` owes `)` and `"`.
 
-    They fit behind `text.rstrip()`: a fence is owed with its newline and indentation, and an
-    unfinished table row owes one "|" for every cell that its header has and it has not.
+    They fit after `text.rstrip()`: a fence comes with its newline and indentation, and an
+    unfinished table row owes one "|" for each cell of its header that it lacks.
     """
     return tuple(reversed(_Answer(text).owed))
 
@@ -77,8 +78,7 @@ def open_constructs(text: str) -> tuple[str, ...]:
 def is_true_end(text: str) -> bool:
     """Whether `text` stops where a sentence, item, table row, code block or value really ends.
 
-    What is open around that place is not looked at, except a code fence and JSON: nothing ends
-    inside these.
+    Open constructs around it do not matter, except that nothing ends inside a code fence or JSON.
     """
     return _Answer(text).ends
 
@@ -86,9 +86,9 @@ def is_true_end(text: str) -> bool:
 def may_end(text: str, boundary: Boundary = "sentence") -> bool:
     r"""Whether `text` may end as it stands: a true end with nothing open.
 
-    A "line" end has a newline behind it, and then needs no terminator (verse) unless the line
-    is a heading or plainly goes on (":", ","). A "paragraph" end has an empty line behind it,
-    or only a newline if it is a closed code fence.
+    A "line" end is followed by a newline, and then needs no terminator (verse) unless the line
+    is a heading or clearly continues (":", ","). A "paragraph" end is followed by an empty line,
+    or by a newline alone if it is a closed code fence.
     """
     answer = _Answer(text)
     if answer.owed:
@@ -104,9 +104,9 @@ def may_end(text: str, boundary: Boundary = "sentence") -> bool:
 def end_offsets(text: str) -> list[int]:
     r"""Every offset at which `text[:offset]` may end (kind "sentence"), ascending.
 
-    Whitespace behind an end is no new end: of the prefixes that differ only in trailing
-    whitespace the shortest that may end counts. That is the one without any, save where it
-    takes the newline to tell ("- figs\n- pears\n").
+    Whitespace after an end makes no new end: of the prefixes that differ only in trailing
+    whitespace, the shortest that may end counts. That is the one without any, except where
+    the newline decides ("- figs\n- pears\n").
     """
     offsets, owed = json_values(text)
     if owed:
@@ -128,13 +128,9 @@ def last_end(text: str) -> int:
 
 
 def count_sentences(text: str) -> int:
-    """Count sentences roughly, at a hundredth of the cost of `end_offsets`: terminators with space.
+    """Rough number of sentences: terminators before a space, abbreviations included.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        A number that grows as the sentences do; abbreviations and the like count too.
+    It costs a hundredth of `end_offsets`.
     """
     return len(_ROUGH_END.findall(text))
 
@@ -162,10 +158,10 @@ class _Answer:
 
 
 class _Page:
-    """The lines of a text in order: what the complete ones left, and the one being read.
+    """A walk over the lines of a text: the state after the complete ones, and the current one.
 
-    Nothing depends on text behind the offset asked for, so that one walk answers for all
-    prefixes. Offsets must be asked for in ascending order.
+    Nothing depends on the text after the offset in question, so one walk serves all prefixes.
+    Offsets must come in ascending order.
     """
 
     def __init__(self, text: str) -> None:
@@ -173,10 +169,10 @@ class _Page:
         self.fence = ""  # the open fence, with its indentation
         self.fresh = True  # the next line starts a block
         self.rows = self.pipes = 0  # of the table so far, and of its header
-        self.indent, self.siblings, self.plain = -1, 0, True  # the items so far: without end?
+        self.indent, self.siblings, self.plain = -1, 0, True  # the items so far: no terminators?
 
     def enter(self, start: int, stop: int) -> None:
-        """Begin to read the line `text[start:stop]`."""
+        """Start the line `text[start:stop]`."""
         line = _LINE.match(self.text, start, stop)
         assert line is not None  # every part of the pattern is optional
         self.start, self.stop, self.content = start, stop, line.end()
@@ -194,7 +190,7 @@ class _Page:
             self.indent, self.siblings, self.plain = line.start("item") - start, 0, True
 
     def leave(self) -> None:
-        """Take the line as complete."""
+        """Finish the line: it is complete."""
         if self.fence:
             if self._closes_fence(self.stop):
                 self.fence, self.fresh = "", True
@@ -209,19 +205,19 @@ class _Page:
         elif self.kind == "item":
             self.siblings += 1
             self.plain &= not self._terminator(self.stop)
-            if self._goes_on():
+            if self._continues():
                 self.indent = -1
         else:
             self.fresh = self.kind == "heading" or self.content == self.stop
 
     def candidates(self) -> Iterable[int]:
-        """The offsets in this line that can be ends, without the rest of their prefix."""
+        """The offsets in this line that could be ends, judged by the line alone."""
         if self.fence:
             fence = _FENCE.match(self.text, self.start, self.stop)
             return range(self.start + 3, fence.end() + 1) if fence else ()
         if self.kind == "row":
             pipes = [m.end() for m in _PIPE.finditer(self.text, self.start, self.stop)]
-            return pipes[self.pipes - 1 : self.pipes]  # where it has as many as its header
+            return pipes[self.pipes - 1 : self.pipes]  # the last cell of its header
         return (
             i + 1
             for m in _CANDIDATE.finditer(self.text, self.content, self.stop)
@@ -230,7 +226,7 @@ class _Page:
         )
 
     def ends(self, stop: int, newline: bool) -> bool:
-        """Whether something ends at `stop`; `newline`: the line is known to end there too."""
+        """Whether something ends at `stop`; `newline`: whether the line ends there too."""
         text = self.text
         if self.fence:
             return self._closes_fence(stop)
@@ -243,14 +239,15 @@ class _Page:
         if not end:
             return newline and self._is_plain_item() or self._is_formula(stop)
         if end[1] == ".":
-            return _dot_ends(text[max(self.start, end.start() - 64) : end.start()], end[2], newline)
+            before = text[max(self.start, end.start() - _LAST_WORD) : end.start()]
+            return _dot_ends(before, end[2], newline)
         return not (end[1] in "?？" and self._is_bold(stop))  # a bold question is a heading
 
     def ends_line(self) -> bool:
         """Whether the line, if complete, may stand without a terminator, as in verse."""
         words = _WORD.search(self.text, self.content, self.stop)
         skip = self.fence or self.kind == "row" or self._is_label(self.stop)
-        return bool(words) and not (skip or self._is_bold(self.stop) or self._goes_on())
+        return bool(words) and not (skip or self._is_bold(self.stop) or self._continues())
 
     def owed(self, stop: int) -> list[str]:
         """The closers owed at `stop`, outermost first."""
@@ -281,20 +278,20 @@ class _Page:
         return _END.search(self.text, max(self.content, stop - _REACH), stop)
 
     def _is_label(self, stop: int) -> bool:
-        """Whether the line only announces what comes: a heading, bare marker or open fence."""
-        if self.kind == "heading":  # a whole sentence behind # is a comment in code
+        """Whether the line only introduces what follows: a heading, bare marker or open fence."""
+        if self.kind == "heading":  # a whole sentence after # is a comment in code
             return not _COMMENT.fullmatch(self.text, self.content, stop)
         marker = _BARE_MARKER.fullmatch(self.text, self.start, stop)
         return bool(marker) or self._opened_fence(stop) != ""
 
     def _is_bold(self, stop: int) -> bool:
-        """Whether all of the line is bold, as a heading is."""
+        """Whether the whole line is bold, like a heading."""
         mark = self.text[self.content : self.content + 2]
         return mark in ("**", "__") and self.text.find(mark, self.content + 2, stop) == stop - 2
 
     def _is_plain_item(self) -> bool:
         short = self.kind == "item" and self.stop - self.content <= _SHORT_ITEM
-        return short and self.siblings > 0 and self.plain and not self._goes_on()
+        return short and self.siblings > 0 and self.plain and not self._continues()
 
     def _is_formula(self, stop: int) -> bool:
         """Whether the line is, or closes, a displayed formula."""
@@ -302,22 +299,22 @@ class _Page:
         ends = self.text.endswith(("$$", r"\]"), self.content, stop)
         return starts and ends and not self.text.endswith("$$$", self.content, stop)
 
-    def _goes_on(self) -> bool:
-        return self.text[self.content : self.stop].rstrip("*_").endswith(_GOES_ON)
+    def _continues(self) -> bool:
+        return self.text[self.content : self.stop].rstrip("*_").endswith(_CONTINUES)
 
 
 class _Block:
-    """The markup open in a paragraph, item, heading or row; the next block starts afresh."""
+    """The open markup of a paragraph, item, heading or row; each block starts without any."""
 
     def __init__(self, text: str, start: int) -> None:
         self.text, self.read = text, start
-        self.word = len(text)  # where its first letter or digit is
+        self.word = len(text)  # offset of its first letter or digit
         self.stack: list[str] = []
 
     def owed(self, stop: int) -> list[str]:
         for token in MARK.finditer(self.text, self.read, stop):
             before = self.text[token.start() - 1] if token.start() else ""
-            if token.end() == stop:  # it may still grow, and what follows is not known
+            if token.end() == stop:  # it may still grow, and the next character is not there yet
                 stack = self.stack.copy()
                 apply_mark(stack, token[0], before, "")
                 return stack
@@ -328,7 +325,7 @@ class _Block:
 
 
 def _dot_ends(before: str, tail: str, newline: bool) -> bool:
-    """Whether a full stop behind `before` ends a sentence; `tail`: the closers behind it."""
+    """Whether a full stop after `before` ends a sentence; `tail`: the closers after it."""
     if before.endswith("."):
         return before.endswith("..")  # an ellipsis, not half of one
     if not before or before[-1].isspace():

@@ -1,4 +1,4 @@
-"""The tokens that bring a text to its end: what depends on the vocabulary alone."""
+"""The tokens that close a text: what depends on the vocabulary alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARKS = (".", "!", "?", "。", "！", "？", "؟", "।")
+_TERMINATORS = (".", "!", "?", "。", "！", "？", "؟", "।")
 _FIRST = ("```", "\n```", '"', '."', '".', ")", ".)", ").", "]", "].", "}", "**", ".**", "`", "|")
-_NO_END = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
+_NEVER_LAST = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
 _OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
 _OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
 
@@ -29,65 +29,54 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> ClosingTokens:
 
 
 class ClosingTokens:
-    """What single tokens do to the end of a text; answers are remembered per token."""
+    """What single tokens do to the end of a text; results are cached per token."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
-        """Begins with nothing known.
-
-        Args:
-            detokenizer: Of the model's tokenizer.
-        """
+        """Starts with empty caches."""
         self._detokenizer = detokenizer
         self._may_end_after: dict[int, bool] = {}
-        self._debts: dict[int, float] = {}
+        self._most_owed: dict[int, float] = {}
         self._ids: dict[str, list[int]] = {}
 
     @cached_property
-    def marks(self) -> list[int]:
-        """Ids of the marks that close a sentence, as far as each is one token behind a word."""
-        return [ids[0] for mark in _MARKS if len(ids := self.ids(mark)) == 1]
+    def terminators(self) -> list[int]:
+        """Ids of the terminators that are one token each after a word."""
+        return [ids[0] for char in _TERMINATORS if len(ids := self.ids(char)) == 1]
 
     @cached_property
     def first(self) -> list[int]:
-        """Ids with which the usual ends begin: the marks, brackets, quotes, fences."""
-        ends = [self.ids(end) for end in _FIRST]
-        return list(dict.fromkeys([*self.marks, *(ids[0] for ids in ends if ids)]))
+        """First ids of the usual closings: the terminators, then brackets, quotes, fences."""
+        closings = [self.ids(closing) for closing in _FIRST]
+        return list(dict.fromkeys([*self.terminators, *(ids[0] for ids in closings if ids)]))
 
-    def ids(self, end: str) -> list[int]:
-        """Encodes what brings a text to its end.
-
-        Args:
-            end: What is put behind the text, a full stop and a quote for instance.
-
-        Returns:
-            Its ids; [] for "", and if the vocabulary lacks it.
-        """
-        if end not in self._ids:
+    def ids(self, closing: str) -> list[int]:
+        """Encodes what is appended to close a text; [] for "", and if the vocabulary lacks it."""
+        if closing not in self._ids:
             tokenizer = self._detokenizer.tokenizer
-            ids = ids_after(tokenizer, "x", end)
+            ids = ids_after(tokenizer, "x", closing)
             if ids is None:  # it would merge with the word: the plain encoding has to do
-                ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-            self._ids[end] = [] if tokenizer.unk_token_id in ids else ids
-        return self._ids[end]
+                ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+            self._ids[closing] = [] if tokenizer.unk_token_id in ids else ids
+        return self._ids[closing]
 
     def may_end_after(self, token_id: int) -> bool:
-        """Rules out, without the text, the tokens behind which no text ends: most of them."""
-        known = self._may_end_after.get(token_id)
-        if known is None:
+        """Whether a text can end after this token: mostly not, which saves decoding the text."""
+        may_end = self._may_end_after.get(token_id)
+        if may_end is None:
             piece = self._detokenizer.decode([token_id])
-            known = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
-        return known
+            may_end = self._may_end_after[token_id] = "\n" in piece or not _inside_sentence(piece)
+        return may_end
 
-    def debt(self, ids: Sequence[int]) -> float:
-        """Says how many tokens it takes at most to close what these tokens open."""
-        for token_id in set(ids).difference(self._debts):
+    def most_owed(self, ids: Sequence[int]) -> float:
+        """An upper bound of the number of tokens that close what these tokens open."""
+        for token_id in set(ids).difference(self._most_owed):
             piece = _OPENS_NOTHING.sub("", self._detokenizer.decode([token_id]))
             block = _OPENS_BLOCK.search(piece)
-            self._debts[token_id] = math.inf if block else len(piece.encode())
-        return sum(map(self._debts.__getitem__, ids))
+            self._most_owed[token_id] = math.inf if block else len(piece.encode())
+        return sum(map(self._most_owed.__getitem__, ids))
 
 
 def _inside_sentence(piece: str) -> bool:
-    """Whether no text ends behind a token with this text; "" is a special one, padding say."""
+    """Whether no text ends after a token with this text; "" is a special one, such as padding."""
     last = piece.rstrip()[-1:]
-    return not last or last.isalnum() or last in _NO_END
+    return not last or last.isalnum() or last in _NEVER_LAST

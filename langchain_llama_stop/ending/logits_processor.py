@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -11,29 +11,36 @@ from transformers import LogitsProcessor
 from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.closing import close_text
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
-from langchain_llama_stop.ending.reward import DECIDED, NONE, EosReward, Nudge, nudge
+from langchain_llama_stop.ending.reward import (
+    DECIDED,
+    NONE,
+    PLANNED_TOKENS,
+    EosReward,
+    Nudge,
+    nudge,
+)
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.masks import last_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PLANNED_TOKENS = 8  # the longest end that is kept in reserve: fences, brackets and EOS
-_SAMPLE = 4096  # scores looked at first; the frequent tokens of a vocabulary come early
+# Scores compared first, as the frequent tokens of a vocabulary come early: `make bench-overhead`.
+_SAMPLE = 4096
 
 
-class Row(NamedTuple):
-    """A row of scores, and what is to be done to it.
+class RowEdit(NamedTuple):
+    """A row of scores, and how it has to be changed.
 
     Attributes:
-        place: Its index in the batch.
-        processor: Whose options it has.
-        nudge: What it needs at this step.
+        batch_index: Its index in the batch.
+        processor: The processor whose options apply.
+        nudge: What the row needs at this step.
         left: Tokens that may still come, the next one included.
-        ids: Gives the token ids of its answer so far.
+        ids: Returns the token ids of the answer so far.
     """
 
-    place: int
+    batch_index: int
     processor: EosTokenRewardLogitsProcessor
     nudge: Nudge
     left: int
@@ -41,14 +48,14 @@ class Row(NamedTuple):
 
 
 class EosTokenRewardLogitsProcessor(LogitsProcessor):
-    """Rewards EOS where an answer may end, the more the nearer its token budget is used up.
+    """Rewards EOS where an answer may end, and more so near the end of its token budget.
 
-    A pure function of `input_ids`, `scores` and what it was built with: it keeps no state between
-    calls, so that beam search, assisted decoding and reuse stay right. Outside of the landing zone
-    it returns the scores it was given. Inside, a row is touched only where its text may end, in its
-    last tokens, where the sentence is helped to close, and at the last token, which is EOS. Scores
-    are lifted relative to the row's own maximum, so that a shift of all scores changes nothing; a
-    score of -inf (`min_new_tokens`) stays -inf.
+    A pure function of `input_ids`, `scores` and its arguments: it keeps no state between calls, so
+    beam search, assisted decoding and reuse stay correct. Outside the landing zone it returns the
+    scores as they are. Inside, it changes a row only where its text may end, in its last tokens,
+    where the sentence is helped to close, and at the last token, which is EOS. Scores are lifted
+    relative to the maximum of the row, so a shift of all scores changes nothing. A score of -inf
+    (`min_new_tokens`) stays -inf.
 
     Example:
         ```python
@@ -59,6 +66,8 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         model.generate(**inputs, max_new_tokens=64, logits_processor=[processor])
         ```
     """
+
+    _in_place: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -75,12 +84,13 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             tokenizer: The model's tokenizer.
             max_new_tokens: The token budget of the call.
             prompt_length: Width of the (left-padded) prompt, in tokens.
-            eos_token_id: One or several EOS ids; the tokenizer's if None. The one that the model
-                itself scores highest is rewarded.
+            eos_token_id: One or several EOS ids; the tokenizer's if None. The one with the highest
+                score is rewarded.
             reward: The options; the defaults if None.
 
         Raises:
-            ValueError: If `max_new_tokens` is under 1, `prompt_length` under 0, or no EOS id known.
+            ValueError: If `max_new_tokens` is under 1, `prompt_length` is under 0, or there is no
+                EOS id.
         """
         if max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` has to be 1 or more, but is {max_new_tokens!r}.")
@@ -97,27 +107,33 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.reward = EosReward.parse(reward) or EosReward()
         self.zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
-        self._closers = closing_tokens(tokenizer)
+        self._closing_tokens = closing_tokens(tokenizer)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Lifts the scores of the rows that may end, or have to.
+        """Lifts scores in the rows that may end, or have to.
 
         Args:
             input_ids: Prompt and answer so far, (batch, prompt_length + generated).
             scores: Next-token scores, (batch, vocab).
 
         Returns:
-            New scores, (batch, vocab); `scores` itself where no row is touched.
+            New scores, (batch, vocab); `scores` itself if no row is changed.
         """
-        if input_ids.shape[1] - self.prompt_length < self.zone:
+        generated = input_ids.shape[1] - self.prompt_length
+        if generated < self.zone:
             return scores
-        nudges = self.nudges(input_ids)
-        if all(n is NONE for n in nudges):
+        left = self.max_new_tokens - generated
+        edits = [
+            RowEdit(i, self, n, left, input_ids[i, self.prompt_length :].tolist)
+            for i, n in enumerate(self.nudges(input_ids))
+            if n is not NONE
+        ]
+        if not edits:
             return scores
-        return self._apply(input_ids, scores.clone(), nudges)
+        return edit_rows_(scores if self._in_place else scores.clone(), edits)
 
     def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
-        """Says what each row needs at this step.
+        """What each row needs at this step.
 
         Args:
             input_ids: Prompt and answer so far, (batch, prompt_length + generated).
@@ -129,10 +145,10 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         if generated < self.zone:
             return [NONE] * input_ids.shape[0]
         newest = input_ids[:, -1].tolist() if generated else [None] * input_ids.shape[0]
-        elsewhere = self._nudge(generated)  # where the newest token cannot end a text
+        elsewhere = self._nudge(generated)  # where no text can end after the newest token
         return [
-            self._judged(input_ids[i, self.prompt_length :].tolist())
-            if token is not None and self._closers.may_end_after(token)
+            self._nudge_of_text(input_ids[i, self.prompt_length :].tolist())
+            if token is not None and self._closing_tokens.may_end_after(token)
             else elsewhere
             for i, token in enumerate(newest)
         ]
@@ -140,12 +156,12 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
     def eos_source(
         self, input_ids: torch.Tensor, logits: torch.Tensor, sampled: bool
     ) -> Literal["model", "reward", "forced"]:
-        """Says who ended an answer, once EOS has been chosen.
+        """Tells who ended an answer, once EOS has been chosen.
 
         Args:
             input_ids: Prompt and answer before EOS, (prompt_length + generated,).
             logits: The model's own scores for the next token, (vocab,).
-            sampled: Whether the token was drawn; else it was the best one.
+            sampled: Whether the token was sampled; else it was the best one.
 
         Returns:
             "model" if the model would have chosen EOS by itself (when sampling: if at least half
@@ -161,21 +177,22 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             own = not (n.eos or n.decided) or int(logits.argmax()) in eos
         return "model" if own else "forced" if n.forced else "reward"
 
-    def row(self, place: int, ids: list[int]) -> Row:
-        """Says what one row needs, for batches whose rows differ in length and options.
+    def row_edit(self, batch_index: int, ids: list[int]) -> RowEdit:
+        """What one row needs, for batches whose rows differ in length and options.
 
         Args:
-            place: Its index in the batch.
+            batch_index: The row's index in the batch.
             ids: Token ids of its answer so far.
 
         Returns:
-            What `lift_rows_` takes.
+            An edit for `edit_rows_`.
         """
-        ends = bool(ids) and self._closers.may_end_after(ids[-1])
-        found = self._judged(ids) if ends else self._nudge(len(ids))
-        return Row(place, self, found, self.max_new_tokens - len(ids), lambda: ids)
+        ends = bool(ids) and self._closing_tokens.may_end_after(ids[-1])
+        nudge = self._nudge_of_text(ids) if ends else self._nudge(len(ids))
+        return RowEdit(batch_index, self, nudge, self.max_new_tokens - len(ids), lambda: ids)
 
-    def _judged(self, ids: list[int]) -> Nudge:
+    def _nudge_of_text(self, ids: list[int]) -> Nudge:
+        """What an answer needs whose newest token may end a text."""
         text = self._detokenizer.decode(ids)
         if not boundaries.may_end(text, self.reward.boundary):
             return self._nudge(len(ids))
@@ -185,6 +202,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
     def _nudge(
         self, generated: int, *, may_end: bool = False, sentence_tokens: float = 0.0
     ) -> Nudge:
+        """The score rule with this processor's options."""
         return nudge(
             self.reward,
             generated,
@@ -193,68 +211,41 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             sentence_tokens=sentence_tokens,
         )
 
-    def _apply(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, nudges: Sequence[Nudge]
-    ) -> torch.Tensor:
-        left = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
-        rows = [
-            Row(i, self, n, left, input_ids[i, self.prompt_length :].tolist)
-            for i, n in enumerate(nudges)
-            if n is not NONE
-        ]
-        return lift_rows_(scores, rows)
+    def _closing_token(self, edit: RowEdit, terminator: int | None) -> tuple[int, bool] | None:
+        """Token that closes the sentence, and whether it is decided; None to leave the row alone.
 
-    def _close(self, row: Row, mark: int | None) -> tuple[int, bool] | None:
-        """The token that helps an open sentence to its end, gently, or by plan when it is due.
+        It is a near-best terminator, or, if only that still fits, the first token of the planned
+        closing, which is decided.
 
         Args:
-            row: The row.
-            mark: The closing mark that is near to the row's best token, if any.
-
-        Returns:
-            A token, and whether it is decided; None to let the row be.
+            edit: The row.
+            terminator: The id of a terminator whose score is near to the best, if there is one.
         """
-        left = row.left
-        if mark is None and left > _PLANNED_TOKENS:
+        left, tokens = edit.left, self._closing_tokens
+        if terminator is None and left > PLANNED_TOKENS:
             return None
-        ids = row.ids()
-        if mark is None and left > len(self._closers.ids(".")) + self._closers.debt(ids) + 1:
-            return None  # whatever is owed, it is not due yet
+        ids = edit.ids()
+        if terminator is None and left > len(tokens.ids(".")) + tokens.most_owed(ids) + 1:
+            return None  # whatever the text owes, there is room for it after this token
         text = self._detokenizer.decode(ids)
-        plan = self._closers.ids(close_text(text)) if left <= _PLANNED_TOKENS else []
+        plan = tokens.ids(close_text(text)) if left <= PLANNED_TOKENS else []
         if plan and left <= len(plan) + 1:
             return plan[0], True
-        if mark and boundaries.is_true_end(text + self._detokenizer.decode([mark])):
-            return mark, False
+        if terminator and boundaries.is_true_end(text + self._detokenizer.decode([terminator])):
+            return terminator, False
         return None
 
 
 class InPlaceEosReward(EosTokenRewardLogitsProcessor):
-    """The same for a loop that owns its scores: copying them costs more than all the rest.
+    """The same for a loop that owns its scores: a copy would cost more than all the rest."""
 
-    A class, for transformers reads the signature of each processor's `__call__` at each step, and
-    that of a bound method takes it ten times as long.
-    """
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Lifts the scores of the rows that may end, or have to, in place.
-
-        Args:
-            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
-            scores: Next-token scores, (batch, vocab).
-
-        Returns:
-            `scores`.
-        """
-        if input_ids.shape[1] - self.prompt_length < self.zone:
-            return scores
-        return self._apply(input_ids, scores, self.nudges(input_ids))
+    _in_place = True
 
 
 class ThinkingReward(InPlaceEosReward):
     """The same for the end of a reasoning model's thinking, which has a budget of its own.
 
-    Rows that do not think, or have thought, are not touched.
+    Rows that do not think, or have finished thinking, are not changed.
     """
 
     def __init__(
@@ -269,7 +260,7 @@ class ThinkingReward(InPlaceEosReward):
 
         Args:
             tokenizer: The model's tokenizer.
-            thinking_tokens: Tokens that the thinking may have, its end included.
+            thinking_tokens: The token budget of the thinking, `</think>` included.
             prompt_length: Width of the (left-padded) prompt, in tokens.
             thinking_ids: The ids of `<think>` and `</think>`.
         """
@@ -282,47 +273,41 @@ class ThinkingReward(InPlaceEosReward):
         self.thinking_ids = thinking_ids
 
     def nudges(self, input_ids: torch.Tensor) -> list[Nudge]:
-        """Says what each row needs at this step.
-
-        Args:
-            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
-
-        Returns:
-            One `Nudge` per row.
-        """
+        """What each row needs at this step: nothing if it is not thinking."""
         if input_ids.shape[1] - self.prompt_length >= self.max_new_tokens:
             return [NONE] * input_ids.shape[0]
-        begun, ended = (last_position(input_ids, token) for token in self.thinking_ids)  # (batch,)
-        thinks = (begun > ended).tolist()
+        opened, closed = (last_position(input_ids, id_) for id_ in self.thinking_ids)  # (batch,)
+        thinks = (opened > closed).tolist()
         nudges = super().nudges(input_ids)
         return [n if t else NONE for n, t in zip(nudges, thinks, strict=True)]
 
 
-def lift_rows_(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Does to rows what they need, in place.
+def edit_rows_(scores: torch.Tensor, edits: Sequence[RowEdit]) -> torch.Tensor:
+    """Applies each row's EOS bonus or closing token, in place.
 
     Args:
         scores: Next-token scores, (batch, vocab).
-        rows: The rows that need something, of processors for one tokenizer.
+        edits: The rows to change, of processors for one tokenizer.
 
     Returns:
         `scores`.
     """
-    eos: dict[tuple[int, ...], list[Row]] = {}
-    for row in rows:
-        if row.nudge.eos or row.nudge.decided:
-            eos.setdefault(tuple(row.processor.eos_token_ids), []).append(row)
-    for ids, group in eos.items():
-        nudges = [row.nudge for row in group]
+    by_eos_ids: dict[tuple[int, ...], list[RowEdit]] = {}
+    for edit in edits:
+        if edit.nudge.eos or edit.nudge.decided:
+            by_eos_ids.setdefault(tuple(edit.processor.eos_token_ids), []).append(edit)
+    for ids, group in by_eos_ids.items():
+        nudges = [edit.nudge for edit in group]
         nats, decided = [n.eos for n in nudges], [n.decided for n in nudges]
-        lift_(scores, [row.place for row in group], list(ids), nats, decided)
-    if open_ := [row for row in rows if row.nudge.close and row.processor._closers.marks]:
-        indices, nats = [row.place for row in open_], [row.nudge.close for row in open_]
-        marks = _near_marks(scores, indices, nats, open_[0].processor._closers.marks)
-        for row, mark in zip(open_, marks, strict=True):
-            if found := row.processor._close(row, mark):
-                token, decided_ = found
-                lift_(scores, [row.place], [token], [row.nudge.close], [decided_])
+        lift_(scores, [edit.batch_index for edit in group], list(ids), nats, decided)
+    if open_ := [e for e in edits if e.nudge.close and e.processor._closing_tokens.terminators]:
+        rows, nats = [edit.batch_index for edit in open_], [edit.nudge.close for edit in open_]
+        terminators = open_[0].processor._closing_tokens.terminators
+        near = _near_terminators(scores, rows, nats, terminators)
+        for edit, terminator in zip(open_, near, strict=True):
+            if closing := edit.processor._closing_token(edit, terminator):
+                token, is_decided = closing
+                lift_(scores, [edit.batch_index], [token], [edit.nudge.close], [is_decided])
     return scores
 
 
@@ -333,15 +318,15 @@ def lift_(
     nats: Sequence[float],
     decided: Sequence[bool],
 ) -> torch.Tensor:
-    """Raises, in some rows, the best of some tokens; in place.
+    """Lifts the best of some tokens in some rows, in place.
 
-    Only the best one: raising all of them would add their probabilities up.
+    Only the best one, because lifting all of them would add up their probabilities.
 
     Args:
         scores: Next-token scores, (batch, vocab).
         rows: Indices of the rows.
         ids: The tokens, EOS ids for instance.
-        nats: What is added to the best one's score, per row of `rows`.
+        nats: Added to the best one's score, per row of `rows`.
         decided: Whether it is lifted above all other tokens instead, per row of `rows`.
 
     Returns:
@@ -354,7 +339,7 @@ def lift_(
     score = scores[row, token]
     new = score + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
     if any(decided):
-        # Picking rows by a tensor would copy them; many are cheaper reduced with the whole batch.
+        # Indexing rows by a tensor would copy them. Many rows: the maximum of all is cheaper.
         few = 4 * len(rows) < scores.shape[0]
         best = torch.stack([scores[i].amax() for i in rows]) if few else scores.amax(dim=1)[row]
         best = best + DECIDED
@@ -365,16 +350,17 @@ def lift_(
     return scores
 
 
-def _near_marks(
-    scores: torch.Tensor, rows: list[int], nats: list[float], known: list[int]
+def _near_terminators(
+    scores: torch.Tensor, rows: list[int], nats: list[float], terminators: list[int]
 ) -> Iterator[int | None]:
-    """For each row, the best of the known marks if it lies under the best token by its nats."""
-    # Both indices at once: picking whole rows first would copy them.
+    """Per row, the best terminator if it lies at most the row's nats under the best token."""
+    # Both indices at once: indexing whole rows first would copy them.
     index = torch.tensor(rows, device=scores.device)[:, None]
-    marks, which = scores[index, torch.tensor(known, device=scores.device)].max(dim=1)
-    # A part of the vocabulary rules most rows out: the best of all is not lower.
-    reach = marks + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
+    candidates = scores[index, torch.tensor(terminators, device=scores.device)]
+    best, which = candidates.max(dim=1)
+    # A part of the vocabulary excludes most rows: the maximum of the whole is not lower.
+    reach = best + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
     maybe = (scores[:, :_SAMPLE].amax(dim=1)[rows] <= reach).tolist()
     for i, row in enumerate(rows):
         near = maybe[i] and scores[row].amax() <= reach[i]
-        yield known[int(which[i])] if near else None
+        yield terminators[int(which[i])] if near else None

@@ -1,11 +1,11 @@
-"""What marks leave open in a text: brackets, quotes, emphasis, inline code, JSON.
+"""Which markup opens and closes: brackets, quotes, emphasis, inline code, JSON.
 
-The finer half of `boundaries`: which characters open something here, and which close it.
+The details of `boundaries`: whether a character opens something here, or closes it.
 """
 
 import re
 
-# One character class first, which the regex engine searches for many times faster than branches.
+# One character class comes first: the regex engine finds it many times faster than branches.
 MARK = re.compile(
     r"([`*_$\\:;'’\"“”„‘‚«»‹›()\[\]{}（）「」『』【】《》〈〉¿¡?!])"
     r"(?:(?<=[`*_$])\1+|(?<=\\)[^`\s]|(?<=[:;])-?[()]|(?<=['’])(?:em|tis|twas|til|cause|n|s|t|k)\b)?"
@@ -14,7 +14,7 @@ _PAIRS = dict(zip("([{（「『【《〈“„‘‚«»‹¿¡", ")]}）」』�
     r"\(": r"\)",
     r"\[": r"\]",
 }
-_DEPTH = 64  # no prose nests deeper, and a bound keeps every look into the stack short
+_DEPTH = 64  # no prose nests deeper, and the limit keeps searches of the stack short
 OPENERS = "([{（「『\"'“‘«„¿¡*_~—–-/>|:="
 
 _JSON_START = re.compile(
@@ -25,7 +25,7 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
 
 def apply_mark(stack: list[str], token: str, before: str, after: str) -> None:
     """Open or close what `token` opens or closes, between the characters `before` and `after`."""
-    if stack and stack[-1][0] == "`":  # nothing counts in inline code but its end
+    if stack and stack[-1][0] == "`":  # inside inline code only its end counts
         if token == stack[-1]:
             stack.pop()
     elif token[0] in "*_":
@@ -36,16 +36,16 @@ def apply_mark(stack: list[str], token: str, before: str, after: str) -> None:
         stack.pop()  # a half-open interval: [0, 1)
     elif token == "”" and "“" in stack:
         stack.remove("“")  # „Polish”
-    elif len(stack) < _DEPTH and (closer := _closer(token, before, after)):
+    elif len(stack) < _DEPTH and (closer := _closer_of(token, before, after)):
         stack.append(closer)
 
 
-def _closer(token: str, before: str, after: str) -> str:
-    """What `token` makes owed, "" if it opens nothing."""
+def _closer_of(token: str, before: str, after: str) -> str:
+    """The closer that `token` makes owed, "" if it opens nothing."""
     follows_space = not before or before.isspace()
     if token[0] == "`" or token == "$$":
         return token
-    if token == '"':  # no opener: the inches of 5", the gershayim of Hebrew, a lost closer
+    if token == '"':  # opens nothing in 5" (inches), in Hebrew, alone
         opens = follows_space or before in OPENERS or (before >= "\u2e80" and before.isalnum())
         return '"' if opens else ""
     if token in ("'", "‘"):
@@ -57,7 +57,7 @@ def _closer(token: str, before: str, after: str) -> str:
 
 
 def _apply_emphasis(stack: list[str], run: str, before: str, after: str) -> None:
-    """Open or close * ** *** (or _): a mark that is open is closed by the next of its kind."""
+    """Open or close * ** *** (or _): an open mark is closed by the next of its kind."""
     if len(run) > 3:
         return  # a rule, a blank to fill in, a starred-out word
     follows_space = not before or before.isspace() or before in OPENERS
@@ -80,7 +80,7 @@ def _apply_emphasis(stack: list[str], run: str, before: str, after: str) -> None
 
 
 def json_values(text: str) -> tuple[list[int], list[str]]:
-    """Where the JSON values that `text` starts with end, and what an unfinished one owes."""
+    """Ends of the JSON values at the start of `text`, and what an unfinished one owes."""
     ends: list[int] = []
     while start := _JSON_START.match(text, (ends or [0])[-1]):
         owed: list[str] = []
@@ -88,7 +88,7 @@ def json_values(text: str) -> tuple[list[int], list[str]]:
         for token in _JSON_TOKEN.finditer(text, read):
             read = token.end()
             if token[1] == "":
-                owed.append('\\"' if read < len(text) else '"')  # behind a lone backslash
+                owed.append('\\"' if read < len(text) else '"')  # after a lone backslash
             elif token[0] in "[{":
                 owed.append(_PAIRS[token[0]])
             elif token[0] == owed[-1]:

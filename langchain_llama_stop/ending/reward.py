@@ -1,12 +1,15 @@
-"""The EOS reward: when an answer has to end, and how strongly ending is favoured.
+"""The EOS reward: when an answer has to end, and how strongly its end is favoured.
 
-Numbers only: neither tokens nor text nor tensors. Whoever holds these (a logits processor, the
-search for an end in hindsight) asks here and applies what it is told.
+Numbers only: no tokens, no text, no tensors. The logits processor and landing apply these rules.
 
 The idea comes from a logits processor that multiplied the EOS score from 80% of the length on. It
-ended every answer, most of them in the middle of a sentence. Here a place is looked for first: EOS
-is rewarded only where the text may end, the more the nearer the limit is, and it is decided when
-the next sentence, judged by the sentences of this very answer, would not fit any more.
+ended every answer, most of them in the middle of a sentence. Here the text decides first: EOS is
+rewarded only where the text may end, and more so near the limit. EOS is forced as soon as the next
+sentence would not fit any more, judged by the sentences of the same answer.
+
+Each constant changes how answers end. "Tuned" means chosen on every second prompt of the benchmark
+(`make bench-termination ARGS="--half tune"`); the others have their reason beside them. To see what
+a change of any of them does to the other half of the prompts, run `make bench-termination`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,37 @@ from typing import get_args
 
 from langchain_llama_stop.ending.boundaries import Boundary
 
+# --- the landing zone
+
+ZONE_SHARE = 0.6
+"""Share of a small budget that the default zone takes. Tuned: one to two sentences."""
+ZONE_TOKENS = (20, 48)
+"""Least and most tokens of the default zone. Tuned: it need not grow with the budget."""
+
+# --- decided while the text comes: the logits processor
+
 DECIDED = 1000.0
-"""Nats of a decided token over the best other one: finite, beyond any temperature."""
+"""Nats of a decided token over the best other one: finite, but more than any temperature undoes."""
+SENTENCES = 1.6
+"""An answer continues if this many of its average sentences fit, for they vary. Tuned."""
+CLOSING_TOKENS = 24
+"""Tokens before the limit in which an open sentence is helped to close: about one sentence."""
+CLOSING_NATS = (2.0, 3.0)
+"""How far a terminator may lie under the best token: first, and at the limit. Tuned."""
+PLANNED_TOKENS = 8
+"""Tokens before the limit in which a closing is planned: fences, brackets and EOS fit. Tuned."""
+
+# --- decided when the budget is used up: landing
+
+HINDSIGHT = 2.0
+"""The reward's factor in landing, where no end of the model's own is at stake. Tuned: answers use
+more of their budgets, and their tails cost the same."""
+ADDED_TERMINATOR_NATS = 11.0
+"""Assumed cost of EOS after a terminator that we add: about as after the model's own."""
+UNSEEN_NATS = 12.0
+"""Assumed cost of a closing token whose score was not recorded: a nat more than EOS above."""
+MIDLINE_FENCE_NATS = 6.0
+"""Extra cost of a fence in the middle of a line of code, so that whole lines are preferred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +57,19 @@ class EosReward:
     """Options of the EOS reward.
 
     Attributes:
-        start: Share of the token budget, 0 to 1, at which the landing zone begins. Before it
-            the model is left alone. None: 20 to 48 tokens before the limit, by the budget.
-        strength: Nats added to the EOS score at a possible end when the budget is used up; it
-            grows linearly from 0 at the beginning of the zone.
-        boundary: What counts as a possible end: "sentence" (also a list item, table row or code
-            block that is complete), "line" or "paragraph".
-        close_sentence: Whether sentence-closing tokens are raised when the limit is near and no
-            end is in reach.
+        start: Share of the token budget, 0 to 1, at which the landing zone begins; before it the
+            model is left alone. None: 20 to 48 tokens before the limit, depending on the budget.
+        strength: Nats added to the EOS score at a possible end when the budget is used up. The
+            bonus grows linearly from 0 at the beginning of the zone.
+        boundary: What counts as a possible end: "sentence" (also a complete list item, table row
+            or code block), "line" or "paragraph".
+        close_sentence: Whether tokens that close a sentence are raised when the limit is near and
+            no end is in reach.
         force_eos: Whether the last token of the budget is EOS, whatever the text.
-        hindsight: Whether the place is chosen when the budget is used up, among all places in
-            the zone, so that what the model ends itself is never changed; a stream then holds
-            back what may still be dropped. False: decided as the text comes, which is how the
-            logits processor has to work in plain `generate`, and nothing is held back.
+        hindsight: Whether the end is chosen when the budget is used up, among all positions in the
+            zone. Then an answer that the model ends by itself is never changed, and a stream holds
+            back what may still be dropped. False: the end is decided while the text comes, as the
+            logits processor has to do in plain `generate`, and nothing is held back.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -89,7 +121,7 @@ class EosReward:
             The options, or None for no reward.
 
         Raises:
-            ValueError: If it is none of these.
+            ValueError: If it is none of these, or a value is outside its range.
         """
         if value is None or isinstance(value, cls):
             return value
@@ -108,7 +140,7 @@ class EosReward:
         )
 
     def zone(self, max_new_tokens: int) -> int:
-        """Number of tokens after which the landing zone begins.
+        """Number of answer tokens after which the landing zone begins.
 
         Args:
             max_new_tokens: The token budget.
@@ -117,8 +149,8 @@ class EosReward:
             A count from 0 to `max_new_tokens - 1`: the last token is always inside.
         """
         if self.start is None:
-            # One to two sentences: what landing takes does not grow with the budget.
-            return max(0, max_new_tokens - min(max(int(0.6 * max_new_tokens), 20), 48))
+            least, most = ZONE_TOKENS
+            return max(0, max_new_tokens - min(max(int(ZONE_SHARE * max_new_tokens), least), most))
         return min(int(self.start * max_new_tokens), max_new_tokens - 1)
 
 
@@ -129,9 +161,10 @@ class Nudge:
     Attributes:
         eos: Nats added to the EOS score.
         decided: Whether EOS is lifted above every other token.
-        forced: Whether that is done where the text may not end, on the last token of the budget.
-        close: Nats by which a token that closes the sentence may lie under the best one and is
-            still preferred to it.
+        forced: Whether it is lifted although the text may not end here: on the last token of the
+            budget.
+        close: How many nats a token that closes the sentence may lie under the best token and
+            still be preferred to it.
     """
 
     eos: float = 0.0
@@ -141,14 +174,6 @@ class Nudge:
 
 
 NONE = Nudge()
-SENTENCES = 1.6
-"""An answer goes on where this many of its typical sentences fit: they vary in length."""
-CLOSING_TOKENS = 24
-"""Tokens before the limit in which an open sentence is helped to its end."""
-HINDSIGHT = 2.0
-"""In hindsight the reward counts double: no end of the model's own is at stake any more."""
-CLOSING_NATS = (2.0, 3.0)
-"""What that help may cost, at the beginning and at the end of these tokens."""
 
 
 def nudge(
@@ -166,21 +191,20 @@ def nudge(
         generated: Tokens generated so far.
         max_new_tokens: The token budget.
         may_end: Whether the text so far may end here.
-        sentence_tokens: Length of a typical sentence of this answer, in tokens; 0 if unknown.
+        sentence_tokens: Average length of this answer's sentences, in tokens; 0 if unknown.
 
     Returns:
-        What to do; `NONE` outside the landing zone.
+        The change; `NONE` outside the landing zone.
     """
-    zone = reward.zone(max_new_tokens)
     left = max_new_tokens - generated  # tokens that may still come, the next one included
-    if generated < zone or left < 1:
+    if generated < reward.zone(max_new_tokens) or left < 1:
         return NONE
     if left == 1 and reward.force_eos:
         return Nudge(decided=True, forced=not may_end)
     if may_end:
         if left - 1 < SENTENCES * sentence_tokens:
             return Nudge(decided=True)
-        return Nudge(eos=_reward(reward, generated, max_new_tokens))
+        return Nudge(eos=_eos_bonus(reward, generated, max_new_tokens))
     if reward.close_sentence and left <= CLOSING_TOKENS:
         first, last = CLOSING_NATS
         return Nudge(close=first + (last - first) * (1 - left / CLOSING_TOKENS))
@@ -188,21 +212,18 @@ def nudge(
 
 
 def landing_cost(reward: EosReward, generated: int, max_new_tokens: int, *, gap: float) -> float:
-    """What it costs to have ended an answer at some place, seen from the end of its budget.
+    """The cost in nats of ending an answer at a position, once its budget is used up.
 
     Args:
         reward: The options.
-        generated: Tokens before the place; inside the landing zone.
+        generated: Tokens before the position, which is inside the landing zone.
         max_new_tokens: The token budget.
-        gap: Nats by which what ends the answer lies under the model's favourite there.
-
-    Returns:
-        The gap less the reward, which counts double here, in nats.
+        gap: How many nats the token that ends the answer lies under the best token there.
     """
-    return gap - HINDSIGHT * _reward(reward, generated, max_new_tokens)
+    return gap - HINDSIGHT * _eos_bonus(reward, generated, max_new_tokens)
 
 
-def _reward(reward: EosReward, generated: int, max_new_tokens: int) -> float:
+def _eos_bonus(reward: EosReward, generated: int, max_new_tokens: int) -> float:
     """The nats that EOS gains: from 0 at the beginning of the zone to the full strength."""
     zone = reward.zone(max_new_tokens)
     return reward.strength * (generated - zone) / max(1, max_new_tokens - zone)

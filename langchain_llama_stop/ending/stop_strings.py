@@ -1,8 +1,8 @@
 """Stop strings and stop token ids: where an answer stops, and what a stream has to hold back.
 
-Text only. The definition that every path of the package follows: the answer is what precedes the
-stop string whose *completion* comes first in the generated text. Where two stops complete at the
-same character ("END" and "D"), the one that begins first wins, so that no part of a stop is left.
+Pure text. Every path of the package follows one definition: the answer is the text before the stop
+string that is *completed* first in the generated text. Where two stops are completed by the same
+character ("END" and "D"), the one that begins first wins, so that no part of a stop remains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StopMatch:
     Attributes:
         stop: The stop string.
         start: Offset of its first character; `text[:start]` is the answer.
-        end: Offset behind its last character.
+        end: Offset after its last character.
     """
 
     stop: str
@@ -27,16 +27,19 @@ class StopMatch:
 
 
 def find_stop(text: str, stops: Sequence[str], searched: int = 0) -> StopMatch | None:
-    """Finds the stop string that completes first.
+    """Finds the stop string that is completed first.
 
     Args:
         text: The generated text, without the prompt.
         stops: The stop strings; none of them empty.
-        searched: Length of a prefix of `text` that is known to hold no whole stop. Only
-            completions behind it are looked for, which keeps a growing text linear.
+        searched: Length of a prefix of `text` that holds no whole stop. Only stops that end after
+            it are looked for, which keeps the cost of a growing text linear.
 
     Returns:
-        The match with the smallest `end` (among equals the smallest `start`), or None.
+        The match with the smallest `end` (of equal ones, the smallest `start`), or None.
+
+    Raises:
+        ValueError: If `stops` is a string.
     """
     if isinstance(stops, str):
         raise ValueError(f"`stops` has to be a list of strings, but is {stops!r}.")
@@ -52,14 +55,10 @@ def find_stop(text: str, stops: Sequence[str], searched: int = 0) -> StopMatch |
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """Counts the characters at the end of `text` that may still become a stop string.
+    """Number of characters at the end of `text` that may still become a stop string.
 
-    Args:
-        text: Generated text that holds no whole stop.
-        stops: The stop strings.
-
-    Returns:
-        Length of the longest suffix of `text` that is a proper prefix of a stop, or 0.
+    It is the length of the longest suffix of `text`, which holds no whole stop, that is a proper
+    prefix of a stop.
     """
     longest = 0
     for stop in stops:
@@ -73,34 +72,18 @@ def held_back(text: str, stops: Sequence[str]) -> int:
 def match_token_ids(
     ids: Sequence[int], sequences: Sequence[tuple[int, ...]]
 ) -> tuple[int, ...] | None:
-    """Finds the longest stop sequence of token ids that `ids` ends with.
+    """The longest stop sequence that the generated ids end with; None if there is none.
 
     Args:
         ids: Generated token ids, without the prompt.
         sequences: The stop sequences; a single stop id is a sequence of one.
-
-    Returns:
-        The sequence, or None.
     """
-    found: tuple[int, ...] | None = None
-    for sequence in sequences:
-        if tuple(ids[-len(sequence) :]) == sequence and (
-            found is None or len(sequence) > len(found)
-        ):
-            found = sequence
-    return found
+    matches = [sequence for sequence in sequences if tuple(ids[-len(sequence) :]) == sequence]
+    return max(matches, key=len, default=None)
 
 
 def held_back_ids(ids: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> int:
-    """Counts the ids at the end of `ids` that may still become a stop sequence.
-
-    Args:
-        ids: Generated token ids that end with no whole stop sequence.
-        sequences: The stop sequences.
-
-    Returns:
-        Length of the longest suffix of `ids` that is a proper prefix of a stop sequence.
-    """
+    """Number of ids at the end of `ids` that may still become a stop sequence."""
     longest = 0
     for sequence in sequences:
         for length in range(min(len(sequence) - 1, len(ids)), longest, -1):
@@ -111,13 +94,7 @@ def held_back_ids(ids: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> i
 
 
 def parse_stop(value: object) -> tuple[str, ...]:
-    """Reads the `stop` option.
-
-    Args:
-        value: None, or a list of strings.
-
-    Returns:
-        The stop strings, each once.
+    """Reads the `stop` option: None, or a list of strings, of which each is kept once.
 
     Raises:
         ValueError: If it is something else, or a string is empty.
@@ -135,13 +112,10 @@ def parse_stop(value: object) -> tuple[str, ...]:
 
 
 def parse_stop_token_ids(value: object) -> tuple[tuple[int, ...], ...]:
-    """Reads the `stop_token_ids` option.
-
-    Args:
-        value: None, a list of ids, or a list of lists of ids.
+    """Reads the `stop_token_ids` option: None, a list of ids, or a list of lists of ids.
 
     Returns:
-        Stop sequences, each once; a single id is a sequence of one.
+        The stop sequences, each once; a single id is a sequence of one.
 
     Raises:
         ValueError: If it is something else, a sequence is empty, or an id is negative.

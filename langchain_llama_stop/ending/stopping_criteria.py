@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class StopSequenceCriteria(StoppingCriteria):
     r"""Stops each row whose generated text holds a stop string, or ends with stop token ids.
 
-    Text is compared, not ids: the same string is tokenized in many ways, and what its tokens are
-    depends on what stands before it. The prompt cannot trigger a stop. A stop that names a
-    special token (`"<|im_end|>"`) is found where the model writes that token.
+    It compares text, not ids: a string can be tokenized in many ways, depending on the text before
+    it. The prompt cannot trigger a stop. A stop that names a special token (`"<|im_end|>"`) is
+    found where the model writes that token.
 
-    A pure function of `input_ids` that decodes the end of the answer only; it has to be asked
-    after every token, as `generate` does.
+    It is a pure function of `input_ids` and decodes only the end of the answer, so it has to be
+    called after every token, as `generate` does.
 
     `generate` returns the stop along with the answer: trim it with `find_stop`.
 
@@ -74,7 +74,7 @@ class StopSequenceCriteria(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Says which rows have stopped.
+        """Tells which rows have to stop.
 
         Args:
             input_ids: Prompt and answer so far, (batch, prompt_length + generated).
@@ -82,7 +82,7 @@ class StopSequenceCriteria(StoppingCriteria):
             **kwargs: Not used.
 
         Returns:
-            True for each row to be stopped, (batch,), bool.
+            True for each row that has to stop, (batch,), bool.
         """
         rows = input_ids[:, self.prompt_length :].tolist()
         return torch.tensor(
@@ -90,21 +90,14 @@ class StopSequenceCriteria(StoppingCriteria):
         )
 
     def stopped(self, ids: Sequence[int]) -> bool:
-        """Says whether the newest token has completed a stop.
-
-        Args:
-            ids: The generated ids of one row.
-
-        Returns:
-            True if the row is to be stopped.
-        """
+        """Whether the newest of a row's generated ids has completed a stop."""
         if not ids:
             return False
         if self.stop_token_ids and match_token_ids(ids, self.stop_token_ids):
             return True
         if not self.stop:
             return False
-        # The newest token's own characters, and those before it that a stop may reach back to.
+        # The newest token's characters, and those before it with which a stop may begin.
         newest = len(self._detokenizer.decode([ids[-1]], special=True))
         tail = self._detokenizer.tail(ids, self._longest + newest)
         if any(stop in tail for stop in self.stop):
@@ -116,15 +109,15 @@ class StopSequenceCriteria(StoppingCriteria):
 
 
 class AnswerBudget(StoppingCriteria):
-    """Ends each row whose answer has used its budget up; what it has thought before does not count.
+    """Stops each row whose answer has used its budget; its thinking before the answer is free.
 
-    A pure function of `input_ids`, per row. An answer begins behind `</think>`, else at once.
+    A pure function of `input_ids`, per row. An answer begins after `</think>`, else at once.
     """
 
     def __init__(
         self, *, max_new_tokens: int, prompt_length: int, thinking_ids: tuple[int, int]
     ) -> None:
-        """Builds the criteria for one call of `generate`.
+        """Builds the criterion for one call of `generate`.
 
         Args:
             max_new_tokens: The token budget of an answer.
@@ -137,16 +130,8 @@ class AnswerBudget(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Says which answers have used their budget up.
-
-        Args:
-            input_ids: Prompt and answer so far, (batch, prompt_length + generated).
-            scores: Not used.
-            **kwargs: Not used.
-
-        Returns:
-            True for each row to be stopped, (batch,), bool.
-        """
-        begun, ended = (last_position(input_ids, token) for token in self.thinking_ids)  # (batch,)
-        begin = ended.clamp(min=self.prompt_length)
-        return (begun <= ended) & (input_ids.shape[1] - begin >= self.max_new_tokens)
+        """Tells which answers have used their budget, (batch,), bool."""
+        opened, closed = (last_position(input_ids, id_) for id_ in self.thinking_ids)  # (batch,)
+        answer_start = closed.clamp(min=self.prompt_length)
+        used = input_ids.shape[1] - answer_start >= self.max_new_tokens
+        return (opened <= closed) & used

@@ -348,13 +348,13 @@ def _guesser(rows: list[Row], options: GenerationOptions, sampled: bool) -> Gues
 
 def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
     """Judges the places that the rows have reached, before they take the step's tokens."""
-    said = [row.said(landing.first) for row in rows]
+    said = [row.said(landing.zone) for row in rows]
     if all(ids is None for ids in said):
         return
-    landing.look(said, step.scores, step.best)
+    landing.record(said, step.scores, step.best)
     for i, (row, ids) in enumerate(zip(rows, said, strict=True)):
         if row.builder and ids is not None:  # judged now: a stream holds back what may go
-            if landing.better(i, ids) or row.released is None:
+            if landing.newest_is_best(i, ids) or row.released is None:
                 row.released = row.settled()
 
 

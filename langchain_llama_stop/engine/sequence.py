@@ -171,7 +171,7 @@ class Row:
         thought, said = self.generated[: self._begin], self.generated[self._begin :]
         if ids := landing.end(index, said):
             self.landed, self.eos_source = thought + ids, "reward"
-        elif self.options.eos_reward.force_eos and (ids := landing.forced(index, said)):
+        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(index, said)):
             self.landed, self.eos_source = thought + ids, "forced"
         else:
             return

@@ -1,9 +1,9 @@
-"""Text out of token ids, exactly as `tokenizer.decode` gives it, token by token.
+"""Token ids into text, token by token, exactly as `tokenizer.decode` does it.
 
-The text of the first n ids is not always a prefix of the text of n + 1 ids: a character may be
-spread over several tokens, and byte-fallback tokenizers decode a run of bytes as one. What is
-known here is how far back the next token can reach, so that a growing answer costs a short decode
-per token and a stream never emits a character that it would have to take back.
+The text of the first n ids is not always a prefix of the text of n + 1 ids: one character may take
+several tokens, and byte-fallback tokenizers decode a run of bytes as one. This module knows how far
+back the next token can change the text. So a growing answer costs one short decode per token, and a
+stream never emits a character that it would have to take back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
-_WINDOW = 16  # tokens decoded again for each new one; short decodes cost the same up to here
+_WINDOW = 16  # tokens decoded for each new one: shorter decodes are not faster
+_SLACK = 4  # characters at the start of a window that may be wrong: a UTF-8 character has 4 bytes
 
 
 @cached_per_object
@@ -28,7 +29,7 @@ def detokenizer(tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
 
 
 class Detokenizer:
-    """Decodes ids, and knows where a decoded text is settled.
+    """Decodes ids, and knows which part of a text later tokens can still change.
 
     Attributes:
         special_ids: Ids that `skip_special_tokens` leaves out.
@@ -36,12 +37,9 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads what depends on the vocabulary alone.
-
-        Args:
-            tokenizer: The model's tokenizer.
-        """
-        # A strong reference would keep the entry of the table above alive for ever.
+        """Reads what depends on the vocabulary alone."""
+        # `detokenizer` caches this object as long as the tokenizer lives: a strong reference here
+        # would keep both alive for ever.
         self._tokenizer = ref(tokenizer)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(special | set(tokenizer.all_special_ids))
@@ -58,6 +56,8 @@ class Detokenizer:
             for i, name in zip(ids, names, strict=True)
             if i is not None and tokenizer.convert_ids_to_tokens(i) == name
         )
+        # Special tokens that are left out of the text do not interrupt a run of bytes.
+        self._byte_or_special_ids = self.byte_ids | self.special_ids
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -67,14 +67,11 @@ class Detokenizer:
         return tokenizer
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Decodes ids to text, without the clean-up of spaces that some tokenizers ask for.
+        """Decodes ids, without the clean-up of spaces that some tokenizers are configured for.
 
         Args:
             ids: Token ids.
             special: Whether special tokens appear in the text.
-
-        Returns:
-            The text.
         """
         if not ids:
             return ""
@@ -84,103 +81,87 @@ class Detokenizer:
         return str(text)
 
     def settled(self, ids: Sequence[int], text: str, *, special: bool = False) -> int:
-        """Length of the part of `text` that no further token can change.
+        """Length of the part of `text` that no later token can change.
 
         Args:
             ids: All ids of the answer.
             text: Their text.
             special: Whether special tokens appear in the text.
-
-        Returns:
-            A length, at most `len(text)`.
         """
-        # A run of byte tokens is decoded as a whole: one more byte may change all of it. Special
-        # tokens that are left out of the text do not interrupt a run.
-        passed = self.byte_ids if special else self.byte_ids | self.special_ids
-        first = len(ids)
-        while self.byte_ids and first and ids[first - 1] in passed:
-            first -= 1
-        if first < len(ids):
-            before = ids[max(0, first - 1) : first]  # in front of it no leading space is stripped
-            run = len(self.decode([*before, *ids[first:]], special=special))
-            return max(0, len(text) - run + len(self.decode(before, special=special)))
-        return len(text) - text.endswith(_REPLACEMENT)
+        # A run of byte tokens is decoded as a whole: one more byte may change all of it.
+        run = self._run_start(ids, len(ids), special) if self.byte_ids else len(ids)
+        if run == len(ids):
+            return len(text) - text.endswith(_REPLACEMENT)
+        before = ids[max(0, run - 1) : run]  # keeps the decoder from stripping a leading space
+        length = len(self.decode([*before, *ids[run:]], special=special))
+        return max(0, len(text) - length + len(self.decode(before, special=special)))
 
     def naming_special_tokens(self, stops: Sequence[str]) -> tuple[str, ...]:
-        """Picks the stop strings that name a special token.
-
-        Args:
-            stops: Stop strings.
-
-        Returns:
-            Those that can only be found in the text with special tokens.
-        """
+        """The stop strings that name a special token: only text with special tokens holds them."""
         return tuple(s for s in stops if any(token in s for token in self._special_tokens))
 
     def tail(self, ids: Sequence[int], length: int, *, special: bool = False) -> str:
-        """Decodes an end of the answer, exact in its last characters.
+        """Decodes the end of an answer, at the cost of a short decode.
 
         Args:
             ids: All ids of the answer.
-            length: Characters wanted.
+            length: Number of characters at the end that have to be exact.
             special: Whether special tokens appear in the text.
 
         Returns:
-            The last characters of the text, at least `length` of them where there are so many.
+            An end of the text: `length` characters or more, or the whole text if it is shorter.
         """
-        passed = self.byte_ids if special else self.byte_ids | self.special_ids
-        size = length + 4
+        size = length + _SLACK
         while size < len(ids):
-            first = len(ids) - size
-            while first and ids[first - 1] in passed:
-                first -= 1
-            # The first characters of a window may lack their beginning: a space that the
-            # decoder strips, or the bytes of a character that began earlier.
-            text = self.decode(ids[first:], special=special)
-            if len(text) >= length + 4:
+            start = self._run_start(ids, len(ids) - size, special)
+            # The first characters of a window may be incomplete: the decoder strips a leading
+            # space, and a character may have begun in an earlier token.
+            text = self.decode(ids[start:], special=special)
+            if len(text) >= length + _SLACK:
                 return text
             size *= 2
         return self.decode(ids, special=special)
 
+    def _run_start(self, ids: Sequence[int], end: int, special: bool) -> int:
+        """Where the run of byte tokens that ends at `ids[:end]` begins; `end` if there is none."""
+        run_ids = self.byte_ids if special else self._byte_or_special_ids
+        while end and ids[end - 1] in run_ids:
+            end -= 1
+        return end
+
 
 class TextBuilder:
-    """The text of one answer, growing by tokens.
+    """The text of one answer, which grows token by token.
 
     Attributes:
         ids: The ids so far.
-        text: Their whole text, special tokens left out.
+        text: Their whole text, without special tokens.
     """
 
     def __init__(self, detokenizer: Detokenizer) -> None:
-        """Begins an empty answer.
-
-        Args:
-            detokenizer: Of the model's tokenizer.
-        """
+        """Starts an empty answer."""
         self._detokenizer = detokenizer
         self.ids: list[int] = []
         self.text = ""
-        self._fixed = ""  # text of ids[: self._seam]
-        self._seam = 0
-        self._context = 0  # decoding starts here, before the seam, so that spaces come out right
-        self._overlap = 0  # length of the text of ids[self._context : self._seam]
+        # ids: [... | context | window]; the context is decoded again with the window, because a
+        # decoder treats spaces at the start of a text differently.
+        self._context = 0  # index at which decoding starts
+        self._seam = 0  # index at which the window starts
+        self._fixed = ""  # text of ids[:seam]
+        self._overlap = 0  # length of the text of ids[context:seam]
 
     def push(self, token_id: int) -> None:
-        """Adds one token.
-
-        Args:
-            token_id: Its id.
-        """
+        """Adds one token."""
         self.ids.append(token_id)
         window = self._detokenizer.decode(self.ids[self._context :])
         self.text = self._fixed + window[self._overlap :]
         if len(self.ids) - self._seam >= _WINDOW and self.settled == len(self.text):
             overlap = len(self._detokenizer.decode(self.ids[self._seam :]))
-            if overlap:  # an empty context would not show the decoder that a word went before
+            if overlap:  # an empty context would not tell the decoder that text came before
                 self._context, self._seam, self._overlap = self._seam, len(self.ids), overlap
                 self._fixed = self.text
 
     @property
     def settled(self) -> int:
-        """Length of the part of `text` that no further token can change."""
+        """Length of the part of `text` that no later token can change."""
         return self._detokenizer.settled(self.ids, self.text)

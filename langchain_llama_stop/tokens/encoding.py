@@ -1,4 +1,4 @@
-"""Token ids of texts, and of their parts."""
+"""Text into token ids, and the lock that this takes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,23 @@ if TYPE_CHECKING:
 
 @cached_per_object
 def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
-    """Returns the lock of a tokenizer: fast ones may not be used by two threads.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        Its lock; the same for each call.
-    """
+    """Returns the lock of a tokenizer: two threads may not use a fast one at the same time."""
     return threading.RLock()
 
 
 def ids_after(
     tokenizer: PreTrainedTokenizerBase, before: str, text: str, **settings: Any
 ) -> list[int] | None:
-    """Encodes a text as it is encoded behind another, where no space or marker goes before it.
+    """Encodes a text as it is encoded after another one: without a leading space or marker.
 
     Args:
         tokenizer: The model's tokenizer.
-        before: What stands before it: a word, a line.
-        text: The text.
-        **settings: For the tokenizer.
+        before: The text before it: a word, a line.
+        text: The text to encode.
+        **settings: Further arguments of the tokenizer's call.
 
     Returns:
-        Its ids; None if it merges with what stands before.
+        The ids of `text`; None if its start merges with `before`.
     """
     first: list[int] = tokenizer(before, add_special_tokens=False, **settings)["input_ids"]
     both: list[int] = tokenizer(before + text, add_special_tokens=False, **settings)["input_ids"]
@@ -45,22 +38,19 @@ def ids_after(
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = False) -> list[int]:
-    """Encodes text in which nothing is read as a special token.
+    """Encodes a text so that no part of it becomes a special token.
 
     Args:
         tokenizer: The model's tokenizer.
         text: Any text.
-        inside: Whether it stands behind another: a space that the encoder puts before a text
-            belongs to the first one only.
-
-    Returns:
-        Its ids.
+        inside: Whether the text comes after another one. Then it gets no leading space, which
+            some encoders add to the start of a text.
     """
     if not text:
         return []
-    behind = ids_after(tokenizer, "\n", text, split_special_tokens=True) if inside else None
-    if behind is not None:
-        return behind
+    after = ids_after(tokenizer, "\n", text, split_special_tokens=True) if inside else None
+    if after is not None:
+        return after
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
         "input_ids"
     ]

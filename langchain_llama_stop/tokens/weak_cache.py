@@ -1,4 +1,4 @@
-"""What is made once for each tokenizer or model, and goes with it."""
+"""A cache of what is built once per tokenizer or model, and freed with it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ V = TypeVar("V")
 
 
 def cached_per_object(make: Callable[[K], V]) -> Callable[[K], V]:
-    """Decorates a function of one object, so that it is asked once for each, by one thread.
+    """Decorates a function of one object: it runs once per object, in one thread.
 
     Args:
-        make: The function. What it returns may not refer to the object, which would then live on
-            for ever.
+        make: The function. Its result must not refer to the object, which would then never be
+            freed.
 
     Returns:
-        The function, which remembers what it has returned as long as the object lives.
+        The function; it returns the same result as long as the object lives.
     """
-    known: WeakKeyDictionary[K, V] = WeakKeyDictionary()
+    cache: WeakKeyDictionary[K, V] = WeakKeyDictionary()
     lock = threading.RLock()
 
     @functools.wraps(make)
-    def remembered(key: K) -> V:
+    def cached(key: K) -> V:
         with lock:
-            if key not in known:
-                known[key] = make(key)
-            return known[key]
+            if key not in cache:
+                cache[key] = make(key)
+            return cache[key]
 
-    return remembered
+    return cached

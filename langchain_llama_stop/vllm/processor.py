@@ -25,8 +25,8 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Logits
 
 from langchain_llama_stop.ending.logits_processor import (
     EosTokenRewardLogitsProcessor,
-    Row,
-    lift_rows_,
+    RowEdit,
+    edit_rows_,
 )
 from langchain_llama_stop.vllm.xargs import request_reward
 
@@ -117,7 +117,7 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             return logits
         # All rows at once: each step of each by itself would wait for the device.
         found = list(self._in_places() if ctx is None else self._in_slots(ctx))
-        return lift_rows_(logits, found)
+        return edit_rows_(logits, found)
 
     def _place(self, place: int, params: SamplingParams, output_ids: list[int]) -> bool:
         self._rows.pop(place, None)
@@ -135,16 +135,16 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         self._rows[place] = (processor, output_ids)
         return True
 
-    def _in_places(self) -> Iterator[Row]:
+    def _in_places(self) -> Iterator[RowEdit]:
         """The rows in their landing zone, by V1's places."""
         for place, (processor, output_ids) in self._rows.items():
             # -1 stands for a token that the host has not seen yet.
             unseen = output_ids[-1:] == [-1]
             generated = output_ids.index(-1) if unseen else len(output_ids)
             if processor.zone <= generated < processor.max_new_tokens:
-                yield processor.row(place, output_ids[:generated])
+                yield processor.row_edit(place, output_ids[:generated])
 
-    def _in_slots(self, ctx: Any) -> Iterator[Row]:
+    def _in_slots(self, ctx: Any) -> Iterator[RowEdit]:
         """The same for V2: what the rows have generated is read from the runner's buffers."""
         prompts, asked = self._states.prompt_len.np, {}
         for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
@@ -168,4 +168,4 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             drafts = [i for owner, at, i in fed if owner == slot and committed <= at <= place]
             seen = [*ids[prompt:committed], *drafts][: place + 1 - prompt]
             if processor.zone <= len(seen) < processor.max_new_tokens:
-                yield processor.row(row_, seen)
+                yield processor.row_edit(row_, seen)

@@ -1,8 +1,8 @@
-"""Landing on vocabularies that nobody would choose: within the budget, ended, and no row another's.
+"""Landing on vocabularies that nobody would choose: in budget, ended, and rows independent.
 
 Tokens of such a vocabulary decode to nothing, to lone bytes, to parts of marks, to several sentence
-ends at once, to whole fences and tables, to special tokens in the midst. Answers are random ids, so
-that no text is too odd to come.
+ends at once, to whole fences and tables, to special tokens in the middle. Answers are random ids,
+so any odd text can come.
 """
 
 import os
@@ -31,7 +31,7 @@ WORDS = ("one", "two", "three")
 
 
 def odd_tokenizer(rng, byte_level):
-    """Random pieces of `ODD`, alone or put together, lone bytes, and tokens that say nothing."""
+    """Random pieces of `ODD`, alone or joined, lone bytes, and tokens without text."""
     made = {"".join(rng.choices(ODD, k=rng.randrange(1, 4))) for _ in range(60)}
     pieces = [*WORDS, "", *rng.sample(ODD, 30), *sorted(made)]
     names = [f"<0x{byte:02X}>" for byte in (0x0A, 0x2E, 0xC3, 0xA9, 0xE2, 0x80, 0xF0, 0x9F, 0xFF)]
@@ -81,9 +81,9 @@ def test_answers_land_on_any_vocabulary(reward, byte_level):
                 prefix_cache=0,
                 **seed,
             )
-            found = generate(pipeline, WORDS, opts)
-            for word, response in zip(WORDS, found, strict=True):
-                assert response == generate(pipeline, [word], opts)[0]  # no row is another's
+            responses = generate(pipeline, WORDS, opts)
+            for word, response in zip(WORDS, responses, strict=True):
+                assert response == generate(pipeline, [word], opts)[0]  # rows are independent
                 assert 1 <= len(response.token_ids) <= budget
                 assert response.token_ids[-1] in (eos, size - 1)
                 assert response.finish_reason == "stop" and response.eos_source
@@ -107,12 +107,12 @@ def test_scores_stay_finite_and_rows_apart_on_any_vocabulary(byte_level):
         )  # fmt: skip
         ids = torch.tensor([[rng.randrange(size - 3) for _ in range(1 + budget)] for _ in range(5)])
         for length in range(1, budget + 1):
-            given = torch.randn(5, size, generator=torch.Generator().manual_seed(length)) * 20
-            before = given.clone()
-            new = processor(ids[:, :length], given)
-            assert torch.equal(given, before) and new.isfinite().all()
+            scores = torch.randn(5, size, generator=torch.Generator().manual_seed(length)) * 20
+            before = scores.clone()
+            new = processor(ids[:, :length], scores)
+            assert torch.equal(scores, before) and new.isfinite().all()
             for row in range(5):
-                alone = processor(ids[row : row + 1, :length], given[row : row + 1])
+                alone = processor(ids[row : row + 1, :length], scores[row : row + 1])
                 assert torch.equal(alone[0], new[row])
             if length == budget:
                 assert set(new.argmax(dim=1).tolist()) <= {eos, size - 1}

@@ -2,7 +2,7 @@
 
 A case is one answer on one path: tokenizer family x stop strings (1 to 8, overlapping, over tokens,
 emoji split over bytes, spaces, special tokens) x generated ids x invoke, row of a batch, stream or
-chat x with and without tokens guessed ahead. LLAMA_STOP_LONG=1 runs over 20,000 of them.
+chat x with and without draft tokens. LLAMA_STOP_LONG=1 runs over 20,000 of them.
 """
 
 import os
@@ -22,11 +22,11 @@ MORE = ["th", "the", "e ", "END OF", "ND", "\n", " ", "  ", "A cat", ". ", "Ob",
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 
-def drawn(rng, name):
+def random_case(rng, name):
     """Ids of an answer, and stop strings."""
     ids = encode(name, "".join(rng.choices([*PIECES, *MORE], k=rng.randrange(9))))
     ids += [rng.randrange(len(TOKENIZERS[name])) for _ in range(rng.randrange(5))]
-    if rng.random() < 0.3 and len(ids) > 3:  # what prompt lookup can guess
+    if rng.random() < 0.3 and len(ids) > 3:  # what prompt lookup can draft
         ids += ids[: rng.randrange(2, len(ids))]
     return ids, rng.sample([*STOPS, *MORE], rng.randrange(1, 9))
 
@@ -45,13 +45,13 @@ def test_stops_on_every_path_are_as_defined(name, lookup):
     chat = ChatLlamaStop(pipeline=pipeline, eos_reward=False, prefix_cache=0)
     try:
         for _ in range(ROUNDS):
-            (first, stops), *others = (drawn(rng, name) for _ in prompts)
+            (first, stops), *others = (random_case(rng, name) for _ in prompts)
             answers = [first, *(ids for ids, _ in others)]
-            asked = [tuple(tokenizer(p)["input_ids"]) for p in prompts]
+            prompt_ids = [tuple(tokenizer(p)["input_ids"]) for p in prompts]
             model.next_scores = scripted_answers(
-                dict(zip(asked, answers, strict=True)), len(tokenizer), eos
+                dict(zip(prompt_ids, answers, strict=True)), len(tokenizer), eos
             )
-            wanted = [
+            expected = [
                 oracle(tokenizer, ids[: ids.index(eos)] if eos in ids else ids, stops)
                 for ids in answers
             ]
@@ -62,43 +62,43 @@ def test_stops_on_every_path_are_as_defined(name, lookup):
             }
             opts = options(**settings, eos_reward=False, prefix_cache=0)
             context = (name, stops, answers)
-            found = [(r.text, r.stop_reason) for r in generate(pipeline, prompts, opts)]
-            assert found == wanted, ("batch", context)
+            results = [(r.text, r.stop_reason) for r in generate(pipeline, prompts, opts)]
+            assert results == expected, ("batch", context)
             (alone,) = generate(pipeline, prompts[:1], opts)
-            assert (alone.text, alone.stop_reason) == wanted[0], ("invoke", context)
+            assert (alone.text, alone.stop_reason) == expected[0], ("invoke", context)
             text, last = streamed(pipeline, prompts[0], opts)
-            assert (text, last.stop_reason) == wanted[0], ("stream", context)
-            said = conversation_ids(pipeline, talk, GenerationOptions(), template=TEMPLATE)
-            model.next_scores = scripted_answers({tuple(said): first}, len(tokenizer), eos)
+            assert (text, last.stop_reason) == expected[0], ("stream", context)
+            chat_ids = conversation_ids(pipeline, talk, GenerationOptions(), template=TEMPLATE)
+            model.next_scores = scripted_answers({tuple(chat_ids): first}, len(tokenizer), eos)
             message = chat.invoke(talk, **settings)
-            given = (message.content, message.response_metadata["stop_reason"])
-            assert given == wanted[0], ("chat", context)
+            result = (message.content, message.response_metadata["stop_reason"])
+            assert result == expected[0], ("chat", context)
             cases += len(prompts) + 3
     finally:
         tokenizer.chat_template = before
-    print(f"{name}, {lookup} tokens guessed: {cases} cases, none differs")
+    print(f"{name}, {lookup} draft tokens: {cases} cases, none differs")
 
 
 def settled(tokenizer, ids):
-    """The text of ids that no further token changes.
+    """The part of the ids' text that no later token changes.
 
-    Where bytes stand for what the vocabulary lacks ("<0x0A>"), a whole run of them is decoded
-    together: one that is not complete turns all of them into replacement characters.
+    A run of byte-fallback tokens ("<0x0A>") is decoded as a whole: if it is incomplete, all of it
+    becomes replacement characters.
     """
     while ids and tokenizer.convert_ids_to_tokens(ids[-1]).startswith("<0x"):
         ids = ids[:-1]
     return tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
 
 
-def sure(text, stops):
-    """How much of a text no stop can take back: all but a suffix with which one may begin."""
-    begun = (n for n in range(len(text) + 1) if any(s.startswith(text[n:]) for s in stops))
-    return next(begun, len(text))
+def safe_length(text, stops):
+    """Length of the text that no stop can take back: all but a suffix with which one may begin."""
+    starts = (n for n in range(len(text) + 1) if any(s.startswith(text[n:]) for s in stops))
+    return next(starts, len(text))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_stream_holds_back_what_it_must_and_no_more(name):
-    """At each step all is there that no stop can take back and that is a whole character."""
+    """Each step has streamed all whole characters that no stop can take back."""
     rng, tokenizer, steps = random.Random(name), TOKENIZERS[name], 0
     eos, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
     plain = [stop for stop in [*STOPS, *MORE] if not stop.startswith("<")]
@@ -106,12 +106,12 @@ def test_a_stream_holds_back_what_it_must_and_no_more(name):
     for _ in range(5 * ROUNDS):
         ids = encode(name, "".join(rng.choices(pieces, k=rng.randrange(1, 12))))
         ids = [i for i in ids if i not in special]
-        stops, given = rng.sample(plain, rng.randrange(1, 9)), [""]
+        stops, received = rng.sample(plain, rng.randrange(1, 9)), [""]
         prompt = tokenizer("go")["input_ids"]
 
-        def check(input_ids, scores, prompt=prompt, stops=stops, given=given):
+        def check(input_ids, scores, prompt=prompt, stops=stops, received=received):
             text = settled(tokenizer, input_ids[0, len(prompt) :].tolist())
-            assert given[0] == text[: sure(text, stops)], (stops, text)
+            assert received[0] == text[: safe_length(text, stops)], (stops, text)
             return scores
 
         scores = scripted_answers({tuple(prompt): ids}, len(tokenizer), eos)
@@ -119,6 +119,6 @@ def test_a_stream_holds_back_what_it_must_and_no_more(name):
         opts = options(stop=stops, eos_reward=False, prefix_cache=0, max_new_tokens=len(ids) + 2)
         opts = opts.updated({"logits_processor": [check]})
         for piece in stream_generate(pipeline, "go", opts):
-            given[0] += piece.text
+            received[0] += piece.text
             steps += 1
     print(f"{name}: {steps} pieces of streams, none late")

@@ -42,7 +42,7 @@ ENDS = [
     "¿Cómo estás?",
     "¡Hola! ¿Qué tal?",
     "Bonjour !",
-    # Closers, marks and emoji behind the terminator
+    # Closers, markup and emoji after the terminator
     'He said, "Hello."',
     "(This is an aside.)",
     "She said, “Let's go.”",
@@ -638,5 +638,5 @@ def test_sentences_are_counted_roughly(text, count):
         ("## What are all of them for?", False),
     ],
 )
-def test_a_whole_sentence_behind_a_hash_is_no_heading(text, ends):
+def test_a_whole_sentence_after_a_hash_is_no_heading(text, ends):
     assert is_true_end(text) is ends

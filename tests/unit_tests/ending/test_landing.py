@@ -41,7 +41,7 @@ def model(name, answers, lifted=(), seed=None):
     """A pipeline that answers prompts with texts, each token 10 nats over the others.
 
     `lifted` gives other scores: (text so far, token, nats under the favourite). With a seed the
-    others are random, so that every place has gaps of its own.
+    others are random, so that every position has gaps of its own.
     """
     tokenizer = TOKENIZERS[name]
     eos, size = tokenizer.eos_token_id, len(tokenizer)
@@ -55,11 +55,11 @@ def model(name, answers, lifted=(), seed=None):
     def next_scores(history):
         scores = 3 * noise(history)
         for prompt, ids in spoken.items():
-            place = len(history) - len(prompt)
-            if history[: len(prompt)] == prompt and place >= 0:
-                token = ids[place] if place < len(ids) else eos
+            position = len(history) - len(prompt)
+            if history[: len(prompt)] == prompt and position >= 0:
+                token = ids[position] if position < len(ids) else eos
                 scores[token] = scores.max() + 10 * (seed is None)
-                text = tokenizer.decode(ids[:place])
+                text = tokenizer.decode(ids[:position])
                 for before, other, nats in lifted:
                     if before == text:
                         scores[other] = scores[token] - nats
@@ -69,7 +69,7 @@ def model(name, answers, lifted=(), seed=None):
 
 
 def land(text, lifted=(), **kwargs):
-    """The answer of a model that would go on with `text`."""
+    """The answer of a model that would continue with `text`."""
     pipeline = model("bytes", {"go": text}, lifted)
     return generate(pipeline, ["go"], options(**kwargs))[0]
 
@@ -104,7 +104,7 @@ def test_an_answer_that_the_model_ends_inside_the_zone_is_untouched():
     assert before.text == "The cat sat. The dog ran."  # decided as the text came
 
 
-def test_a_mark_is_set_where_the_model_might_have_set_it():
+def test_a_terminator_is_added_where_the_model_might_have_set_it():
     dot = byte_ids(".")[0]
     going = "The cat sat on the mat and then on the chair and"
     near = [("The cat sat on the mat", dot, 0.5), ("The cat sat on the mat and then", dot, 2.9)]
@@ -148,7 +148,7 @@ def test_a_stop_in_the_zone_goes_before_an_end():
     assert (response.text, response.stop_reason) == ("The cat sat. The dog ran. ", "Then")
 
 
-def test_a_mark_that_completes_a_stop_is_not_in_the_answer():
+def test_a_terminator_that_completes_a_stop_is_not_in_the_answer():
     lifted = [("A cat sat on the mat", byte_ids(".")[0], 1)]
     response = land("A cat sat on the mat and then so on and on", lifted, stop=["mat."])
     assert (response.text, response.stop_reason) == ("A cat sat on the ", "mat.")
@@ -202,21 +202,23 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
         assert response.token_ids[:-1] == plain.token_ids[:-1]
 
 
-# --- places are judged late, the cheapest first
+# --- positions are judged late, the cheapest first
 
 
 def searches(ids, scores, name="bytes", **reward):
-    """Searches for the end of one answer: judged at its end, at each place, with `best` given."""
+    """Ends of one answer: judged at its end, judged at each position, and with `best` passed in."""
     tokenizer = TOKENIZERS[name]
     kwargs = {"rows": 1, "max_new_tokens": len(ids), "eos_token_ids": [tokenizer.eos_token_id]}
-    late, early, told = (Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3))
-    for count in range(late.first, len(ids)):
+    late, early, with_best = (
+        Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3)
+    )
+    for count in range(late.zone, len(ids)):
         row = scores[count : count + 1]
-        late.look([ids[:count]], row)
-        early.look([ids[:count]], row)
-        told.look([ids[:count]], row, best=row.amax(dim=1))
-        early.better(0, ids[:count])
-    return [search.end(0, ids) or search.forced(0, ids) for search in (late, early, told)]
+        late.record([ids[:count]], row)
+        early.record([ids[:count]], row)
+        with_best.record([ids[:count]], row, best=row.amax(dim=1))
+        early.newest_is_best(0, ids[:count])
+    return [search.end(0, ids) or search.force_eos(0, ids) for search in (late, early, with_best)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -234,28 +236,28 @@ def test_judged_late_is_judged_at_once(text, seed, name, strength, below, coarse
     scores = 2 * torch.randn(
         len(ids), len(tokenizer), generator=torch.Generator().manual_seed(seed)
     )
-    scores = scores.round() if coarse else scores  # places that cost the same
+    scores = scores.round() if coarse else scores  # positions that cost the same
     scores[:, tokenizer.eos_token_id] -= below
-    late, early, told = searches(ids, scores, name, strength=strength, start=0)
-    assert late == early == told
+    late, early, with_best = searches(ids, scores, name, strength=strength, start=0)
+    assert late == early == with_best
 
 
 def scores_with(ids, lifted):
-    """Each token of `ids` 30 nats over the others, but for (place, token, nats under it)."""
+    """Each token of `ids` 30 nats over the others, except (position, token, nats under it)."""
     scores = torch.zeros(len(ids), len(TOKENIZER))
     scores[range(len(ids)), ids] = 30
-    for place, token, nats in lifted:
-        scores[place, token] = 30 - nats
+    for position, token, nats in lifted:
+        scores[position, token] = 30 - nats
     return scores
 
 
 @pytest.mark.parametrize(("gap", "landed"), [(20.0, "It is."), (12.0, "It is. He (and she).")])
-def test_a_mark_is_not_set_behind_a_bracket_where_eos_costs_more_than_an_end_before(gap, landed):
+def test_no_terminator_is_added_after_a_bracket_if_an_earlier_end_costs_less(gap, landed):
     ids = byte_ids("It is. He (and she) went on and")
-    place = len("It is. He (and she)")
-    near = [(len("It is."), EOS, 15.0), (place, EOS, gap), (place, DOT, 0.5)]
-    found = searches(ids, scores_with(ids, near), start=0)
-    assert found == [[*byte_ids(landed), EOS]] * 3
+    position = len("It is. He (and she)")
+    near = [(len("It is."), EOS, 15.0), (position, EOS, gap), (position, DOT, 0.5)]
+    answers = searches(ids, scores_with(ids, near), start=0)
+    assert answers == [[*byte_ids(landed), EOS]] * 3
 
 
 def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
@@ -266,12 +268,12 @@ def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
         TOKENIZER, rows=1, max_new_tokens=len(ids), eos_token_ids=[EOS], reward=EosReward(start=0)
     )
     for count in range(len(ids)):
-        landing.look([ids[:count]], scores_with(ids, [])[count : count + 1])
+        landing.record([ids[:count]], scores_with(ids, [])[count : count + 1])
     assert not judged
     assert landing.end(0, ids) == [*ids[:-1], EOS] and len(judged) == 1
 
 
-def test_an_answer_that_begins_anew_is_searched_anew():
+def test_an_answer_that_begins_again_is_searched_again():
     landing = Landing(
         TOKENIZER, rows=1, max_new_tokens=20, eos_token_ids=[EOS], reward=EosReward(start=0)
     )
@@ -279,9 +281,9 @@ def test_an_answer_that_begins_anew_is_searched_anew():
     for ids in (first, second):
         for count in range(1, len(ids)):
             near = [(count, EOS, 0.1)] if ids is first else [(count, EOS, 5.0)]
-            landing.look([ids[:count]], scores_with(ids, near)[count : count + 1])
+            landing.record([ids[:count]], scores_with(ids, near)[count : count + 1])
     assert landing.end(0, second) == [*byte_ids("He went."), EOS]
-    assert landing.end(0, second[:5]) is None  # begun anew, and cut before its zone
+    assert landing.end(0, second[:5]) is None  # begun again, and cut before its zone
 
 
 # --- what is forbidden stays forbidden
@@ -302,13 +304,13 @@ class Forbid(LogitsProcessor):
     "kwargs",
     [{"pipeline_kwargs": {"suppress_tokens": [DOT]}}, {"logits_processor": [Forbid(DOT)]}],
 )
-def test_a_forbidden_mark_is_not_set(kwargs):
+def test_a_forbidden_terminator_is_not_added(kwargs):
     assert land("A cat sat on the mat and went on", MAT, max_new_tokens=30).text[-4:] == "mat."
     response = land("A cat sat on the mat and went on", MAT, max_new_tokens=30, **kwargs)
     assert "." not in response.text and response.eos_source != "reward"
 
 
-def test_a_forbidden_eos_is_not_set():
+def test_a_forbidden_eos_is_not_added():
     response = land(LONG, logits_processor=[Forbid(EOS)])
     assert (response.finish_reason, response.eos_source) == ("length", None)
     assert len(response.token_ids) == 40 and EOS not in response.token_ids
@@ -322,7 +324,7 @@ def test_the_least_length_of_the_models_own_config_holds(own):
     assert len(response.token_ids) > 30
 
 
-def test_nothing_is_closed_in_the_midst_of_a_character():
+def test_nothing_is_closed_inside_a_character():
     for budget in range(24, 40):
         pipeline = model("metaspace", {"go": "Look:\n```\nx = 1 " + "日本" * 20})
         response = generate(pipeline, ["go"], options(max_new_tokens=budget))[0]
@@ -343,12 +345,12 @@ def test_a_vocabulary_without_closers_does_without_them():
     small = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])), eos_token="</s>"
     )
-    found = closing_tokens(small)
-    assert found.marks == found.first == [4] and found.ids(")") == []
+    tokens = closing_tokens(small)
+    assert tokens.terminators == tokens.first == [4] and tokens.ids(")") == []
     assert tokenizer is not small
 
 
-# --- answers that are cut all the same
+# --- answers that are cut anyway
 
 
 @pytest.mark.parametrize(
@@ -363,7 +365,7 @@ def test_a_vocabulary_without_closers_does_without_them():
         ({"on_length": "trim"}, "The cat sat. The dog ran.", "stop"),
     ],
 )
-def test_what_becomes_of_an_answer_over_its_budget(kwargs, text, finish):
+def test_an_answer_over_its_budget_is_kept_trimmed_or_continued(kwargs, text, finish):
     response = land(LONG, **kwargs)
     assert (response.text, response.finish_reason) == (text, finish)
 

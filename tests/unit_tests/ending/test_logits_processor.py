@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from langchain_llama_stop.ending.logits_processor import (
     EosTokenRewardLogitsProcessor,
     InPlaceEosReward,
-    lift_rows_,
+    edit_rows_,
 )
 from langchain_llama_stop.ending.reward import EosReward
 from tests.fakes import byte_bpe_tokenizer, byte_ids, byte_tokenizer, tiny_llama
@@ -184,14 +184,14 @@ TALK = "A cat (grey) sat on a mat. It ran away! Then it rained: e.g. for days. T
 def test_rows_of_all_lengths_and_budgets_at_once_are_as_each_alone(shapes, seed):
     """What a server's batch needs: each row is another request's."""
     scores = random_scores(len(shapes), seed)
-    scores[:, byte_ids(".")[0]] += 3.0  # near marks, so that closing is tried
-    made, alone = [], []
-    for place, (length, more) in enumerate(shapes):
+    scores[:, byte_ids(".")[0]] += 3.0  # near terminators, so that closing is tried
+    edits, alone = [], []
+    for index, (length, more) in enumerate(shapes):
         ids = byte_ids(TALK[:length])
         one = EosTokenRewardLogitsProcessor(
             TOKENIZER, max_new_tokens=length + more, prompt_length=0, eos_token_id=[EOS, 1]
         )
         if one.zone <= length:
-            made.append(one.row(place, ids))
-        alone.append(one(torch.tensor([ids]), scores[place : place + 1])[0])
-    assert torch.equal(lift_rows_(scores.clone(), made), torch.stack(alone))
+            edits.append(one.row_edit(index, ids))
+        alone.append(one(torch.tensor([ids]), scores[index : index + 1])[0])
+    assert torch.equal(edit_rows_(scores.clone(), edits), torch.stack(alone))

@@ -1,4 +1,4 @@
-"""Growing text: equal to `decode`, and never taken back."""
+"""Growing text: equal to `decode`, and nothing of it is ever taken back."""
 
 import pytest
 from hypothesis import given, settings
