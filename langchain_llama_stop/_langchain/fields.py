@@ -18,7 +18,7 @@ from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
 from langchain_llama_stop.grammar.schema import Grammar
-from langchain_llama_stop.loading.quantization import quantization_of
+from langchain_llama_stop.loading.quantization import quantization_name
 from langchain_llama_stop.options import OPTION_NAMES, GenerationOptions, OnLength, OnTimeout
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class ModelOptions(BaseModel):
             # A model that came from no file is known by itself alone.
             "model": model.name_or_path or _object_key(model),
             "revision": getattr(model.config, "_commit_hash", None),
-            "quantization": quantization_of(model),
+            "quantization": quantization_name(model.config),
             "config": model.config.to_json_string(),
             "dtype": str(model.dtype),
             "generation_config": model.generation_config.to_json_string(),

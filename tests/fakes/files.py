@@ -37,6 +37,17 @@ def tiny_model(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(tiny_config(**changes)).to(torch.bfloat16)
 
 
+def same_weights(model, other) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def logits(model) -> torch.Tensor:
+    """The logits after each of 16 tokens, of the shape (1, 16, vocabulary)."""
+    with torch.no_grad():
+        return model(torch.arange(3, 19).unsqueeze(0)).logits.float()
+
+
 def tiny_tokens() -> list[str]:
     return ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
 

@@ -14,7 +14,7 @@ import torch
 from gguf.quants import dequantize
 
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.loading.quantization import quantization_of
+from langchain_llama_stop.loading.quantization import quantization_name
 
 SYSTEM, QUESTION = "You are a helpful travel guide.", "What can I do in Paris?"
 ANSWER_LENGTH = 96
@@ -82,7 +82,7 @@ def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_demo_is_smollm2_in_nf4(demo_pipeline):
     model, tokenizer = demo_pipeline.model, demo_pipeline.tokenizer
     assert type(model).__name__ == "LlamaForCausalLM"
-    assert quantization_of(model) == "nf4"
+    assert quantization_name(model.config) == "nf4"
     assert model.get_memory_footprint() < 120e6
     assert (model.config.num_hidden_layers, model.config.vocab_size) == (30, 49152)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
@@ -98,7 +98,7 @@ def test_demo_holds_the_weights_of_the_packaged_file(demo_pipeline_float32):
     wanted = torch.from_numpy(dequantize(packed.data, packed.tensor_type)).bfloat16().float()
     model = demo_pipeline_float32.model
     assert model.dtype == torch.float32
-    assert quantization_of(model) is None
+    assert quantization_name(model.config) is None
     assert torch.equal(model.model.layers[7].mlp.down_proj.weight, wanted)
 
 

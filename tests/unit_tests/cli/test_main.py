@@ -65,7 +65,7 @@ def parse(*argv):
 
 def test_defaults():
     asked = vars(parse("ask", "Why?"))
-    assert asked.pop("run") is cli._ask
+    assert asked.pop("run") is cli.ask.run_ask
     assert asked == {
         "question": "Why?",
         "model": "demo",
@@ -80,7 +80,7 @@ def test_defaults():
         "eos_reward": True,
     }
     shown = vars(parse("demo"))
-    assert shown.pop("run") is cli.demo
+    assert shown.pop("run") is cli.demo.run_demo
     assert shown == {
         "question": "What can I do in Paris?",
         "max_new_tokens": 96,
@@ -351,7 +351,7 @@ def test_a_closed_pipe_ends_it_quietly():
         import sys
         from langchain_llama_stop import cli
 
-        cli._ask = lambda args: [print("word" * 1000) for _ in range(1000)]
+        cli.ask.run_ask = lambda args: [print("word" * 1000) for _ in range(1000)]
         sys.exit(cli.main(["ask", "x"]))
     """
     process = subprocess.Popen(
