@@ -68,7 +68,7 @@ def save_tiny(folder: Path, special: dict[str, str] | None = None, **changes) ->
 
 
 def save_gguf(file: Path, shift: float = 0.0) -> Path:
-    """Write the tiny model as llama.cpp does: same weights, its names, its order of q and k."""
+    """Writes the tiny model as llama.cpp does: with its names and its order of q and k."""
     config, weights = tiny_config(), tiny_model().state_dict()
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
@@ -113,3 +113,8 @@ def save_adapter(folder: Path, seed: int = 1, **changes) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     return folder
+
+
+def copies(cache: Path) -> list[str]:
+    """The names of the converted copies in a cache folder."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings(
 def test_an_adapter_gives_what_peft_gives(tiny, adapter):
     pipe = load_pipeline(tiny, adapter=adapter)
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=pipe.model.dtype)
-    wanted = logits(PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).eval())
+    expected = logits(PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).eval())
     assert type(pipe.model) is LlamaForCausalLM
     assert not pipe.model.training
-    assert torch.equal(logits(pipe.model), wanted)
-    assert not torch.allclose(wanted, logits(tiny_model()), atol=0.01)
+    assert torch.equal(logits(pipe.model), expected)
+    assert not torch.allclose(expected, logits(tiny_model()), atol=0.01)
 
 
 def test_an_adapter_works_on_nf4(tiny, adapter):
@@ -60,7 +60,7 @@ def test_an_incomplete_adapter_is_named(tiny, adapter, tmp_path):
         load_pipeline(tiny, adapter=tmp_path / "pickled")
 
 
-def test_an_adapter_is_asked_of_the_hub_too(tiny, monkeypatch):
+def test_an_adapter_is_looked_up_on_the_hub_too(tiny, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="`adapter` is 'owner/none', which the Hugging Face hub"):
         load_pipeline(tiny, adapter="owner/none")

@@ -6,14 +6,10 @@ import pytest
 
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.quantization import quantization_name
-from tests.fakes.files import same_weights, save_gguf, tiny_model
+from tests.fakes.files import copies, same_weights, save_gguf, tiny_model
 
 
-def copies(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
-
-
-def test_a_gguf_file_is_converted_once_and_gives_the_same_model(tiny_gguf, cache, capfd):
+def test_a_gguf_file_is_converted_once_into_the_same_model(tiny_gguf, cache, capfd):
     stages: list[str] = []
     first = load_pipeline(tiny_gguf, progress=stages.append)
     assert stages[1:] == [
@@ -34,7 +30,7 @@ def test_a_gguf_file_is_converted_once_and_gives_the_same_model(tiny_gguf, cache
     assert len(copies(cache)) == 1
 
 
-def test_a_changed_gguf_file_is_converted_again_and_its_old_copy_goes(tmp_path, cache):
+def test_a_changed_gguf_file_is_converted_again_and_its_old_copy_removed(tmp_path, cache):
     file = save_gguf(tmp_path / "m.gguf")
     before = load_pipeline(file).model
     save_gguf(file, shift=0.5)
@@ -103,7 +99,7 @@ def test_a_gguf_file_cut_short_is_named(tiny_gguf, tmp_path, cache, size):
     assert copies(cache) == []
 
 
-def test_what_is_no_gguf_file_is_named(tmp_path):
+def test_a_file_that_is_no_gguf_is_named(tmp_path):
     file = tmp_path / "text.gguf"
     file.write_text("This is a text. " * 100)
     with pytest.raises(ValueError, match=f"{file} cannot be read"):

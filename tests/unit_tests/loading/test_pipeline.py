@@ -84,7 +84,7 @@ def test_progress_names_each_stage_and_nothing_is_printed(tiny, adapter, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_bars_are_back_after_a_load_that_failed(tiny, tmp_path):
+def test_bars_return_after_a_failed_load(tiny, tmp_path):
     def hook(bar, args, options):
         return bar(*args, **options)
 
@@ -97,7 +97,7 @@ def test_bars_are_back_after_a_load_that_failed(tiny, tmp_path):
         set_tqdm_hook(before)
 
 
-def test_a_model_whose_layers_lie_on_a_disk_answers_as_one_in_memory(tiny, tmp_path):
+def test_a_model_with_layers_on_disk_answers_like_one_in_memory(tiny, tmp_path):
     whole = load_pipeline(tiny)
     layers = {f"model.layers.{n}": "disk" for n in range(whole.model.config.num_hidden_layers)}
     rest = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
@@ -109,7 +109,7 @@ def test_a_model_whose_layers_lie_on_a_disk_answers_as_one_in_memory(tiny, tmp_p
         assert generate(parts, [prompt], options) == generate(whole, [prompt], options)
 
 
-def test_a_model_that_is_loaded_in_inference_mode_is_as_any_other(tiny):
+def test_a_model_loaded_in_inference_mode_has_ordinary_weights(tiny):
     with torch.inference_mode():
         pipeline = load_pipeline(tiny)
     assert not any(weight.is_inference() for weight in pipeline.model.parameters())
@@ -167,7 +167,7 @@ def test_wrong_arguments_are_named(tiny, arguments, message):
 
 
 @pytest.mark.parametrize("name", ["owner/no-such-model", "no-such-model"])
-def test_what_does_not_is_asked_of_the_hub(name, monkeypatch):
+def test_any_other_name_is_looked_up_on_the_hub(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=f"`model` is '{name}', which the Hugging Face hub") as caught:
         load_pipeline(name)

@@ -146,7 +146,7 @@ def test_16_bit_weights_become_what_the_cpu_computes_in(
     assert best_dtype(saved, device_map) == best
 
 
-def test_float16_weights_are_loaded_so(tmp_path, monkeypatch):
+def test_float16_weights_are_loaded_in_a_type_that_the_cpu_computes_in(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "m")
     tiny_model().to(torch.float16).save_pretrained(folder)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
