@@ -1,4 +1,4 @@
-"""One question, answered twice: by LangChain's HuggingFacePipeline, and so that the answer ends.
+"""One question, answered twice: by LangChain's HuggingFacePipeline and by LlamaStopLLM.
 
 Run it with `python examples/paris.py`; `llama-stop demo` shows the same two answers as a table.
 """

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from langchain_llama_stop.engine.generate import generate, stream_generate
     from langchain_llama_stop.engine.sequence import GenerationResponse
     from langchain_llama_stop.llms import LlamaStopLLM
-    from langchain_llama_stop.loading import load_pipeline
-    from langchain_llama_stop.loading.merge import merge_adapter
+    from langchain_llama_stop.loading import load_pipeline, merge_adapter
     from langchain_llama_stop.options import GenerationOptions
     from langchain_llama_stop.training.finetune import finetune
     from langchain_llama_stop.training.report import FinetuneReport
@@ -69,7 +68,7 @@ _MODULES = {
     "finetune": "training.finetune",
     "generate": "engine.generate",
     "load_pipeline": "loading",
-    "merge_adapter": "loading.merge",
+    "merge_adapter": "loading",
     "stream_generate": "engine.generate",
 }
 

@@ -12,7 +12,7 @@ from weakref import ref
 from pydantic import PrivateAttr, model_validator
 
 from langchain_llama_stop._weights import adapter_state
-from langchain_llama_stop.loading.quantization import quantization_of
+from langchain_llama_stop.loading.quantization import quantization_name
 from langchain_llama_stop.options import OPTIONS, GenerationOptions, ModelOptions
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class OptionFields(ModelOptions):
             # A model that came from no file is known by itself alone.
             "model": model.name_or_path or _object_key(model),
             "revision": getattr(model.config, "_commit_hash", None),
-            "quantization": quantization_of(model),
+            "quantization": quantization_name(model.config),
             "config": model.config.to_json_string(),
             "dtype": str(model.dtype),
             "generation_config": model.generation_config.to_json_string(),

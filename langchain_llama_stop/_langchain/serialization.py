@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -16,7 +17,6 @@ from langchain_core.load.serializable import (
 from pydantic import SecretStr
 
 from langchain_llama_stop.ending.reward import EosReward
-from langchain_llama_stop.loading.quantization import as_text
 from langchain_llama_stop.options import OPTIONS
 
 _KEYS = ("token", "api_key", "openai_api_key")
@@ -131,6 +131,12 @@ def _secrets(model: Any) -> set[str]:
     if any("." in name for name in names):
         raise TypeError("Secrets within arguments cannot be told apart from the rest.")
     return names
+
+
+def as_text(value: Any) -> Any:
+    """Names a type of torch ("bfloat16") or a path ("a/b") by text; returns others as they are."""
+    is_dtype = type(value).__name__ == "dtype" and str(value).startswith("torch.")
+    return str(value).removeprefix("torch.") if is_dtype or isinstance(value, Path) else value
 
 
 def _json_form(value: Any) -> Any:

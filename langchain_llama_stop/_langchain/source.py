@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
+from langchain_llama_stop._langchain.serialization import as_text
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.pipeline import copied
-from langchain_llama_stop.loading.quantization import as_text
 from langchain_llama_stop.options import OPTIONS
 
 _LOADING = threading.Lock()

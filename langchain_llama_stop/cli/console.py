@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from langchain_llama_stop._optional import Progress
 
 if TYPE_CHECKING:
     from transformers import TextGenerationPipeline
 
 
 def require_text(question: str) -> None:
-    """Refuses a question without a word.
-
-    Args:
-        question: The question.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Refuses an empty question."""
     if not question.strip():
         raise ValueError(
             f"`question` has to hold at least one word, but is {question!r}: write one, or pipe "
@@ -27,21 +22,18 @@ def require_text(question: str) -> None:
 
 
 @contextmanager
-def progress(transient: bool = False) -> Iterator[Callable[[str], None]]:
-    """Shows stages on stderr, each with its seconds.
+def show_stages(transient: bool = False) -> Iterator[Progress]:
+    """Shows stages on stderr, each with its seconds; yields the function that begins the next one.
 
-    Args:
-        transient: Whether they vanish at the end.
-
-    Yields:
-        What begins the next stage.
+    If `transient`, they vanish at the end.
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn
 
     console = Console(stderr=True)
-    bar = Progress(
+    bar = Bar(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description} [dim]{task.elapsed:.1f} s"),
         console=console,
@@ -64,39 +56,17 @@ def progress(transient: bool = False) -> Iterator[Callable[[str], None]]:
 
 
 def load(
-    model: str, quantization: str, adapter: str | None, tell: Callable[[str], None]
+    model: str, quantization: str, adapter: str | None, progress: Progress
 ) -> TextGenerationPipeline:
-    """Loads a model as the arguments say.
-
-    Args:
-        model: As for `load_pipeline`.
-        quantization: As there, or "none".
-        adapter: As there.
-        tell: Told of each stage.
-
-    Returns:
-        The pipeline.
-    """
+    """Calls `load_pipeline` with arguments of the command line; `quantization` may be "none"."""
     from langchain_llama_stop.loading import load_pipeline
 
-    weights = None if quantization == "none" else quantization
-    return load_pipeline(model, weights, adapter, progress=tell)
+    name = None if quantization == "none" else quantization
+    return load_pipeline(model, name, adapter, progress=progress)
 
 
 def chat_prompt(tokenizer: Any, question: str, system: str | None) -> str:
-    """Puts a question into the model's chat template.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        question: The question.
-        system: A system prompt, if there is one.
-
-    Returns:
-        The prompt; the question as it is for a model that has no template.
-
-    Raises:
-        ValueError: If there is a system prompt but no template, or the template refuses them.
-    """
+    """Puts a question into the model's chat template; without a template it stays as it is."""
     if not tokenizer.chat_template:
         if system:
             raise ValueError(

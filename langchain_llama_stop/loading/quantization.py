@@ -1,21 +1,134 @@
-"""The type of a model's weights: what was asked for, what is fastest, how they are quantized."""
+"""Quantizations by name, and the type of weights that are not quantized.
+
+To add a quantization, add one entry to `QUANTIZATIONS`: `load_pipeline`, the command line, training
+and reports read that table.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from langchain_llama_stop._optional import INSTALL_QUANTIZATION, require
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig
+
+_LOGGER = logging.getLogger("langchain_llama_stop")
 
 
-def asked_dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> Any:
-    """Reads the argument `dtype`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """One way to quantize weights while they are loaded.
+
+    Attributes:
+        name: The name that `quantization=` takes and that reports show.
+        help: What it is, for `--help`.
+        settings: Keyword arguments of the `BitsAndBytesConfig`; types of torch by their names.
+        recognized_by: Names of those settings by which a loaded config is known to be this one.
+        dtype: Type of the other weights if `dtype` is "auto". "auto": the type they were saved in.
+        training_dtype: The same for a fine-tuning.
+    """
+
+    name: str
+    help: str
+    settings: Mapping[str, Any]
+    recognized_by: tuple[str, ...]
+    dtype: str = "auto"
+    training_dtype: str = "auto"
+
+    def matches(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the settings of a loaded config are those of this quantization."""
+        return all(settings.get(name) == self.settings[name] for name in self.recognized_by)
+
+
+QUANTIZATIONS = {
+    entry.name: entry
+    for entry in (
+        Quantization(
+            name="nf4",
+            help="4-bit NormalFloat with double quantization, computes in bfloat16",
+            settings={
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": "bfloat16",
+            },
+            recognized_by=("load_in_4bit", "bnb_4bit_quant_type"),
+            # The type that the rest is computed in: training in float16 may overflow.
+            training_dtype="bfloat16",
+        ),
+        Quantization(
+            name="int8",
+            help="LLM.int8(), computes in float16",
+            settings={"load_in_8bit": True},
+            recognized_by=("load_in_8bit",),
+            # In any other type bitsandbytes converts at each step, and logs a line each time.
+            dtype="float16",
+        ),
+    )
+}
+"""Every quantization that has a name."""
+
+
+def quantization_config(quantization: Any) -> BitsAndBytesConfig | None:
+    """Reads the argument `quantization` of `load_pipeline`.
+
+    Raises:
+        ValueError: If it is not None, a name in `QUANTIZATIONS` or a `BitsAndBytesConfig`.
+        ImportError: If bitsandbytes or accelerate is missing.
+    """
+    if quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    entry = QUANTIZATIONS.get(quantization) if isinstance(quantization, str) else None
+    if entry is None and not isinstance(quantization, BitsAndBytesConfig):
+        names = ", ".join(repr(name) for name in QUANTIZATIONS)
+        raise ValueError(
+            f"`quantization` has to be None, {names} or a BitsAndBytesConfig, "
+            f"but is {quantization!r}."
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        require(package, "`quantization`", INSTALL_QUANTIZATION)
+    if entry is None:
+        config: BitsAndBytesConfig = quantization
+        return config
+    return BitsAndBytesConfig(**entry.settings)  # type: ignore[no-untyped-call]
+
+
+def quantization_name(config: Any) -> str | None:
+    """Names the quantization that a model's config holds.
+
+    Args:
+        config: `model.config`. Its `quantization_config` may be an object or a dict.
+
+    Returns:
+        A name in `QUANTIZATIONS`; another 4-bit type of bitsandbytes ("fp4"); the method's name
+        ("gptq") of others; None for a model that is not quantized.
+    """
+    saved = getattr(config, "quantization_config", None)
+    if saved is None:
+        return None
+    settings: dict[str, Any] = saved if isinstance(saved, dict) else saved.to_dict()
+    for entry in QUANTIZATIONS.values():
+        if entry.matches(settings):
+            return entry.name
+    if settings.get("load_in_4bit"):
+        return str(settings.get("bnb_4bit_quant_type", "fp4"))
+    method = settings.get("quant_method")
+    return str(getattr(method, "value", method))
+
+
+def parse_dtype(dtype: Any, config: BitsAndBytesConfig | None) -> Any:
+    """Reads the argument `dtype` of `load_pipeline`.
 
     Args:
         dtype: "auto", a type of torch, or its name.
-        quantization_config: How the weights are to be quantized.
+        config: How the weights will be quantized.
 
     Returns:
         A floating-point type of torch, or "auto".
@@ -25,23 +138,24 @@ def asked_dtype(dtype: Any, quantization_config: BitsAndBytesConfig | None) -> A
     """
     import torch
 
-    if dtype == "auto" and quantization_config is not None and quantization_config.load_in_8bit:
-        # In any other type bitsandbytes converts at each step, and logs a line each time.
-        return torch.float16
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    if dtype == "auto" and config is not None:
+        settings = config.to_dict()
+        matching = (entry for entry in QUANTIZATIONS.values() if entry.matches(settings))
+        dtype = next((entry.dtype for entry in matching), "auto")
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(parsed, torch.dtype) and parsed.is_floating_point):
         raise ValueError(
             "`dtype` has to be 'auto' or a floating-point type of torch, such as 'bfloat16', "
             f"but is {dtype!r}."
         )
-    return dtype if dtype == "auto" else found
+    return dtype if dtype == "auto" else parsed
 
 
 def best_dtype(saved: torch.dtype | None, device_map: Any) -> Any:
     """Chooses the type of weights that are not quantized.
 
     Args:
-        saved: The type they were saved in, if the config says so.
+        saved: The type they were saved in, if the config names it.
         device_map: Where the model goes; None for the first GPU, else the CPU.
 
     Returns:
@@ -50,66 +164,27 @@ def best_dtype(saved: torch.dtype | None, device_map: Any) -> Any:
     """
     import torch
 
-    places = device_map.values() if isinstance(device_map, dict) else [device_map]
-    on_cpu = {str(place) for place in places} == {"cpu"}
+    devices = device_map.values() if isinstance(device_map, dict) else [device_map]
+    on_cpu = {str(device) for device in devices} == {"cpu"}
     on_cpu = on_cpu or (device_map is None and not torch.accelerator.is_available())
     if not on_cpu or saved not in (torch.float16, torch.bfloat16):
         return "auto"
-    return torch.bfloat16 if _has_bfloat16() else torch.float32
+    if not _has_bfloat16():
+        _LOGGER.info(
+            "This CPU does not compute in bfloat16: weights saved in %s are loaded in float32.",
+            str(saved).removeprefix("torch."),
+        )
+        return torch.float32
+    if saved == torch.float16:
+        _LOGGER.debug("On a CPU, weights saved in float16 are loaded in bfloat16.")
+    return torch.bfloat16
 
 
 def _has_bfloat16() -> bool:
-    """Whether the CPU computes in bfloat16 itself; what torch cannot say is taken for a yes."""
+    """Whether the CPU computes in bfloat16 itself; assumed where torch cannot tell."""
     import torch
 
     if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
         return True
-    known = torch.cpu.get_capabilities()
-    return any(value for name, value in known.items() if "bf16" in name)
-
-
-def quantization_of(model: PreTrainedModel) -> str | None:
-    """Name a loaded model's quantization.
-
-    Args:
-        model: A transformers model, or anything with its `config`.
-
-    Returns:
-        "nf4", "fp4" or "int8" for bitsandbytes, the method's name ("gptq") for others, None for
-        a model that is not quantized.
-    """
-    return quantization_name(model.config)
-
-
-def quantization_name(config: Any) -> str | None:
-    """Name the quantization that a model's config holds.
-
-    Args:
-        config: The config; its quantization is an object, or as read from JSON.
-
-    Returns:
-        As `quantization_of`.
-    """
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    marks: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
-    method = marks.get("quant_method")
-    if marks.get("load_in_8bit"):
-        return "int8"
-    if marks.get("load_in_4bit"):
-        return str(marks.get("bnb_4bit_quant_type", "fp4"))
-    return str(getattr(method, "value", method))
-
-
-def as_text(value: Any) -> Any:
-    """Gives a type of torch or a path as the text that names it too.
-
-    Args:
-        value: An argument of `load_pipeline`.
-
-    Returns:
-        "bfloat16" for `torch.bfloat16`, "a/b" for `Path("a/b")`; anything else as it is.
-    """
-    is_dtype = type(value).__name__ == "dtype" and str(value).startswith("torch.")
-    return str(value).removeprefix("torch.") if is_dtype or isinstance(value, Path) else value
+    capabilities = torch.cpu.get_capabilities()
+    return any(value for name, value in capabilities.items() if "bf16" in name)

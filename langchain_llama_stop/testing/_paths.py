@@ -1,4 +1,4 @@
-"""What `testing` asks a LangChain model with: stops of its own answer, and every way to call it."""
+"""Stops cut out of a model's own answer, and every way to call a LangChain model."""
 
 from __future__ import annotations
 
@@ -18,38 +18,29 @@ from langchain_core.prompt_values import StringPromptValue
 PATHS = "invoke ainvoke batch abatch generate agenerate stream astream bind bind.stream".split()
 KINDS = ["at the beginning", "word", "inside a word", "across words", "long", "several"]
 BROKEN = "\u2603"
-"""What no answer holds: a stop that ends with it begins to match and never completes."""
+"""A character that no answer holds: a stop that ends with it never completes."""
 
 
 def before_stop(answer: str, stops: Iterable[str]) -> str:
-    """Trims an unstopped answer as a model should.
-
-    Args:
-        answer: The unstopped answer.
-        stops: Stop strings.
-
-    Returns:
-        What precedes the stop that completes first; all of an answer that holds none.
-    """
-    found = [(answer.find(stop) + len(stop), answer.find(stop)) for stop in stops if stop in answer]
-    return answer[: min(found)[1]] if found else answer
+    """Trims an unstopped answer as a model should: before the stop that completes first."""
+    spans = [(answer.find(stop) + len(stop), answer.find(stop)) for stop in stops if stop in answer]
+    return answer[: min(spans)[1]] if spans else answer
 
 
 def stops_in(answer: str, kind: str, share: float = 0.2) -> list[str]:
-    """Chooses stops from an answer.
+    """Cuts stops out of an unstopped answer.
 
     Args:
         answer: The unstopped answer.
         kind: One of `KINDS`, or "never complete".
-        share: How much of the answer precedes the stop at least.
+        share: The least share of the answer that precedes the stop, 0 to 1.
 
     Returns:
-        One stop; two for "several", where the one that begins first completes last, by one
-        character, and for "never complete", where both only begin to match, one of them at the end
-        of the answer.
+        One stop. Two for "several": the one that begins first completes last, by one character.
+        Two for "never complete": both only begin to match, one of them at the end of the answer.
 
     Raises:
-        ValueError: If the answer is too short for it.
+        ValueError: If the answer is too short for this kind.
     """
     if kind == "at the beginning" and len(answer) > 3:
         return [answer[:3]]
@@ -71,7 +62,7 @@ def stops_in(answer: str, kind: str, share: float = 0.2) -> list[str]:
 
 
 def run(path: str, model: Any, prompts: Sequence[str], **kwargs: Any) -> list[Any]:
-    """Asks a model in one of the ways that LangChain has.
+    """Calls a model on one of LangChain's paths.
 
     Args:
         path: One of `PATHS`; with "bind", the arguments are bound.
@@ -80,7 +71,7 @@ def run(path: str, model: Any, prompts: Sequence[str], **kwargs: Any) -> list[An
         **kwargs: Arguments of the call.
 
     Returns:
-        What came for each prompt: a string, message or generation; of a stream, the sum of it.
+        For each prompt a string, message or generation; for a stream, the sum of its chunks.
     """
     if path.startswith("bind"):
         model, path, kwargs = model.bind(**kwargs), path.partition(".")[2] or "invoke", {}
@@ -94,52 +85,45 @@ def run(path: str, model: Any, prompts: Sequence[str], **kwargs: Any) -> list[An
             return [await call(i, **kwargs) for i in inputs]
         return await call(inputs, **kwargs)
 
-    found: Any
+    results: Any
     if path.startswith("a"):
-        found = asyncio.run(wait())
+        results = asyncio.run(wait())
     elif path in ("invoke", "stream"):
-        found = [call(i, **kwargs) for i in inputs]
+        results = [call(i, **kwargs) for i in inputs]
     else:
-        found = call(inputs, **kwargs)
+        results = call(inputs, **kwargs)
     if path.endswith("generate"):
-        return [generations[0] for generations in found.generations]
-    return [reduce(add, chunks) for chunks in found] if path.endswith("stream") else list(found)
+        return [generations[0] for generations in results.generations]
+    return [reduce(add, chunks) for chunks in results] if path.endswith("stream") else list(results)
 
 
 def text_of(result: Any) -> str:
-    """Gives the text of what a model has answered.
-
-    Args:
-        result: A string, message, chunk or generation.
-
-    Returns:
-        Its text.
-    """
+    """The text of a string, message, chunk or generation."""
     return result if isinstance(result, str) else str(result.text)
 
 
 class Listener(BaseCallbackHandler):
-    """Keeps tokens and ends.
+    """Collects tokens and results.
 
     Args:
-        at_token: Called at each token; what it raises goes to the caller of the model.
+        at_token: Called at each token; its errors reach the caller of the model.
     """
 
     raise_error = True
 
     def __init__(self, at_token: Callable[[], None] = lambda: None) -> None:
-        """Begins with nothing."""
+        """Starts empty."""
         self.at_token = at_token
         self.tokens: list[str] = []
         self.ends: list[LLMResult] = []
 
     def on_llm_new_token(self, token: str, **kwargs: Any) -> None:  # type: ignore[override]
-        """Keeps a token."""
+        """Collects a token."""
         self.tokens.append(token)
         self.at_token()
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Keeps an end."""
+        """Collects a result."""
         self.ends.append(response)
 
 
@@ -149,7 +133,7 @@ class CountingCache(InMemoryCache):
     hits = 0
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
-        """Looks an answer up; see `InMemoryCache`."""
-        found = super().lookup(prompt, llm_string)
-        self.hits += found is not None
-        return found
+        """Looks up an answer; see `InMemoryCache`."""
+        answer = super().lookup(prompt, llm_string)
+        self.hits += answer is not None
+        return answer

@@ -21,7 +21,7 @@ from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop._optional import Progress, require
 from langchain_llama_stop.engine.config import eos_token_ids
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.loading.quantization import quantization_of
+from langchain_llama_stop.loading.quantization import QUANTIZATIONS, quantization_name
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.training.data import INSTALL_TRAIN, conversations, read_rows
 from langchain_llama_stop.training.examples import Example, Supervision, supervision
@@ -109,7 +109,7 @@ def finetune(
             run.keep("distilled", talks)
         assert talks is not None
         dtype = str(pipeline.model.dtype).removeprefix("torch.")
-        weights = quantization_of(pipeline.model) or dtype
+        weights = quantization_name(pipeline.model.config) or dtype
         about = {"model": name, "weights": weights, **dataclasses.asdict(settings)}
         run.check(about, talks)
         tell(f"Encoding {len(talks):,} conversations")
@@ -134,8 +134,8 @@ def finetune(
 
 
 def _load(model: Any, quantization: Any, tell: Progress) -> Any:
-    # What is not quantized, in the type that the rest is computed in: float16 may overflow.
-    dtype = "bfloat16" if quantization == "nf4" else "auto"
+    entry = QUANTIZATIONS.get(quantization) if isinstance(quantization, str) else None
+    dtype = entry.training_dtype if entry else "auto"
     return load_pipeline(model, quantization, dtype=dtype, progress=tell)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from langchain_llama_stop._checks import check_integer, check_number
 
@@ -27,17 +27,26 @@ class FinetuneOptions:
         seed: Of the shuffling and of what is held out.
     """
 
-    max_length: int = 1024
-    max_new_tokens: int = 256
-    held_out: int = 40
-    epochs: int = 2
-    learning_rate: float = 2e-4
-    batch_size: int = 8
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    save_steps: int = 20
-    seed: int = 0
+    max_length: int = field(
+        default=1024, metadata={"help": "tokens of a conversation; longer ones are left out"}
+    )
+    max_new_tokens: int = field(
+        default=256,
+        metadata={"help": "budget to keep: longer answers are left out, and it is measured with"},
+    )
+    held_out: int = field(
+        default=40, metadata={"help": "conversations that are not trained on, but measured"}
+    )
+    epochs: int = field(default=2, metadata={"help": "how often each conversation is seen"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "of AdamW, at its highest"})
+    batch_size: int = field(default=8, metadata={"help": "conversations per step"})
+    r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "their scale"})
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "share of their inputs that is dropped"}
+    )
+    save_steps: int = field(default=20, metadata={"help": "steps between two checkpoints"})
+    seed: int = field(default=0, metadata={"help": "of the shuffling"})
 
     def __post_init__(self) -> None:
         """Checks every value.

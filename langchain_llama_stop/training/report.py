@@ -15,6 +15,7 @@ from langchain_llama_stop.ending.boundaries import may_end
 from langchain_llama_stop.engine.config import eos_token_ids
 from langchain_llama_stop.engine.generate import generate
 from langchain_llama_stop.engine.sequence import GenerationResponse
+from langchain_llama_stop.loading.quantization import QUANTIZATIONS
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.training.examples import Example
 
@@ -166,7 +167,7 @@ class FinetuneReport:
     def _card(self) -> str:
         settings = "\n".join(f"- {name}: {value}" for name, value in self.options.items())
         weights = self.options["weights"]
-        quantization = f'quantization="{weights}", ' if weights in ("nf4", "int8") else ""
+        quantization = f'quantization="{weights}", ' if weights in QUANTIZATIONS else ""
         return f"""---
 base_model: {json.dumps(self.model)}
 library_name: peft

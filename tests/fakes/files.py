@@ -37,6 +37,17 @@ def tiny_model(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(tiny_config(**changes)).to(torch.bfloat16)
 
 
+def same_weights(model, other) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def logits(model) -> torch.Tensor:
+    """The logits after each of 16 tokens, of the shape (1, 16, vocabulary)."""
+    with torch.no_grad():
+        return model(torch.arange(3, 19).unsqueeze(0)).logits.float()
+
+
 def tiny_tokens() -> list[str]:
     return ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
 
@@ -57,7 +68,7 @@ def save_tiny(folder: Path, special: dict[str, str] | None = None, **changes) ->
 
 
 def save_gguf(file: Path, shift: float = 0.0) -> Path:
-    """Write the tiny model as llama.cpp does: same weights, its names, its order of q and k."""
+    """Writes the tiny model as llama.cpp does: with its names and its order of q and k."""
     config, weights = tiny_config(), tiny_model().state_dict()
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
@@ -102,3 +113,8 @@ def save_adapter(folder: Path, seed: int = 1, **changes) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     return folder
+
+
+def copies(cache: Path) -> list[str]:
+    """The names of the converted copies in a cache folder."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")

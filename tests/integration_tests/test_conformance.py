@@ -1,4 +1,4 @@
-"""Our own tests of `stop`, on the demo model."""
+"""The stop suite on the demo model."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
 class OnDemoModel:
     @pytest.fixture(autouse=True)
     def shared(self, request: pytest.FixtureRequest) -> Any:
-        # On a GPU the rows of a batch round otherwise in 4 bit than they do alone.
+        # On a GPU the rows of a batch round differently in 4 bit than alone.
         exact = "demo_pipeline_float32" if torch.cuda.is_available() else "demo_pipeline"
         self.pipeline, self.passes = request.getfixturevalue(exact), 0
         hook = self.pipeline.model.register_forward_pre_hook(self.count)

@@ -14,7 +14,8 @@ import torch
 from gguf.quants import dequantize
 
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.loading.quantization import quantization_of
+from langchain_llama_stop.loading.quantization import quantization_name
+from tests.fakes.files import copies
 
 SYSTEM, QUESTION = "You are a helpful travel guide.", "What can I do in Paris?"
 ANSWER_LENGTH = 96
@@ -36,10 +37,6 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.02)
-
-
-def copies(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_demo_is_smollm2_in_nf4(demo_pipeline):
     model, tokenizer = demo_pipeline.model, demo_pipeline.tokenizer
     assert type(model).__name__ == "LlamaForCausalLM"
-    assert quantization_of(model) == "nf4"
+    assert quantization_name(model.config) == "nf4"
     assert model.get_memory_footprint() < 120e6
     assert (model.config.num_hidden_layers, model.config.vocab_size) == (30, 49152)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
@@ -95,11 +92,11 @@ def test_demo_holds_the_weights_of_the_packaged_file(demo_pipeline_float32):
     packaged = gguf.GGUFReader(folder / "SmolLM2-135M-Instruct.Q4_1.gguf").get_tensor
     tensors = (packaged(number) for number in range(272))
     packed = next(tensor for tensor in tensors if tensor.name == "blk.7.ffn_down.weight")
-    wanted = torch.from_numpy(dequantize(packed.data, packed.tensor_type)).bfloat16().float()
+    expected = torch.from_numpy(dequantize(packed.data, packed.tensor_type)).bfloat16().float()
     model = demo_pipeline_float32.model
     assert model.dtype == torch.float32
-    assert quantization_of(model) is None
-    assert torch.equal(model.model.layers[7].mlp.down_proj.weight, wanted)
+    assert quantization_name(model.config) is None
+    assert torch.equal(model.model.layers[7].mlp.down_proj.weight, expected)
 
 
 def test_demo_rambles_past_the_limit(demo_pipeline):
@@ -141,7 +138,7 @@ def test_a_second_load_converts_nothing_and_prints_nothing(demo_pipeline, conver
 
 
 def test_two_processes_convert_once_between_them(small_gguf, tmp_path):
-    """One stays in its conversion until the other has come to wait for it."""
+    """One stays in its conversion until the other waits for it."""
     code = f"""
         import pathlib, time
         from langchain_llama_stop.loading import load_pipeline

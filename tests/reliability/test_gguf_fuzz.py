@@ -1,6 +1,6 @@
-"""Damaged and hostile `.gguf` files: each is named, or loads; nothing else happens.
+"""Damaged and hostile `.gguf` files: each is refused by name, or loads; nothing else happens.
 
-Bytes are changed where a file says what it holds: counts, lengths, types, names, offsets.
+Bytes are changed in a file's header: counts, lengths, types, names, offsets.
 LLAMA_STOP_LONG=1 tries thirty times as many.
 """
 
@@ -24,26 +24,26 @@ def whole(tmp_path_factory):
 
 
 def damaged(whole, draw):
-    """A file that lies about itself in one to three places."""
+    """A file with one to three false statements about itself."""
     file = bytearray(whole)
     for _ in range(draw.randrange(1, 4)):
         kind = draw.choice(["bits", "huge", "counts", "cut", "swap", "tail"])
-        place = draw.randrange(4, 6_000)  # its head: the keys and the list of tensors
+        offset = draw.randrange(4, 6_000)  # in its header: the keys and the list of tensors
         if kind == "bits":
-            file[place] ^= 1 << draw.randrange(8)
+            file[offset] ^= 1 << draw.randrange(8)
         elif kind == "huge":
-            file[place : place + 8] = draw.choice(HUGE)
+            file[offset : offset + 8] = draw.choice(HUGE)
         elif kind == "counts":  # how many tensors and keys there are
-            start = draw.choice([8, 16])
-            file[start : start + 8] = draw.choice(HUGE)
+            count = draw.choice([8, 16])
+            file[count : count + 8] = draw.choice(HUGE)
         elif kind == "cut":
             del file[draw.randrange(len(file)) :]
             file += b"\x00" * 8
         elif kind == "swap":
             other = draw.randrange(4, 6_000)
-            file[place : place + 32], file[other : other + 32] = (
+            file[offset : offset + 32], file[other : other + 32] = (
                 file[other : other + 32],
-                file[place : place + 32],
+                file[offset : offset + 32],
             )
         else:
             file += bytes(draw.randrange(256) for _ in range(64))

@@ -1,4 +1,4 @@
-"""Access tokens stay out of all that is printed, traced, stored or kept as a key."""
+"""Access tokens are never printed, traced, stored or used as a key."""
 
 import logging
 import pickle
@@ -39,10 +39,10 @@ def test_a_token_is_not_in_errors(how, wrong):
 def test_a_token_is_not_in_cache_keys_traces_or_logs(monkeypatch, caplog):
     pipeline, cache, runs = tiny(), InMemoryCache(), []
     monkeypatch.setattr(pipeline.tokenizer, "chat_template", "{{ messages[-1]['content'] }}")
-    given = []
+    tokens = []
 
     def load(*, token, **kwargs):
-        given.append(token)
+        tokens.append(token)
         return pipeline
 
     monkeypatch.setattr("langchain_llama_stop._langchain.source.load_pipeline", load)
@@ -54,7 +54,7 @@ def test_a_token_is_not_in_cache_keys_traces_or_logs(monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     chat = ChatLlamaStop(model="some/model", token=SECRET, cache=cache, max_tokens=3)
     chat.invoke("Hi", config={"callbacks": [Tracer()]})
-    assert given == [SECRET]
+    assert tokens == [SECRET]
     assert SECRET not in str(cache._cache) and SECRET not in caplog.text
     assert len(runs) == 1 and SECRET not in str(runs[0].model_dump())
     assert SECRET.encode() not in pickle.dumps([str(run) for run in runs])

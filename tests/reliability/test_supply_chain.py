@@ -1,4 +1,4 @@
-"""What comes from elsewhere: asked for where it was named, at its revision, never run unasked."""
+"""Files from the hub: requested only by name and revision; their code runs only if allowed."""
 
 import json
 import subprocess
@@ -21,27 +21,27 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path):
-    """A hub on this machine that serves folders as repositories, and notes what it is asked for.
+    """A hub on this machine that serves folders as repositories, and records the requests.
 
     Repositories are gated where `tokens` holds one.
     """
-    asked, tokens = [], set()
+    requests, tokens = [], set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self):
-            asked.append((self.path, self.headers.get("Authorization")))
+            requests.append((self.path, self.headers.get("Authorization")))
             _, owner, name, *rest = self.path.split("?")[0].split("/")
             file = tmp_path / name / "/".join(rest[2:])
-            found = rest[:1] == ["resolve"] and file.is_file()
+            exists = rest[:1] == ["resolve"] and file.is_file()
             refused = tokens and self.headers.get("Authorization") not in tokens
-            body = file.read_bytes() if found and not refused else b"{}"
-            self.send_response(401 if refused else 200 if found else 404)
+            body = file.read_bytes() if exists and not refused else b"{}"
+            self.send_response(401 if refused else 200 if exists else 404)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hash(body) & 0xFFFFFFFF:x}"')
-            if refused or not found:
+            if refused or not exists:
                 code = "GatedRepo" if refused else "EntryNotFound"
                 self.send_header("X-Error-Code", code)
             self.end_headers()
@@ -55,26 +55,26 @@ def hub(tmp_path):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked, tokens
+        yield f"http://127.0.0.1:{server.server_port}", requests, tokens
         server.shutdown()
 
 
 def in_process(code, tmp_path, endpoint):
-    """Runs code with a home of its own and a hub; where it opens a connection, it says so."""
+    """Runs code with its own home and a hub; prints how many connections it opened."""
     watch = """if True:
         import socket, sys, warnings
         warnings.simplefilter("ignore")
-        real, found = socket.socket.connect, []
+        real, connections = socket.socket.connect, []
         def connect(self, address):
-            found.append(address)
+            connections.append(address)
             return real(self, address)
         socket.socket.connect = connect
         from langchain_llama_stop import LlamaStopLLM, load_pipeline
     """
-    say = "print('asked', len(found))"
+    report = "print('connections', len(connections))"
     home = {"HOME": str(tmp_path / "home"), "LLAMA_STOP_CACHE": str(tmp_path / "cache")}
     return subprocess.run(
-        [sys.executable, "-c", f"{watch}\n{code}\n{say}"],
+        [sys.executable, "-c", f"{watch}\n{code}\n{report}"],
         env={"HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin", **home},
         capture_output=True,
         text=True,
@@ -83,7 +83,7 @@ def in_process(code, tmp_path, endpoint):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_without_a_hub_id_nothing_asks_the_network(tiny, tmp_path, hub):
+def test_without_a_hub_id_no_connection_is_opened(tiny, tmp_path, hub):
     adapter = save_adapter(tmp_path / "adapter")
     file = save_gguf(tmp_path / "tiny.F32.gguf")
     code = f"""
@@ -92,11 +92,11 @@ load_pipeline({str(file)!r}, "nf4")
 LlamaStopLLM(model_id={str(tiny)!r}, max_new_tokens=3).invoke("Why?")
 """
     done = in_process(code, tmp_path, hub[0])
-    assert done.stdout.endswith("asked 0\n"), done.stdout + done.stderr
+    assert done.stdout.endswith("connections 0\n"), done.stdout + done.stderr
     assert hub[1] == []
 
 
-def test_a_revision_is_what_the_hub_is_asked_for(tiny, tmp_path, hub):
+def test_a_revision_is_what_is_requested_of_the_hub(tiny, tmp_path, hub):
     code = f"""
 llm = LlamaStopLLM(model_id="owner/model", revision="{COMMIT}", token="SECRET", max_new_tokens=3)
 llm.invoke("Why?")
@@ -119,7 +119,7 @@ def test_pickled_weights_are_not_even_downloaded(tiny, tmp_path, hub):
 
 
 @pytest.mark.parametrize("where", ["folder", "hub"])
-def test_code_of_a_repository_runs_only_if_that_is_asked_for(tiny, tmp_path, hub, where):
+def test_code_of_a_repository_runs_only_if_allowed(tiny, tmp_path, hub, where):
     config = json.loads((tiny / "config.json").read_text())
     config["model_type"] = "mine"
     config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}

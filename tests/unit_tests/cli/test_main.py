@@ -37,7 +37,7 @@ def refuse_loading(monkeypatch):
 
 @pytest.fixture
 def model_that_says(monkeypatch):
-    """Puts a model that answers one prompt into the place of the one asked for."""
+    """Loads a model that answers one prompt, whichever model is named."""
 
     def install(answer, prompt, template=None):
         tokenizer = byte_tokenizer()
@@ -64,9 +64,9 @@ def parse(*argv):
 
 
 def test_defaults():
-    asked = vars(parse("ask", "Why?"))
-    assert asked.pop("run") is cli._ask
-    assert asked == {
+    ask = vars(parse("ask", "Why?"))
+    assert ask.pop("run") is cli.ask.run_ask
+    assert ask == {
         "question": "Why?",
         "model": "demo",
         "adapter": None,
@@ -79,9 +79,9 @@ def test_defaults():
         "raw": False,
         "eos_reward": True,
     }
-    shown = vars(parse("demo"))
-    assert shown.pop("run") is cli.demo
-    assert shown == {
+    demo = vars(parse("demo"))
+    assert demo.pop("run") is cli.demo.run_demo
+    assert demo == {
         "question": "What can I do in Paris?",
         "max_new_tokens": 96,
         "quantization": "nf4",
@@ -90,7 +90,7 @@ def test_defaults():
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("argument", "stop"),
     [
         (r"\nObservation:", "\nObservation:"),
         (r"a\tb", "a\tb"),
@@ -99,8 +99,8 @@ def test_defaults():
         ("\n", "\n"),
     ],
 )
-def test_stops_are_unescaped_and_add_up(given, meant):
-    assert parse("ask", "--stop", given, "--stop", "END", "Why?").stop == [meant, "END"]
+def test_stops_are_unescaped_and_add_up(argument, stop):
+    assert parse("ask", "--stop", argument, "--stop", "END", "Why?").stop == [stop, "END"]
 
 
 @pytest.mark.parametrize(
@@ -341,9 +341,9 @@ def test_diagnose_prints_findings_and_says_whether_one_is_serious(model_that_say
     assert re.search(r"  fix +stop_token_ids=\[\[258\]\]", out)
     assert "3 findings, 1 of them serious." in out
     assert cli.main(["diagnose", "m", "--prompt", "Why?", "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert [f["code"] for f in found] == ["eos-never-learned", "prompt-without-template"]
-    assert found[0].keys() == {"severity", "code", "message", "why", "fix"}
+    findings = json.loads(capsys.readouterr().out)
+    assert [f["code"] for f in findings] == ["eos-never-learned", "prompt-without-template"]
+    assert findings[0].keys() == {"severity", "code", "message", "why", "fix"}
 
 
 def test_a_closed_pipe_ends_it_quietly():
@@ -351,7 +351,7 @@ def test_a_closed_pipe_ends_it_quietly():
         import sys
         from langchain_llama_stop import cli
 
-        cli._ask = lambda args: [print("word" * 1000) for _ in range(1000)]
+        cli.ask.run_ask = lambda args: [print("word" * 1000) for _ in range(1000)]
         sys.exit(cli.main(["ask", "x"]))
     """
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The tests of `stop` for any model: right fakes pass all of them, and each can fail."""
+"""The stop suite: correct fakes pass all tests, and each test can fail."""
 
 import ast
 import itertools
@@ -38,7 +38,7 @@ class Fake(BaseModel):
     defect: str = ""
 
     def pieces(self, prompt, stop, max_tokens=None):
-        """Yields pieces of an answer, and at last the rest of it with its metadata."""
+        """Yields pieces of an answer, and last the rest with its metadata."""
         budget = max_tokens or self.max_tokens
         whole = (ANSWER[3 * (len(prompt) % 7) :] + ANSWER)[: budget * WIDTH]
         if self.defect == "leaves state" and STEPS[-1:] == ["broken off"]:
@@ -63,10 +63,10 @@ class Fake(BaseModel):
                     text = (searched + text)[:end][len(searched) :]
                     break
                 begun = [n for s in stops for n in range(len(s)) if text.endswith(s[:n])]
-                held = 0 if self.defect == "holds nothing back" else max(begun, default=0)
-                if len(text) - held > emitted:
-                    yield text[emitted : len(text) - held], None
-                    emitted = len(text) - held
+                kept = 0 if self.defect == "holds nothing back" else max(begun, default=0)
+                if len(text) - kept > emitted:
+                    yield text[emitted : len(text) - kept], None
+                    emitted = len(text) - kept
         except GeneratorExit:
             if self.defect == "works on":
                 STEPS.extend(["step"] * (budget - count))
@@ -89,7 +89,7 @@ class Fake(BaseModel):
         yield text[emitted:], {} if self.defect == "no metadata" else info
 
     def match(self, text, stops):
-        """The stop that completes first, its place and its end."""
+        """The stop that completes first, its position and its end."""
         if self.defect == "first in the list":
             stops = [next((stop for stop in stops if stop in text), BROKEN)]
         for end in range(len(text) + 1):
@@ -285,7 +285,7 @@ def test_a_failure_says_what_came_instead():
         Suite().test_stop_on_every_path("stream")
 
 
-def test_what_a_model_does_not_have_is_skipped():
+def test_missing_features_are_skipped():
     class Suite(TestRightLLM):
         constructor_stop = None
 
@@ -299,7 +299,7 @@ def test_what_a_model_does_not_have_is_skipped():
 
 
 @pytest.mark.parametrize("suite", [StopLLMTests, StopChatModelTests])
-def test_a_class_has_to_be_given(suite):
+def test_a_class_is_required(suite):
     with pytest.raises(NotImplementedError):
         suite().make()
 
@@ -331,7 +331,7 @@ def test_stops_are_taken_from_the_answer(kind):
             stops_in("Yes.", kind)
 
 
-def test_nothing_of_ours_is_asked_of_a_model():
+def test_the_suite_imports_nothing_else_of_this_package():
     for module, own in ((testing, "langchain_llama_stop.testing._paths"), (_paths, None)):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("langchain_llama_stop"):
