@@ -18,7 +18,7 @@ from termination import read_prompts
 
 from langchain_llama_stop import GenerationOptions, finetune, generate, load_pipeline
 from langchain_llama_stop.training.data import read_rows
-from langchain_llama_stop.training.report import endings
+from langchain_llama_stop.training.report import ending_shares
 
 HERE = Path(__file__).parent
 BUDGET = 128
@@ -33,7 +33,7 @@ def ends(pipeline, prompts: list[str]) -> str:
         for prompt in prompts
     ]
     options = {"max_new_tokens": BUDGET, "temperature": 0, "eos_reward": False}
-    found = endings(generate(pipeline, texts, GenerationOptions.parse(options)))
+    found = ending_shares(generate(pipeline, texts, GenerationOptions.parse(options)))
     return "{ended:.0%} | {landed:.0%} | {mean_tokens:.0f}".format(**found)
 
 

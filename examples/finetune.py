@@ -1,4 +1,4 @@
-"""The demo model learns to end its answers: QLoRA on a CPU, and what it has changed.
+"""Teaches the demo model to end its answers: QLoRA on a CPU, and what it changes.
 
 Run it with `python examples/finetune.py ["output folder"]`; it takes about ten minutes.
 """
@@ -19,7 +19,7 @@ def main(output_dir: str = "adapter", **options: Any) -> FinetuneReport:
     report = finetune("demo", ANSWERS, output_dir, progress=print, **settings)
     print(f"\n{report.table()}\n")
     for adapter in (None, output_dir):
-        # Without the reward: what the model itself has learned.
+        # Without the EOS reward, to see what the model itself has learned.
         chat = ChatLlamaStop(
             model="demo",
             quantization="nf4",

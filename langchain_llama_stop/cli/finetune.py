@@ -88,21 +88,21 @@ def _show(args: argparse.Namespace, options: FinetuneOptions) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from langchain_llama_stop.training.data import conversations, read_rows
-    from langchain_llama_stop.training.examples import marked
-    from langchain_llama_stop.training.prepare import encode
+    from langchain_llama_stop.training.data import read_rows, to_conversations
+    from langchain_llama_stop.training.examples import supervised_pieces
+    from langchain_llama_stop.training.prepare import encode_conversations
 
     if not args.data:
         raise ValueError("`--show` needs data: a JSONL file, or the id of a data set on the hub.")
     if args.show < 1:
         raise ValueError(f"`--show` has to be a whole number of 1 or more, but is {args.show}.")
-    talks = conversations(read_rows(args.data))
+    talks = to_conversations(read_rows(args.data))
     pipeline: Any = load(args.model, args.quantization, None, _print_stage)
-    examples = encode(pipeline, talks, options)
+    examples = encode_conversations(pipeline, talks, options)
     console = Console(soft_wrap=True, highlight=False)
     for number, example in enumerate(examples[: args.show], start=1):
         console.rule(f"row {number}, {len(example.ids)} tokens")
-        for text, supervised in marked(pipeline.tokenizer, example):
+        for text, supervised in supervised_pieces(pipeline.tokenizer, example):
             part = Text(f"▶{text}◀" if supervised else text, "bold" * supervised)
             console.print(part, end="")
         console.print()

@@ -1,4 +1,4 @@
-"""A model's own scores for EOS: where good answers end, and where no answer does."""
+"""A model's own scores for EOS: at the ends of good answers, and in mid-sentence."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ REFERENCES: tuple[tuple[str, str], ...] = (
     ("Who wrote Romeo and Juliet?", "William Shakespeare wrote Romeo and Juliet."),
     ("At how many degrees does water freeze?", "Water freezes at 0 degrees Celsius."),
 )
-"""Questions with answers that are complete: nothing has to be added to them."""
+"""Questions with complete answers: a good model would add nothing to them."""
 
 
-class Probes(NamedTuple):
-    """Medians over reference answers.
+class EosScores(NamedTuple):
+    """Medians over reference answers. Probabilities are 0 to 1.
 
     Attributes:
-        end: Probability of EOS at their ends, 0 to 1; of the likeliest EOS id.
+        end: Probability of EOS at the ends of answers; of the likeliest EOS id.
         rank: Its rank there, 1 for the likeliest token.
-        middle: Probability of EOS in their midst.
-        other: The special token besides EOS that is likeliest at their ends; None without any.
+        middle: Probability of EOS in the middle of answers.
+        other: The special token besides EOS that is likeliest at the ends; None without any.
         other_probability: Its probability there.
     """
 
@@ -43,23 +43,25 @@ class Probes(NamedTuple):
     other_probability: float
 
 
-def probe(
+def eos_scores(
     pipeline: Any,
     references: Sequence[tuple[str, str]],
     eos: Sequence[int],
     turn_end: int | None,
-) -> Probes:
-    """Asks a model how likely it is to end.
+) -> EosScores:
+    """Measures how likely a model is to end good answers.
+
+    A model without a chat template gets question and answer as plain text, unless it is one of
+    Llama 2's.
 
     Args:
-        pipeline: The pipeline. A model without a chat template gets question and answer as plain
-            text, unless it is one of Llama 2's.
-        references: Questions and complete answers.
-        eos: The EOS ids, inside of the vocabulary.
+        pipeline: The pipeline.
+        references: Questions and complete answers, at least one.
+        eos: The EOS ids, all inside of the vocabulary.
         turn_end: The token with which the template ends an answer, if there is one.
 
     Returns:
-        What it says.
+        The medians over the references.
     """
     tokenizer, model = pipeline.tokenizer, pipeline.model
     try:
@@ -73,36 +75,38 @@ def probe(
     others = {i for i in {*added, turn_end} if i is not None and i < vocabulary} - {*eos}
     ends, middles = [], []
     for question, answer in references:
-        ids, begin = exchange(tokenizer, template, question, answer)
+        ids, begin = exchange_ids(tokenizer, template, question, answer)
         with torch.no_grad():
             logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
         ends.append(logits[-1].float().softmax(dim=-1))  # (vocab,)
-        for place in _inside(tokenizer, ids, begin):
-            probabilities = logits[place - 1].float().softmax(dim=-1)
+        for position in _mid_sentence(tokenizer, ids, begin):
+            probabilities = logits[position - 1].float().softmax(dim=-1)  # (vocab,)
             middles.append(max(float(probabilities[i]) for i in eos))
     best = [max(eos, key=lambda i, p=p: float(p[i])) for p in ends]  # type: ignore[misc]
-    found = {i: statistics.median(float(p[i]) for p in ends) for i in others}
-    other = max(found, key=found.__getitem__, default=None)
     ranks = [1 + int((p > p[i]).sum()) for p, i in zip(ends, best, strict=True)]
-    return Probes(
+    medians = {i: statistics.median(float(p[i]) for p in ends) for i in others}
+    other = max(medians, key=medians.__getitem__, default=None)
+    return EosScores(
         end=statistics.median(float(p[i]) for p, i in zip(ends, best, strict=True)),
         rank=int(statistics.median_low(ranks)),
         middle=statistics.median(middles) if middles else 0.0,
         other=other,
-        other_probability=found[other] if other is not None else 0.0,
+        other_probability=medians[other] if other is not None else 0.0,
     )
 
 
-def _inside(tokenizer: Any, ids: list[int], begin: int) -> list[int]:
-    """The place nearest to the middle of an answer where its text may not end, if there is one."""
+def _mid_sentence(tokenizer: Any, ids: list[int], begin: int) -> list[int]:
+    """The position nearest to the middle of an answer where its text may not end, or []."""
     middle = (begin + len(ids)) // 2
-    places = sorted(range(begin + 1, len(ids)), key=lambda place: abs(place - middle))
-    texts = ((place, str(tokenizer.decode(ids[begin:place]))) for place in places)
-    return [place for place, text in texts if text.strip() and not may_end(text)][:1]
+    positions = sorted(range(begin + 1, len(ids)), key=lambda position: abs(position - middle))
+    texts = ((position, str(tokenizer.decode(ids[begin:position]))) for position in positions)
+    return [position for position, text in texts if text.strip() and not may_end(text)][:1]
 
 
-def exchange(tokenizer: Any, template: str, question: str, answer: str) -> tuple[list[int], int]:
-    """Encodes a question and an answer, up to where EOS is due.
+def exchange_ids(
+    tokenizer: Any, template: str, question: str, answer: str
+) -> tuple[list[int], int]:
+    """Encodes a question and an answer, up to the position where EOS would follow.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -111,18 +115,16 @@ def exchange(tokenizer: Any, template: str, question: str, answer: str) -> tuple
         answer: The answer.
 
     Returns:
-        The ids; what the template writes between the answer and EOS (Llama 2: a space) is among
-        them. And where the answer begins.
+        The ids, and the index at which the answer begins. What the template writes between the
+        answer and EOS (Llama 2: a space) is part of the ids.
     """
     if not template:
         prompt = tokenizer(f"{question}\n")["input_ids"]
         return [*prompt, *plain_ids(tokenizer, answer, inside=True)], len(prompt)
-    asked = [{"role": "user", "content": question}]
-    said = [*asked, {"role": "assistant", "content": answer}]
-    ids = chat_ids(tokenizer, said, template=template)
-    begin = common_length(chat_ids(tokenizer, asked, template=template), ids)
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    ids = chat_ids(tokenizer, chat, template=template)
+    begin = common_length(chat_ids(tokenizer, chat[:1], template=template), ids)
     ends = [i for i in range(begin, len(ids)) if ids[i] in tokenizer.added_tokens_decoder]
     if not ends:  # nothing ends an answer in this template
-        said_only = chat_ids(tokenizer, said, template=template, continue_final_message=True)
-        return said_only, begin
+        return chat_ids(tokenizer, chat, template=template, continue_final_message=True), begin
     return ids[: ends[0]], begin

@@ -1,4 +1,4 @@
-"""Rows of data, in any of the forms they come in, into conversations that end with an answer."""
+"""Turns rows of data, in any of the usual formats, into conversations that end with an answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from langchain_llama_stop.chat.template import Message, merged
 INSTALL_TRAIN = "pip install 'langchain-llama-stop[train]' ('.[train]' in a clone)"
 Conversation = list[Message]
 
-_MARK = re.compile(r"\s*### (Human|Assistant):\s*")
-_FORMS = (
+_TURN_MARKER = re.compile(r"\s*### (Human|Assistant):\s*")
+_FORMATS = (
     "`text` ('### Human: … ### Assistant: …'), `prompt` and `completion`, or `messages` "
     "([{'role': 'user', 'content': …}, …])"
 )
@@ -39,21 +39,18 @@ def read_rows(data: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> lis
         ImportError: If `datasets` is missing; the message says how to install it.
     """
     if not isinstance(data, str | os.PathLike):
-        given = list(data)
-        if wrong := [row for row in given if not isinstance(row, Mapping)]:
+        items = list(data)
+        if wrong := [row for row in items if not isinstance(row, Mapping)]:
             raise ValueError(f"`data` has to hold dicts, but holds {wrong[0]!r}.")
-        rows = [dict(row) for row in given]
+        rows = [dict(row) for row in items]
     elif Path(data).is_file() or not isinstance(data, str) or data.endswith((".jsonl", ".json")):
         rows = _file_rows(Path(data).expanduser())
     else:
         rows = _hub_rows(data)
     if not rows:
-        raise ValueError(f"`data` has to hold at least one row, but {_named(data)} holds none.")
+        source = str(data) if isinstance(data, str | os.PathLike) else "the list"
+        raise ValueError(f"`data` has to hold at least one row, but {source} holds none.")
     return rows
-
-
-def _named(data: Any) -> str:
-    return str(data) if isinstance(data, str | os.PathLike) else "the list"
 
 
 def _file_rows(file: Path) -> list[dict[str, Any]]:
@@ -67,7 +64,7 @@ def _file_rows(file: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"`data` has to be UTF-8, but {file} is not ({error}).") from error
     rows = []
-    # Not `splitlines`: JSON strings may hold what that takes for ends of lines.
+    # Not `splitlines`: it also splits at characters that JSON strings may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -90,7 +87,7 @@ def _hub_rows(name: str) -> list[dict[str, Any]]:
 
     try:
         return [dict(row) for row in datasets.load_dataset(name, split="train")]
-    except Exception as error:  # the hub, the network and the data set raise what they like
+    except Exception as error:  # the hub, the network and the data set can raise anything
         raise OSError(
             f"`data` is '{name}', which is no file here and which the Hugging Face hub did not "
             f"give: {' '.join(str(error).split())[:200]} Check the name and the network, or give "
@@ -98,31 +95,32 @@ def _hub_rows(name: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def conversations(
+def to_conversations(
     rows: Iterable[Mapping[str, Any]], *, answered: bool = True
 ) -> list[Conversation]:
-    """Recognises the form of each row and turns it into a conversation.
+    """Recognises the format of each row and turns it into a conversation.
 
-    The forms: `text`, turns behind "### Human:" and "### Assistant:" (as in openassistant-guanaco);
-    `prompt` and `completion`, or `input` and `output`, texts or lists of messages; `messages`.
+    The formats: `text`, with turns after "### Human:" and "### Assistant:" (as in
+    openassistant-guanaco); `prompt` and `completion`, or `input` and `output`, each a text or a
+    list of messages; `messages`. Other keys of a row are ignored.
 
     Args:
-        rows: The rows; what else they hold is left alone.
-        answered: Whether a conversation ends with an answer (what comes behind it is dropped), or
-            with a question (as prompts for `self_distil` do).
+        rows: The rows.
+        answered: True: conversations end with an answer, and what follows it is dropped. False:
+            they end with a question, as the prompts of `self_distil` do.
 
     Returns:
         The conversations, one for each row.
 
     Raises:
-        ValueError: If a row has none of the forms, or no answer.
+        ValueError: If a row has none of the formats, or no answer (question).
     """
-    found = []
+    conversations = []
     for number, row in enumerate(rows, start=1):
         reason = "the form is not known"
-        for form in _row_forms(row):
+        for reader in _readers(row):
             try:
-                messages = form()
+                messages = reader()
             except ValueError as error:
                 reason = str(error)
                 continue
@@ -130,56 +128,57 @@ def conversations(
                 messages.pop()
             messages = _without_greeting(messages)
             if any(message["role"] == "user" for message in messages):
-                found.append(messages)
+                conversations.append(messages)
                 break
             reason = f"it holds no {'answer' if answered else 'question'}"
         else:
             raise ValueError(
-                f"Each row has to be a conversation, as {_FORMS}, but row {number} is not: "
+                f"Each row has to be a conversation, as {_FORMATS}, but row {number} is not: "
                 f"{reason}. It has the keys {sorted(map(str, row))}."
             )
-    return found
+    return conversations
 
 
-def _row_forms(row: Mapping[str, Any]) -> Iterator[Callable[[], Conversation]]:
-    """What a row may be read as, in the order of preference."""
+def _readers(row: Mapping[str, Any]) -> Iterator[Callable[[], Conversation]]:
+    """The ways to read a row, the preferred one first."""
     if row.get("messages") is not None:
-        yield partial(_messages, row["messages"])
+        yield partial(_from_messages, row["messages"])
     if isinstance(row.get("text"), str):
-        yield partial(_turns, row["text"])
+        yield partial(_from_text, row["text"])
     for begin, end in (("prompt", "completion"), ("input", "output")):
         if begin in row:
-            yield partial(_pair, row[begin], row.get(end) or "")
+            yield partial(_from_pair, row[begin], row.get(end) or "")
 
 
-def _pair(begin: Any, end: Any) -> Conversation:
+def _from_pair(begin: Any, end: Any) -> Conversation:
     """A prompt and a completion: texts, or lists of messages."""
     if isinstance(begin, list):
         end = [{"role": "assistant", "content": end}] if isinstance(end, str) and end else end
-        return _messages([*begin, *end])
+        return _from_messages([*begin, *end])
     if not isinstance(begin, str) or not isinstance(end, str):
         raise ValueError("the form is not known")
-    if _MARK.match(begin):
-        return _turns(begin + end)
-    asked: Conversation = [{"role": "user", "content": begin}]
-    return _messages([*asked, {"role": "assistant", "content": end}] if end.strip() else asked)
+    if _TURN_MARKER.match(begin):
+        return _from_text(begin + end)
+    question: Conversation = [{"role": "user", "content": begin}]
+    answer: Conversation = [{"role": "assistant", "content": end}] if end.strip() else []
+    return _from_messages([*question, *answer])
 
 
-def _turns(text: str) -> Conversation:
-    """The turns of a text with marks; system texts before the first mark are kept."""
-    before, *parts = _MARK.split(text)
+def _from_text(text: str) -> Conversation:
+    """The turns of a text with markers; text before the first marker is a system message."""
+    before, *parts = _TURN_MARKER.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [
-        {"role": roles[mark], "content": said.strip()}
-        for mark, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": roles[marker], "content": turn.strip()}
+        for marker, turn in zip(parts[::2], parts[1::2], strict=True)
     ]
     if not turns:
         raise ValueError("its `text` has no '### Human:' and '### Assistant:'")
     system = [{"role": "system", "content": before.strip()}] if before.strip() else []
-    return _messages([*system, *(turn for turn in turns if turn["content"])])
+    return _from_messages([*system, *(turn for turn in turns if turn["content"])])
 
 
-def _messages(messages: Any) -> Conversation:
+def _from_messages(messages: Any) -> Conversation:
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ValueError("its `messages` are no list")
     for message in messages:
@@ -189,21 +188,21 @@ def _messages(messages: Any) -> Conversation:
             raise ValueError(f"the role {message.get('role')!r} is not system, user or assistant")
         if message["role"] == "assistant" and not message["content"].strip():
             raise ValueError("an answer is empty")
-    return merged([{"role": m["role"], "content": _said(m)} for m in messages])
+    return merged([{"role": m["role"], "content": _content(m)} for m in messages])
 
 
-def _said(message: Mapping[str, Any]) -> str:
-    """What a message says; of an answer with thoughts, what is behind them."""
-    answer = message["role"] == "assistant"
-    return behind_thoughts(message["content"]) if answer else str(message["content"]).strip()
+def _content(message: Mapping[str, Any]) -> str:
+    """The text of a message; of an answer with thoughts, only what follows them."""
+    is_answer = message["role"] == "assistant"
+    return after_thoughts(message["content"]) if is_answer else str(message["content"]).strip()
 
 
-def behind_thoughts(text: str) -> str:
-    """Gives what a reasoning model says behind its thoughts; all of it, stripped, without any."""
+def after_thoughts(text: str) -> str:
+    """Returns the answer after a reasoning model's thoughts, stripped; without any, the text."""
     return text.rpartition("</think>")[2].strip()
 
 
 def _without_greeting(messages: Conversation) -> Conversation:
-    """Drops answers before the first question: there is nothing that they answer."""
-    asked = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
-    return [m for i, m in enumerate(messages) if i >= asked or m["role"] == "system"]
+    """Drops answers before the first question: they answer nothing."""
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
+    return [m for i, m in enumerate(messages) if i >= first or m["role"] == "system"]

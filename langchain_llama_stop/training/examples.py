@@ -1,7 +1,7 @@
-"""Conversations into the tokens that a model is trained on, and a look at what it will learn.
+"""Turns conversations into the tokens that a model is trained on, and checks what it will learn.
 
-Each answer is rendered by the model's own chat template, behind exactly the tokens that a chat
-would put before it, and supervised up to its EOS. Nothing else is.
+Each answer is rendered by the model's own chat template, after exactly the tokens that a chat would
+put before it. Its tokens have a loss, its EOS included; no other tokens have.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Example:
     """A conversation in tokens.
 
     Attributes:
-        ids: All of it.
-        answers: Where the supervised tokens of each answer begin and end, its EOS included.
+        ids: All its tokens.
+        answers: Begin and end (exclusive) of each answer that is supervised, its EOS included.
     """
 
     ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class Example:
 
     @property
     def labels(self) -> list[int]:
-        """The ids with `IGNORED` in place of all that is not supervised."""
+        """The ids, with `IGNORED` in place of each token that has no loss."""
         labels = [IGNORED] * len(self.ids)
         for begin, end in self.answers:
             labels[begin:end] = self.ids[begin:end]
@@ -46,62 +46,49 @@ class Example:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """What stands before the last answer."""
+        """The tokens before the last answer."""
         return self.ids[: self.answers[-1][0]]
 
     @property
     def reference(self) -> tuple[int, ...]:
-        """The last answer."""
+        """The last answer, its EOS included."""
         begin, end = self.answers[-1]
         return self.ids[begin:end]
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Refuses templates that put something between a prompt and its answer.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        template: The chat template (Jinja).
+    """Refuses templates by which a chat and training put different tokens before an answer.
 
     Raises:
-        ValueError: If a chat would put other tokens before an answer than training does: those
-            of a reasoning model do, with its thoughts.
+        ValueError: If they do, as templates of reasoning models with their thoughts.
     """
-    asked = [{"role": "user", "content": "?"}]
+    question = [{"role": "user", "content": "?"}]
     prompt = str(
         tokenizer.apply_chat_template(
-            asked, chat_template=template, add_generation_prompt=True, tokenize=False
+            question, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     ).rstrip()
     before = around_answer(tokenizer, template)[0]
     if not before.startswith(prompt) or before[len(prompt) :].strip():
         raise ValueError(
-            f"A chat has to begin an answer behind {prompt[-40:]!r}, as the template's generation "
+            f"A chat has to begin an answer after {prompt[-40:]!r}, as the template's generation "
             f"prompt says, but with an answer the template gives {before[-60:]!r}. Thoughts of a "
             "reasoning model cannot be taught: set a `pipeline.tokenizer.chat_template` without "
             "them, and give the pipeline."
         )
 
 
-def example(
+def encode_conversation(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     template: str,
     eos: Collection[int],
 ) -> Example:
-    """Renders and encodes a conversation, and finds its answers in it.
+    """Renders and encodes a conversation, which ends with an answer, and locates its answers.
 
-    What a template puts behind the EOS of the last answer is left out.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        conversation: Ends with an answer.
-        template: The chat template (Jinja).
-        eos: The model's EOS ids.
-
-    Returns:
-        The example. An earlier answer that stands behind other tokens there than in a chat (some
-        templates render these differently) is not supervised.
+    What a template puts after the EOS of the last answer is left out. Some templates render earlier
+    answers differently from the last one: an earlier answer has no loss if the tokens before it are
+    not those that a chat would put there.
 
     Raises:
         ValueError: If the template cannot render the conversation.
@@ -113,28 +100,26 @@ def example(
             continue
         last = turn + 1 == len(conversation)
         prompt = chat_ids(tokenizer, conversation[:turn], template=template)
-        till = ids if last else chat_ids(tokenizer, conversation[: turn + 1], template=template)
-        # A space before the answer may have become one with the last token of the prompt.
+        whole = ids if last else chat_ids(tokenizer, conversation[: turn + 1], template=template)
+        # A space before the answer may have been merged into the last token of the prompt.
         begin = common_length(prompt, ids) if last else len(prompt)
-        if last or ids[: len(till)] == till and till[:begin] == prompt:
-            ends = [i for i in range(begin, len(till)) if till[i] in eos]
-            answers.append((begin, ends[-1] + 1 if ends else len(till)))
+        if last or ids[: len(whole)] == whole and whole[:begin] == prompt:
+            ends = [i for i in range(begin, len(whole)) if whole[i] in eos]
+            answers.append((begin, ends[-1] + 1 if ends else len(whole)))
     return Example(tuple(ids[: answers[-1][1]]), tuple(answers))
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, labelled: Example) -> list[tuple[str, bool]]:
-    """Gives an example as a person reads it.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        labelled: The example.
+def supervised_pieces(
+    tokenizer: PreTrainedTokenizerBase, example: Example
+) -> list[tuple[str, bool]]:
+    """Decodes an example for a person to read.
 
     Returns:
-        Pieces of its text, special tokens included, and whether their tokens are supervised.
+        Pieces of its text, special tokens included, and for each whether its tokens have a loss.
     """
-    cuts = [0, *(place for answer in labelled.answers for place in answer), len(labelled.ids)]
-    # From the beginning each time: alone, a piece may lose the space that it begins with.
-    texts = [str(tokenizer.decode(list(labelled.ids[:cut]))) for cut in cuts]
+    cuts = [0, *(index for answer in example.answers for index in answer), len(example.ids)]
+    # Decoded from the beginning each time: alone, a piece may lose its leading space.
+    texts = [str(tokenizer.decode(list(example.ids[:cut]))) for cut in cuts]
     pieces = [
         (text[len(before) :], number % 2 == 1)
         for number, (before, text) in enumerate(pairwise(texts))
@@ -147,19 +132,19 @@ class Supervision:
     """Whether training will show the model where answers end.
 
     Attributes:
-        examples: How many were looked at.
-        ended: How many of them have a loss on an EOS at the end of each answer.
-        reasons: Why the others have not, the commonest first, with their counts.
+        examples: Number of examples.
+        supervised: How many of them have a loss on the EOS of each answer.
+        reasons: Why the others have not, with their counts, the most frequent first.
     """
 
     examples: int
-    ended: int
+    supervised: int
     reasons: tuple[tuple[str, int], ...]
 
     @property
     def share(self) -> float:
         """The share of examples whose EOS is supervised, 0 to 1."""
-        return self.ended / self.examples
+        return self.supervised / self.examples
 
 
 def supervision(
@@ -168,23 +153,21 @@ def supervision(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Supervision:
-    """Looks at batches as the model will get them.
+    """Counts the rows in which each supervised run of tokens ends with EOS.
 
     Args:
-        batches: `input_ids`, `labels` and `attention_mask`, (batch, length) each.
+        batches: As the model will get them: `input_ids`, `labels` and `attention_mask`, each
+            (batch, length).
         eos: The model's EOS ids.
-        tokenizer: The model's tokenizer.
+        tokenizer: Names tokens in the reasons.
         max_length: Tokens to which rows are cut.
-
-    Returns:
-        The share of rows in which each supervised run ends by EOS, and why others do not.
     """
     count, reasons = 0, Counter[str]()
     for batch in batches:
         columns = (batch[name].tolist() for name in ("input_ids", "labels", "attention_mask"))
         for ids, labels, attended in zip(*columns, strict=True):
             count += 1
-            length = sum(attended)  # what is behind is padding
+            length = sum(attended)  # what follows is padding
             if reason := _reason(ids[:length], labels[:length], eos, tokenizer, max_length):
                 reasons[reason] += 1
     return Supervision(count, count - sum(reasons.values()), tuple(reasons.most_common()))
@@ -198,7 +181,8 @@ def _reason(
     max_length: int,
 ) -> str:
     """Why the EOS of an answer in a row has no loss; "" if each has one."""
-    runs = [[i for i, _ in run] for shown, run in groupby(enumerate(labels), _has_loss) if shown]
+    groups = groupby(range(len(labels)), lambda i: labels[i] != IGNORED)
+    runs = [list(run) for has_loss, run in groups if has_loss]
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for run in runs:
         last = run[-1]
@@ -215,11 +199,7 @@ def _reason(
                 "`pipeline.model.generation_config.eos_token_id`, and give the pipeline"
             )
         return (
-            "the chat template puts no EOS behind an answer: set a `pipeline.tokenizer."
+            "the chat template puts no EOS after an answer: set a `pipeline.tokenizer."
             "chat_template` with `eos_token` there, and give the pipeline"
         )
     return "" if runs else "no token is supervised"
-
-
-def _has_loss(place: tuple[int, int]) -> bool:
-    return place[1] != IGNORED

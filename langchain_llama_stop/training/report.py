@@ -1,4 +1,4 @@
-"""What fine-tuning has changed: how a model ends its answers, measured before and after."""
+"""Measures how a model ends its answers, and reports it before and after a fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Measurement:
     """How a model ends its answers, greedy and without any reward.
 
     Attributes:
-        answers: How many were looked at.
+        answers: Number of answers.
         ended: The share that end by EOS within the budget, 0 to 1.
         landed: The share that end by EOS, at a true end, with nothing left open, 0 to 1.
-        mean_tokens: Their mean length in tokens, EOS included.
-        eos_loss: The mean of -log p(EOS) at the end of the reference answers, in nats.
+        mean_tokens: Mean length of an answer in tokens, EOS included.
+        eos_loss: Mean of -log p(EOS) at the end of the reference answers, in nats.
     """
 
     answers: int
@@ -42,18 +42,8 @@ class Measurement:
 def measure(
     pipeline: Any, held_out: Sequence[Example], max_new_tokens: int, batch_size: int
 ) -> Measurement:
-    """Lets a model answer the prompts of examples.
-
-    Args:
-        pipeline: The pipeline.
-        held_out: The examples, at least one; each answer ends by EOS.
-        max_new_tokens: The budget of an answer.
-        batch_size: Prompts per batch.
-
-    Returns:
-        How the answers ended.
-    """
-    # What is kept of a prompt belongs to the model as it was: without the adapter.
+    """Lets a model answer the prompts of examples (at least one), and measures how it ends."""
+    # No prefix cache: its keys and values would be those of the model without the adapter.
     options = GenerationOptions.parse(
         {
             "max_new_tokens": max_new_tokens,
@@ -66,22 +56,15 @@ def measure(
     answers = generate(pipeline, [example.prompt for example in held_out], options)
     return Measurement(
         answers=len(answers),
-        **endings(answers),
+        **ending_shares(answers),
         eos_loss=statistics.mean(
             -eos_logprob(pipeline, example.prompt, example.reference[:-1]) for example in held_out
         ),
     )
 
 
-def endings(answers: Sequence[GenerationResponse]) -> dict[str, float]:
-    """Judges how answers end.
-
-    Args:
-        answers: At least one.
-
-    Returns:
-        `ended`, `landed` and `mean_tokens`, as in `Measurement`.
-    """
+def ending_shares(answers: Sequence[GenerationResponse]) -> dict[str, float]:
+    """Returns `ended`, `landed` and `mean_tokens` of answers (at least one), as `Measurement`."""
     ended = [answer for answer in answers if answer.eos_source]
     return {
         "ended": len(ended) / len(answers),
@@ -91,16 +74,7 @@ def endings(answers: Sequence[GenerationResponse]) -> dict[str, float]:
 
 
 def eos_logprob(pipeline: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """Asks a model how likely it is to end an answer.
-
-    Args:
-        pipeline: The pipeline.
-        prompt: The ids of the prompt.
-        answer: The ids of the answer, without EOS.
-
-    Returns:
-        log p(EOS) behind it, in nats; of all EOS ids together.
-    """
+    """Returns log p(EOS) after an answer (ids without EOS), in nats; all EOS ids summed up."""
     import torch
 
     eos = eos_token_ids(pipeline, GenerationOptions())
@@ -112,21 +86,21 @@ def eos_logprob(pipeline: Any, prompt: Sequence[int], answer: Sequence[int]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneReport:
-    """What `finetune` did, and what came of it.
+    """What `finetune` did, and what it changed.
 
     Attributes:
         model: The model's name.
         data: The name of the data.
-        options: The settings.
+        options: The fields of `FinetuneOptions`, and as `weights` the type of the weights.
         adapter: The folder of the adapter.
-        examples: Conversations that were trained on.
-        dropped: Conversations that were left out: they or their answers are too long, or their
-            prompt is held out.
+        examples: Number of conversations that were trained on.
+        dropped: Number of conversations that were left out: they or their answers are too long,
+            or their prompt is held out.
         eos_supervised: The share of examples with a loss on each answer's EOS, 0 to 1.
-        before: How the model ended its answers to held-out prompts before.
-        after: And afterwards.
-        losses: Training loss in nats per token, by step.
-        seconds: What training took, without measuring.
+        before: How the model ended its answers to held-out prompts before training.
+        after: The same after training.
+        losses: Pairs of step and training loss, in nats per token.
+        seconds: Duration of the training, without measuring.
     """
 
     model: str
@@ -152,13 +126,13 @@ class FinetuneReport:
         ]
         lines = [f"| {self.before.answers} held-out prompts, greedy, no reward | before | after |"]
         lines.append("|---|--:|--:|")
-        for what, name, form in rows:
-            cells = (form.format(getattr(side, name)) for side in (self.before, self.after))
-            lines.append(f"| {what} | {' | '.join(cells)} |")
+        for text, name, format_ in rows:
+            cells = (format_.format(getattr(side, name)) for side in (self.before, self.after))
+            lines.append(f"| {text} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
-        """Writes `README.md` (a model card), `report.json` and `report.png` into a folder."""
+        """Writes a model card (`README.md`), `report.json` and `report.png` into a folder."""
         report = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         (folder / "report.json").write_text(report + "\n", encoding="utf-8")
         (folder / "README.md").write_text(self._card(), encoding="utf-8")
@@ -200,11 +174,7 @@ prompt is held out). The loss is on answers only, and on the EOS of each in
 """
 
     def plot(self, file: Path) -> None:
-        """Draws the training loss, and how answers end before and after.
-
-        Args:
-            file: The picture (PNG).
-        """
+        """Draws the training loss, and how answers end before and after, into a PNG file."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -219,10 +189,10 @@ prompt is held out). The loss is on answers only, and on the EOS of each in
         left.grid(alpha=0.3)
         names = {"ended": "end by EOS", "landed": "landed"}
         sides = (("before", self.before, "#D55E00"), ("after", self.after, "#0072B2"))
-        for place, (label, side, colour) in enumerate(sides):
+        for offset, (label, side, colour) in zip((-0.19, 0.19), sides, strict=True):
             shares = [100 * getattr(side, name) for name in names]
-            spots = [number + (place - 0.5) * 0.38 for number in range(len(names))]
-            bars = right.bar(spots, shares, width=0.36, color=colour, label=label)
+            xs = [number + offset for number in range(len(names))]
+            bars = right.bar(xs, shares, width=0.36, color=colour, label=label)
             right.bar_label(bars, fmt="%.0f%%", fontsize=11)
         right.set_xticks(range(len(names)), names.values(), fontsize=11)
         right.set_ylim(0, 128)

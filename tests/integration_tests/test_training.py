@@ -23,8 +23,8 @@ def run(*arguments, cache):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def few(folder, count):
-    """The shortest of our own answers: two steps of them are fast."""
+def shortest(folder, count):
+    """A file of the shortest of our own answers: two steps on them are fast."""
     rows = sorted(ANSWERS.read_text(encoding="utf-8").splitlines(), key=len)[:count]
     file = folder / "answers.jsonl"
     file.write_text("\n".join(rows), encoding="utf-8")
@@ -36,7 +36,7 @@ def trained(converted_models, tmp_path_factory):
     """`llama-stop finetune`, for a few steps: the folder of the adapter, and what was printed."""
     folder = tmp_path_factory.mktemp("trained")
     settings = ["--max-new-tokens", 32, "--held-out", 4, "--epochs", 2, "--batch-size", 8]
-    arguments = [few(folder, 28), "--output-dir", folder / "adapter", *settings]
+    arguments = [shortest(folder, 28), "--output-dir", folder / "adapter", *settings]
     result = run("finetune", *arguments, "--learning-rate", 1e-3, cache=converted_models)
     assert result.returncode == 0, result.stderr
     return folder / "adapter", result
@@ -67,7 +67,7 @@ def test_the_adapter_is_taken_everywhere(trained, converted_models):
 
 
 def test_self_distillation(converted_models, demo_pipeline, tmp_path):
-    prompts = [json.loads(line) for line in few(tmp_path, 6).read_text().splitlines()]
+    prompts = [json.loads(line) for line in shortest(tmp_path, 6).read_text().splitlines()]
     report = finetune(
         "demo",
         self_distil=[{"prompt": row["prompt"]} for row in prompts],
@@ -82,8 +82,8 @@ def test_self_distillation(converted_models, demo_pipeline, tmp_path):
 
 
 def test_diagnose_finds_nothing_false_in_the_demo_model(demo_pipeline, converted_models):
-    found = diagnose(demo_pipeline, max_new_tokens=256, stop=["\nObservation:"])
-    assert [(finding.severity, finding.code) for finding in found] == [("info", "eos-learned")]
+    findings = diagnose(demo_pipeline, max_new_tokens=256, stop=["\nObservation:"])
+    assert [(finding.severity, finding.code) for finding in findings] == [("info", "eos-learned")]
     result = run("diagnose", "demo", cache=converted_models)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:2] == ["info", "eos-learned"]
@@ -92,10 +92,10 @@ def test_diagnose_finds_nothing_false_in_the_demo_model(demo_pipeline, converted
 
 def test_diagnose_tells_configured_away_from_never_learned(demo_pipeline_float32):
     config = demo_pipeline_float32.model.generation_config
-    kept, config.eos_token_id = config.eos_token_id, 0
+    before, config.eos_token_id = config.eos_token_id, 0
     try:
         (finding,) = diagnose(demo_pipeline_float32)
     finally:
-        config.eos_token_id = kept
+        config.eos_token_id = before
     assert (finding.code, finding.severity) == ("turn-end-not-eos", "error")
     assert finding.fix == "pipeline.model.generation_config.eos_token_id = [0, 2]"

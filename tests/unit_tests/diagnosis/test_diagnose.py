@@ -6,6 +6,8 @@ import transformers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from langchain_llama_stop import Finding, diagnose
+from langchain_llama_stop.diagnosis import checks
+from langchain_llama_stop.diagnosis.checks import check
 from langchain_llama_stop.diagnosis.eos_scores import REFERENCES
 from tests.fakes import (
     TOKENIZERS,
@@ -45,7 +47,7 @@ def tokens(**settings):
     return change
 
 
-def bos_added(pipeline):
+def add_bos(pipeline):
     tokenizer = pipeline.tokenizer
     plain = type(tokenizer).__call__
 
@@ -98,7 +100,7 @@ FAULTS = [
     ("turn-end-not-tokenizer-eos", "info", both_eos, {}),
     ("repetition-penalty", "warning", config(repetition_penalty=1.2), {"prompt": PROMPT}),
     ("repetition-penalty", "warning", nothing, {"repetition_penalty": 1.1}),
-    ("doubled-bos", "warning", bos_added, {"prompt": "<s>" + PROMPT}),
+    ("doubled-bos", "warning", add_bos, {"prompt": "<s>" + PROMPT}),
     ("prompt-without-template", "warning", nothing, {"prompt": "Q: Why?\nA:"}),
     ("stop-hidden", "warning", nothing, {"stop": ["a", "<|im_end|>\n"]}),
 ]
@@ -140,27 +142,27 @@ def test_a_collator_that_masks_by_the_pad_id():
     (finding,) = diagnose(pipeline, references=(), data_collator=collate_by_id)
     assert (finding.code, finding.severity) == ("eos-masked", "error")
     assert "pad token as well" in finding.message
-    by_place = DataCollatorForLanguageModeling(pad_token_id=END)
+    by_position = DataCollatorForLanguageModeling(pad_token_id=END)
     by_seq2seq = transformers.DataCollatorForSeq2Seq(pipeline.tokenizer)
-    for right in (by_place, by_seq2seq, transformers.default_data_collator):
+    for right in (by_position, by_seq2seq, transformers.default_data_collator):
         assert diagnose(pipeline, references=(), data_collator=right) == []
 
-    def looks_for_other_marks(rows):
-        batch = by_place(rows)
+    def looks_for_another_template(rows):
+        batch = by_position(rows)
         return {**batch, "labels": batch["labels"] * 0 - 100}
 
-    with pytest.raises(ValueError, match="does it look for other marks"):
-        diagnose(pipeline, references=(), data_collator=looks_for_other_marks)
+    with pytest.raises(ValueError, match="does it look for another template"):
+        diagnose(pipeline, references=(), data_collator=looks_for_another_template)
 
 
 def scores(at_end, at_middle, end_token=END):
     """A model that wants to end: with these scores over 0 at ends of sentences, and elsewhere."""
 
     def next_scores(history):
-        found = torch.zeros(261)
-        found[ord("e")] = 5.0
-        found[end_token] = at_end if history[-1] == ord(".") else at_middle
-        return found
+        logits = torch.zeros(261)
+        logits[ord("e")] = 5.0
+        logits[end_token] = at_end if history[-1] == ord(".") else at_middle
+        return logits
 
     return next_scores
 
@@ -205,8 +207,8 @@ def test_llama_2_writes_a_space_before_eos():
     for template in (tokenizer.chat_template, None):
         copy = metaspace_tokenizer()
         copy.chat_template = template
-        found = diagnose(make_pipeline(model, copy))
-        assert [f.code for f in found][-1] == "eos-learned"
+        findings = diagnose(make_pipeline(model, copy))
+        assert [f.code for f in findings][-1] == "eos-learned"
 
 
 def test_a_turn_end_that_is_no_special_token_is_configured_away_too():
@@ -227,18 +229,18 @@ def test_mid_sentence_is_no_end_of_a_sentence():
 def test_references_of_ones_own_and_a_model_without_template():
     pipeline = healthy(scores(9.0, 0.0))
     pipeline.tokenizer.chat_template = None
-    found = diagnose(pipeline, references=[("Why?", "Because.")])
-    assert [f.code for f in found] == ["no-chat-template", "eos-learned"]
-    assert "1 good answers" in found[1].message
+    findings = diagnose(pipeline, references=[("Why?", "Because.")])
+    assert [f.code for f in findings] == ["no-chat-template", "eos-learned"]
+    assert "1 good answers" in findings[1].message
 
 
 def test_errors_come_first():
     pipeline = healthy()
     pipeline.tokenizer.padding_side = "right"
     pipeline.model.generation_config.suppress_tokens = [END]
-    found = diagnose(pipeline, references=())
-    assert [f.severity for f in found] == ["error", "warning"]
-    assert all(isinstance(f, Finding) for f in found)
+    findings = diagnose(pipeline, references=())
+    assert [f.severity for f in findings] == ["error", "warning"]
+    assert all(isinstance(f, Finding) for f in findings)
 
 
 def test_what_cannot_be_diagnosed_is_refused():
@@ -246,3 +248,33 @@ def test_what_cannot_be_diagnosed_is_refused():
         diagnose(healthy(), max_tokns=3)
     with pytest.raises(ValueError, match="for a model given by its name"):
         diagnose(healthy(), adapter="x")
+
+
+def test_a_new_finding_is_one_function(monkeypatch):
+    monkeypatch.setattr(checks, "CHECKS", [*checks.CHECKS])
+
+    # These lines are also in docs/_snippets/finding.md.
+    @check
+    def hot_sampling(case):
+        """The temperature is so high that EOS is seldom chosen."""
+        temperature = case.options.temperature or 0
+        if temperature > 1.5:
+            message = f"`temperature` is {temperature}."
+            why = "At the end of an answer EOS is chosen too seldom."
+            yield Finding("warning", "hot-sampling", message, why, "temperature=0.7")
+
+    @check
+    def hesitation(case):
+        """At the ends of good answers, the model's first choice is another token than EOS."""
+        scores = case.eos_scores
+        if scores and scores.rank > 1:
+            message = f"EOS has the rank {scores.rank} at the ends of good answers."
+            why = "Greedy decoding passes these ends."
+            yield Finding("warning", "hesitation", message, why, "eos_reward=True")
+
+    def codes(**options):
+        return [finding.code for finding in diagnose(healthy(scores(2.5, 0.0)), **options)]
+
+    assert codes() == ["hesitation", "eos-learned"]
+    assert codes(temperature=2.0) == ["hot-sampling", "hesitation", "eos-learned"]
+    assert codes(temperature=2.0, references=()) == ["hot-sampling"]

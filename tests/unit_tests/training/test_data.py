@@ -8,12 +8,12 @@ from transformers import DataCollatorForLanguageModeling
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
 
 from langchain_llama_stop.chat.template import chat_ids
-from langchain_llama_stop.training.data import conversations, read_rows
+from langchain_llama_stop.training.data import read_rows, to_conversations
 from langchain_llama_stop.training.examples import (
     IGNORED,
     check_template,
-    example,
-    marked,
+    encode_conversation,
+    supervised_pieces,
     supervision,
 )
 from tests.fakes import TOKENIZERS
@@ -44,12 +44,12 @@ EOS["bytes"] = TOKENIZERS["bytes"].convert_tokens_to_ids("<|im_end|>")
     ],
 )
 def test_every_form_is_recognised(row):
-    assert conversations([row]) == [ONE]
+    assert to_conversations([row]) == [ONE]
 
 
 def test_several_turns_and_a_system_text():
     text = "Be brief.\n### Human: Why?\n### Assistant: Because.\n### Human: How? ### Assistant: So."
-    assert conversations([{"text": text}, {"messages": TWO}]) == [TWO, TWO]
+    assert to_conversations([{"text": text}, {"messages": TWO}]) == [TWO, TWO]
 
 
 def test_what_is_said_in_several_messages_is_one_and_greetings_are_dropped():
@@ -60,20 +60,20 @@ def test_what_is_said_in_several_messages_is_one_and_greetings_are_dropped():
         {"role": "assistant", "content": "Second."},
     ]
     one = [TWO[1], {"role": "assistant", "content": "First.\n\nSecond."}]
-    assert conversations([{"messages": spoken}]) == [one]
-    assert conversations([{"messages": [TWO[0], *spoken]}]) == [[TWO[0], *one]]
+    assert to_conversations([{"messages": spoken}]) == [one]
+    assert to_conversations([{"messages": [TWO[0], *spoken]}]) == [[TWO[0], *one]]
     text = "### Human: Why? ### Assistant: First. ### Human: ### Assistant: Second."
-    assert conversations([{"text": text}]) == [one]
+    assert to_conversations([{"text": text}]) == [one]
 
 
 def test_thoughts_are_left_out():
     answer = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nBecause."}
-    assert conversations([{"messages": [ONE[0], answer]}]) == [ONE]
+    assert to_conversations([{"messages": [ONE[0], answer]}]) == [ONE]
 
 
 def test_prompts_without_answers():
     rows = [{"prompt": "Why?"}, {"messages": ONE}, {"text": "### Human: Why? ### Assistant:"}]
-    assert conversations(rows, answered=False) == [ONE[:1]] * 3
+    assert to_conversations(rows, answered=False) == [ONE[:1]] * 3
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_prompts_without_answers():
 )
 def test_what_is_no_conversation_is_refused_with_its_number(row, reason):
     with pytest.raises(ValueError, match="row 2 is not") as error:
-        conversations([{"messages": ONE}, row])
+        to_conversations([{"messages": ONE}, row])
     assert reason in str(error.value)
 
 
@@ -127,18 +127,20 @@ def test_a_data_set_that_the_hub_does_not_give():
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_answers_are_supervised_up_to_their_eos_and_nothing_else_is(name):
     tokenizer, eos = TOKENIZERS[name], EOS[name]
-    found = example(tokenizer, TWO, tokenizer.chat_template, [eos])
-    assert [found.ids[end - 1] for _, end in found.answers] == [eos, eos]
-    assert found.answers[-1][1] == len(found.ids)
-    texts = [tokenizer.decode(found.ids[begin : end - 1]).strip() for begin, end in found.answers]
+    encoded = encode_conversation(tokenizer, TWO, tokenizer.chat_template, [eos])
+    assert [encoded.ids[end - 1] for _, end in encoded.answers] == [eos, eos]
+    assert encoded.answers[-1][1] == len(encoded.ids)
+    texts = [
+        tokenizer.decode(encoded.ids[begin : end - 1]).strip() for begin, end in encoded.answers
+    ]
     assert texts == ["Because.", "So."]
     prompts = [chat_ids(tokenizer, TWO[:turn], template=tokenizer.chat_template) for turn in (2, 4)]
     # What stands before an answer in training is what a chat puts before it.
-    assert [list(found.ids[:begin]) for begin, _ in found.answers] == prompts
-    assert list(found.prompt) == prompts[1] and found.reference[-1] == eos
-    kept = [i for i, label in enumerate(found.labels) if label != IGNORED]
-    assert kept == [i for begin, end in found.answers for i in range(begin, end)]
-    pieces = marked(tokenizer, found)
+    assert [list(encoded.ids[:begin]) for begin, _ in encoded.answers] == prompts
+    assert list(encoded.prompt) == prompts[1] and encoded.reference[-1] == eos
+    kept = [i for i, label in enumerate(encoded.labels) if label != IGNORED]
+    assert kept == [i for begin, end in encoded.answers for i in range(begin, end)]
+    pieces = supervised_pieces(tokenizer, encoded)
     assert [supervised for _, supervised in pieces] == [False, True, False, True]
     assert "Because." in pieces[1][0] and tokenizer.convert_ids_to_tokens(eos) in pieces[1][0]
 
@@ -150,16 +152,18 @@ def test_templates_that_think_before_they_answer_are_refused(name):
     content = "message['content']" if name != "metaspace" else "content.strip() + ' ' + eos_token"
     assert content in template
     thinks = template.replace(content, f"'<think>\n\n</think>\n\n' + {content}")
-    with pytest.raises(ValueError, match="A chat has to begin an answer behind"):
+    with pytest.raises(ValueError, match="A chat has to begin an answer after"):
         check_template(tokenizer, thinks)
-    with pytest.raises(ValueError, match="A chat has to begin an answer behind"):
+    with pytest.raises(ValueError, match="A chat has to begin an answer after"):
         check_template(tokenizer, template + "{% if add_generation_prompt %}<think>{% endif %}")
 
 
 def test_llama_2_is_rendered_as_it_was_trained():
     tokenizer = TOKENIZERS["metaspace"]
-    found = example(tokenizer, TWO[:3], tokenizer.chat_template, [tokenizer.eos_token_id])
-    text = "".join(text for text, _ in marked(tokenizer, found))
+    encoded = encode_conversation(
+        tokenizer, TWO[:3], tokenizer.chat_template, [tokenizer.eos_token_id]
+    )
+    text = "".join(text for text, _ in supervised_pieces(tokenizer, encoded))
     assert text == "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhy? [/INST] Because. </s>"
 
 
@@ -169,39 +173,39 @@ def test_an_earlier_answer_that_the_template_changes_has_no_loss():
         "message['content']",
         "('' if loop.last or message['role'] != 'assistant' else '(old) ') + message['content']",
     )
-    found = example(tokenizer, TWO, hides, [EOS["bytes"]])
-    assert len(found.answers) == 1 and found.ids[-1] == EOS["bytes"]
-    assert tokenizer.decode(found.reference) == "So.<|im_end|>"
+    encoded = encode_conversation(tokenizer, TWO, hides, [EOS["bytes"]])
+    assert len(encoded.answers) == 1 and encoded.ids[-1] == EOS["bytes"]
+    assert tokenizer.decode(encoded.reference) == "So.<|im_end|>"
 
 
 def test_text_that_looks_like_eos_ends_no_answer():
     tokenizer, eos = TOKENIZERS["bytes"], EOS["bytes"]
-    talk = [ONE[0], {"role": "assistant", "content": "It is <|im_end|> there."}]
-    found = example(tokenizer, talk, tokenizer.chat_template, [eos])
-    assert found.reference.count(eos) == 1 and found.reference[-1] == eos
+    chat = [ONE[0], {"role": "assistant", "content": "It is <|im_end|> there."}]
+    encoded = encode_conversation(tokenizer, chat, tokenizer.chat_template, [eos])
+    assert encoded.reference.count(eos) == 1 and encoded.reference[-1] == eos
 
 
-def batches(found, collator):
-    return [collator([{"input_ids": list(f.ids), "labels": f.labels} for f in found])]
+def batches(encoded, collator):
+    return [collator([{"input_ids": list(f.ids), "labels": f.labels} for f in encoded])]
 
 
-def look(found, collator, eos=(EOS["bytes"],), max_length=999):
-    return supervision(batches(found, collator), eos, TOKENIZERS["bytes"], max_length)
+def look(encoded, collator, eos=(EOS["bytes"],), max_length=999):
+    return supervision(batches(encoded, collator), eos, TOKENIZERS["bytes"], max_length)
 
 
 def test_the_check_of_supervision_sees_what_hides_eos():
     tokenizer = TOKENIZERS["bytes"]
     eos, template = EOS["bytes"], tokenizer.chat_template
-    found = [example(tokenizer, talk, template, [eos]) for talk in (ONE, TWO)]
-    by_place = TrlCollator(pad_token_id=eos)
-    assert look(found, by_place).share == 1.0
+    encoded = [encode_conversation(tokenizer, chat, template, [eos]) for chat in (ONE, TWO)]
+    by_position = TrlCollator(pad_token_id=eos)
+    assert look(encoded, by_position).share == 1.0
 
     # 1. pad = EOS, masked by its id
     def by_id(rows):
-        batch = by_place(rows)
+        batch = by_position(rows)
         return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == eos, IGNORED)}
 
-    checked = look(found, by_id)
+    checked = look(encoded, by_id)
     assert checked.share == 0 and "masks the pad id" in checked.reasons[0][0]
     tokenizer_of_lore = TOKENIZERS["byte_bpe"]
     tokenizer_of_lore.pad_token = tokenizer_of_lore.eos_token
@@ -209,27 +213,28 @@ def test_the_check_of_supervision_sees_what_hides_eos():
     batch = lore([{"input_ids": [*b"Hi.", tokenizer_of_lore.eos_token_id]}])
     ids = [tokenizer_of_lore.eos_token_id]
     checked = supervision([batch], ids, tokenizer_of_lore, 99)
-    assert checked.ended == 0 and "masks the pad id" in checked.reasons[0][0]
+    assert checked.supervised == 0 and "masks the pad id" in checked.reasons[0][0]
 
     # 2. truncation
     def cut(rows):
-        batch = by_place(rows)
+        batch = by_position(rows)
         return {key: value[:, :50] for key, value in batch.items()}
 
-    checked = look(found, cut, max_length=50)
-    assert checked.ended == 1 and checked.reasons == (("they are cut at `max_length` 50", 1),)
+    checked = look(encoded, cut, max_length=50)
+    assert checked.supervised == 1 and checked.reasons == (("they are cut at `max_length` 50", 1),)
 
     # 3. a template that leaves EOS out
     none = template.replace("'<|im_end|>' + ", "")
-    found = [example(tokenizer, talk, none, [eos]) for talk in (ONE, TWO)]
-    checked = look(found, by_place)
-    assert checked.ended == 0 and "puts no EOS behind an answer" in checked.reasons[0][0]
+    encoded = [encode_conversation(tokenizer, chat, none, [eos]) for chat in (ONE, TWO)]
+    checked = look(encoded, by_position)
+    assert checked.supervised == 0 and "puts no EOS after an answer" in checked.reasons[0][0]
 
     # 4. a turn-end token that is not EOS
-    found = [example(tokenizer, talk, template, [256]) for talk in (ONE, TWO)]
-    checked = look(found, by_place, eos=(256,))
+    encoded = [encode_conversation(tokenizer, chat, template, [256]) for chat in (ONE, TWO)]
+    checked = look(encoded, by_position, eos=(256,))
     assert (
-        checked.ended == 0 and "ends with <|im_end|> (260), which is not" in checked.reasons[0][0]
+        checked.supervised == 0
+        and "ends with <|im_end|> (260), which is not" in checked.reasons[0][0]
     )
 
     # 5. no loss at all

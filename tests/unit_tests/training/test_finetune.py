@@ -13,48 +13,18 @@ import transformers
 
 from langchain_llama_stop import finetune, load_pipeline, merge_adapter
 from langchain_llama_stop._files import whole_folder
-from langchain_llama_stop.training.data import conversations
-from langchain_llama_stop.training.finetune import _unpack
+from langchain_llama_stop.training.data import to_conversations
+from langchain_llama_stop.training.finetune import unpack_weights
 from langchain_llama_stop.training.options import FinetuneOptions
 from langchain_llama_stop.training.prepare import distil, prepare
 from langchain_llama_stop.training.report import eos_logprob, measure
-from langchain_llama_stop.training.run_folder import Run
-from tests.fakes import (
-    ScriptedLlama,
-    byte_ids,
-    byte_tokenizer,
-    make_pipeline,
-    scripted_answers,
-    tiny_llama,
-)
+from langchain_llama_stop.training.run_folder import RunFolder
+from tests.fakes import byte_ids, byte_tokenizer, tiny_llama
+from tests.fakes.training import IM_END, ROWS, SMALL, answering_pipeline, names, tiny_pipeline
 
 # trl and peft use names that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 ROOT = Path(__file__).parents[3]
-IM_END = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
-ROWS = [{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(24)]
-SMALL = {"max_new_tokens": 8, "held_out": 4, "batch_size": 4, "learning_rate": 1e-2}
-
-
-def tiny_pipeline(seed=0):
-    tokenizer = byte_tokenizer()
-    model = tiny_llama(len(tokenizer), seed, initializer_range=0.1)
-    model.generation_config.eos_token_id = IM_END
-    model.name_or_path = "tiny"
-    return make_pipeline(model, tokenizer)
-
-
-def scripted(answers):
-    """A model that gives these answers to these questions, in the template."""
-    tokenizer = byte_tokenizer()
-    form = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    known = {tuple(tokenizer(form.format(q))["input_ids"]): byte_ids(a) for q, a in answers.items()}
-    scores = scripted_answers(known, len(tokenizer), IM_END)
-    return make_pipeline(ScriptedLlama(len(tokenizer), scores, IM_END, 256), tokenizer)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_model_learns_to_end_its_answers(tmp_path):
@@ -98,7 +68,7 @@ def test_a_model_learns_to_end_its_answers(tmp_path):
     base = tmp_path / "base"
     pipeline.model.save_pretrained(base)
     pipeline.tokenizer.save_pretrained(base)
-    held = prepare(pipeline, conversations(ROWS), FinetuneOptions(**SMALL)).held_out
+    held = prepare(pipeline, to_conversations(ROWS), FinetuneOptions(**SMALL)).held_out
     merged = merge_adapter(base, out, tmp_path / "merged", dtype="float32")
     assert merged == tmp_path / "merged" and "adapter_config.json" not in names(merged)
     for other in (load_pipeline(base, adapter=out), load_pipeline(merged)):
@@ -124,20 +94,21 @@ def test_a_model_learns_to_end_its_answers(tmp_path):
 KILLED = """
     import os, sys
     sys.path.insert(0, {root!r})
-    from tests.unit_tests.training.test_finetune import ROWS, SMALL, finetune, tiny_pipeline
-    from langchain_llama_stop.training import bar as training_bar
+    from langchain_llama_stop.training import finetune
+    from tests.fakes.training import ROWS, SMALL, tiny_pipeline
 
-    class Dies(training_bar.TrainingBar):
+    class Dies(finetune.TrainingBar):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 7:
                 os._exit(9)
 
-    training_bar.TrainingBar = Dies
-    finetune(tiny_pipeline(), ROWS, {out!r}, epochs=2, save_steps=3, lora_dropout=0.0, **SMALL)
+    finetune.TrainingBar = Dies
+    options = {{"epochs": 2, "save_steps": 3, "lora_dropout": 0.0, **SMALL}}
+    finetune.finetune(tiny_pipeline(), ROWS, {out!r}, **options)
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_continues_where_it_was(tmp_path):
     out, settings = tmp_path / "out", {"epochs": 2, "save_steps": 3, "lora_dropout": 0.0, **SMALL}
     code = textwrap.dedent(KILLED).format(root=str(ROOT), out=str(out))
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 9
@@ -176,7 +147,7 @@ def test_an_eos_that_would_not_be_learned_is_refused(tmp_path):
         finetune(pipeline, ROWS, tmp_path / "out", **SMALL)
     template = pipeline.tokenizer.chat_template
     pipeline.tokenizer.chat_template = template.replace("'<|im_end|>' + ", "")
-    with pytest.raises(ValueError, match="in 20, the chat template puts no EOS behind an answer"):
+    with pytest.raises(ValueError, match="in 20, the chat template puts no EOS after an answer"):
         finetune(pipeline, ROWS, tmp_path / "out", **SMALL)
     assert "lora" not in str(pipeline.model) and names(tmp_path) == []
 
@@ -187,34 +158,34 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path):
         *({"prompt": f"{n}?", "completion": "Yes."} for n in range(6)),
         {"prompt": "7?", "completion": "Yes, indeed."},  # over `max_new_tokens`
         {"prompt": "8?" * 50, "completion": "Yes."},  # over `max_length`
-        {"prompt": "0?", "completion": "No."},  # asked already
+        {"prompt": "0?", "completion": "No."},  # the same question again
     ]
     settings = FinetuneOptions(max_new_tokens=8, max_length=80, held_out=2)
-    prepared = prepare(pipeline, conversations(rows), settings)
+    prepared = prepare(pipeline, to_conversations(rows), settings)
     assert len(prepared.held_out) == 2
     assert len(prepared.examples) + len(prepared.held_out) + prepared.dropped == len(rows)
     assert prepared.dropped in (2, 3)  # 3 if "0?" is held out
     whole = prepare(
-        pipeline, conversations(rows), dataclasses.replace(settings, held_out=1, seed=1)
+        pipeline, to_conversations(rows), dataclasses.replace(settings, held_out=1, seed=1)
     )
     assert "0?" not in pipeline.tokenizer.decode(whole.held_out[0].prompt) and whole.dropped == 2
     assert not {e.prompt for e in prepared.held_out} & {e.prompt for e in prepared.examples}
-    assert prepare(pipeline, conversations(rows), settings) == prepared
+    assert prepare(pipeline, to_conversations(rows), settings) == prepared
     for few in (rows[:2], rows[6:]):
         with pytest.raises(ValueError, match="More conversations have to be left than the 2 of"):
-            prepare(pipeline, conversations(few), settings)
+            prepare(pipeline, to_conversations(few), settings)
     same = [{"prompt": "0?", "completion": f"{n}."} for n in range(4)]
     with pytest.raises(ValueError, match="all others are repetitions"):
-        prepare(pipeline, conversations(same), FinetuneOptions(max_new_tokens=8, held_out=1))
+        prepare(pipeline, to_conversations(same), FinetuneOptions(max_new_tokens=8, held_out=1))
 
 
 def test_measured_is_what_the_model_does():
     answers = {"A?": "It is.", "B?": "It is (so", "C?": "It goes on and on and on and on."}
-    pipeline = scripted(answers)
+    pipeline = answering_pipeline(answers)
     rows = [{"prompt": q, "completion": "Yes."} for q in answers]
     held = prepare(
         pipeline,
-        conversations([*rows, {"prompt": "D?", "completion": "Yes."}]),
+        to_conversations([*rows, {"prompt": "D?", "completion": "Yes."}]),
         FinetuneOptions(held_out=3, seed=3),
     ).held_out
     asked = {pipeline.tokenizer.decode(e.prompt)[17:19] for e in held}
@@ -235,12 +206,12 @@ def test_measured_is_what_the_model_does():
 
 def test_what_lands_is_distilled():
     answers = {"A?": "It is.", "B?": "It is so. And then it goes on and on, and never ends at all"}
-    pipeline = scripted(answers)
-    prompts = conversations([{"prompt": q} for q in answers], answered=False)
+    pipeline = answering_pipeline(answers)
+    prompts = to_conversations([{"prompt": q} for q in answers], answered=False)
     stages = []
-    found = distil(pipeline, prompts, FinetuneOptions(max_new_tokens=24), stages.append)
-    assert [talk[-1]["content"] for talk in found] == ["It is.", "It is so."]
-    assert [talk[:-1] for talk in found] == prompts
+    chats = distil(pipeline, prompts, FinetuneOptions(max_new_tokens=24), stages.append)
+    assert [chat[-1]["content"] for chat in chats] == ["It is.", "It is so."]
+    assert [chat[:-1] for chat in chats] == prompts
     assert stages == ["Answering prompts 1 to 2 of 2"]
     with pytest.raises(ValueError, match="none of 1 did within 2 tokens"):
         distil(pipeline, prompts[1:], FinetuneOptions(max_new_tokens=2), stages.append)
@@ -309,26 +280,26 @@ def test_folders_of_others_are_left_alone(tmp_path):
 
 
 def test_a_template_with_the_time_does_not_hinder_a_resumed_run(tmp_path):
-    with pytest.raises(RuntimeError), Run(tmp_path / "out", resume=False) as run:
-        run.check({"epochs": 1}, conversations(ROWS))
-        (run.folder / "checkpoint-3").mkdir()
-        (run.folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(RuntimeError), RunFolder(tmp_path / "out", resume=False) as run:
+        run.check_settings({"epochs": 1}, to_conversations(ROWS))
+        (run.path / "checkpoint-3").mkdir()
+        (run.path / "checkpoint-3" / "trainer_state.json").write_text("{}")
         raise RuntimeError
-    with Run(tmp_path / "out", resume=True) as run:
-        run.check({"epochs": 1}, conversations(ROWS))
+    with RunFolder(tmp_path / "out", resume=True) as run:
+        run.check_settings({"epochs": 1}, to_conversations(ROWS))
 
 
-def test_a_run_leaves_only_what_it_can_go_on_with(tmp_path):
+def test_a_run_leaves_only_what_can_be_resumed(tmp_path):
     for kept in ("before", "distilled"):
-        with pytest.raises(RuntimeError), Run(tmp_path / "out", resume=False) as run:
-            run.keep(kept, [1])  # before the settings are, as in a run that distils
+        with pytest.raises(RuntimeError), RunFolder(tmp_path / "out", resume=False) as run:
+            run.save(kept, [1])  # before the settings are, as in a run that distils
             raise RuntimeError
         assert names(tmp_path) == (["out.checkpoints"] if kept == "distilled" else [])
     with pytest.raises(FileExistsError, match="An interrupted run lies in"):
-        Run(tmp_path / "out", resume=False)
-    with Run(tmp_path / "out", resume=True) as run:
-        assert run.kept("distilled") == [1] and run.checkpoint() is None
-        run.check({"epochs": 1}, [[1]])
+        RunFolder(tmp_path / "out", resume=False)
+    with RunFolder(tmp_path / "out", resume=True) as run:
+        assert run.load("distilled") == [1] and run.checkpoint() is None
+        run.check_settings({"epochs": 1}, [[1]])
     assert names(tmp_path) == []
 
 
@@ -348,9 +319,14 @@ def test_gradients_flow_after_inference_too(tmp_path):
         if inferred:
             with torch.no_grad():
                 pipeline.model(ids)
-        _unpack(pipeline.model)
+        unpack_weights(pipeline.model)
         pipeline.model.train()
         embedded = pipeline.model.get_input_embeddings()(ids).detach().requires_grad_()
         pipeline.model(inputs_embeds=embedded, labels=ids).loss.backward()
         norms.append(float(embedded.grad.float().norm()))
     assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+def test_every_option_says_what_it_is():
+    for option in dataclasses.fields(FinetuneOptions):
+        assert option.metadata["help"] and "%" not in option.metadata["help"]  # for argparse
