@@ -14,7 +14,7 @@ from langchain_llama_stop._langchain.messages import (
     with_text,
 )
 from langchain_llama_stop.chat.template import chat_ids, knows_tools
-from langchain_llama_stop.chat.tool_formats import CALL_TOKENS, call_form, call_grammar
+from langchain_llama_stop.chat.tool_formats import call_grammar, tool_format
 from langchain_llama_stop.engine.config import token_budget
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
@@ -95,11 +95,9 @@ def task(
         continue_final_message=continue_final_message,
     )
     if tools:
-        vocabulary = pipeline.tokenizer.get_added_vocab()
-        tokens = {token: vocabulary[token] for token in CALL_TOKENS if token in vocabulary}
         grammar = call_grammar(
             tools,
-            call_form(template, tokens),
+            tool_format(template, pipeline.tokenizer.get_added_vocab()),
             choice=choice,
             several=knows_tools(template),
             schema=options.json_schema,

@@ -1,7 +1,7 @@
-"""Texts of others in a rendered template: where each stands, encoded as plain text.
+"""Renders chat templates so that the texts of others can never become control tokens.
 
-A template is rendered with placeholders in their stead. What it puts around them is its own text,
-and encoded as usual; the contents never become control tokens, whatever they say.
+A template is rendered with placeholders in place of these texts. What the template writes around
+them is its own text and is encoded as usual. The texts are encoded as plain text.
 """
 
 from __future__ import annotations
@@ -17,108 +17,93 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Segments = Sequence[tuple[int | None, str]]
-"""A rendered text in pieces: (None, the template's own) or (number, what stands there)."""
+"""A rendered text in pieces: (None, the template's own text) or (number, the text of others)."""
 
-_HOLDER = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
+_PLACEHOLDER = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
 
 
 class Placeholders:
-    """What stands in place of texts while a template is rendered: it shows where each is put.
+    """The placeholders of one rendering; they show where the template puts each text.
 
     Attributes:
-        texts: What they stand for.
-        needed: The numbers of those that have to come up, once: what messages say.
+        texts: The texts that they stand for, by number.
+        required: The numbers of the texts that the template has to write exactly once: the
+            contents of messages and the arguments of calls.
     """
 
     def __init__(self, control: re.Pattern[str]) -> None:
-        """Begins without any.
-
-        Args:
-            control: What may not come out of these texts.
-        """
+        """Starts without placeholders; `control` matches what may not come out of a text."""
         self._control = control
         self.texts: list[str] = []
-        self.needed: list[int] = []
+        self.required: list[int] = []
 
-    def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Replaces what a message says: its content, the arguments of its calls.
-
-        Args:
-            message: As a chat template takes it.
-
-        Returns:
-            The same, with placeholders.
-        """
-        held: dict[str, Any] = self.guarded({k: v for k, v in message.items() if k != "tool_calls"})
-        held["content"] = self._said(message["content"])
+    def replace_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a message with placeholders for its content and its calls' arguments."""
+        others = {k: v for k, v in message.items() if k != "tool_calls"}
+        new: dict[str, Any] = self.replace_hostile(others)
+        new["content"] = self._replace_required(message["content"])
         if calls := message.get("tool_calls"):
-            held["tool_calls"] = [self.guarded(call) for call in calls]
-            for call, new in zip(calls, held["tool_calls"], strict=True):
-                new["function"]["arguments"] = self._said(call["function"]["arguments"])
-        return held
+            new["tool_calls"] = [self.replace_hostile(call) for call in calls]
+            for call, new_call in zip(calls, new["tool_calls"], strict=True):
+                arguments = self._replace_required(call["function"]["arguments"])
+                new_call["function"]["arguments"] = arguments
+        return new
 
-    def guarded(self, value: Any) -> Any:
-        """Replaces what holds a control token, and nothing else: templates may look at names.
+    def replace_hostile(self, value: Any) -> Any:
+        """A copy of a JSON value with placeholders for the strings that hold a control token.
 
-        Args:
-            value: A JSON value, a tool say.
-
-        Returns:
-            The same, with placeholders.
+        Other strings stay, because templates may look at names.
         """
         if isinstance(value, str):
             hostile = self._control.search(value) or "\ue000" in value
-            return self._held(value) if hostile else value
-        return _each(value, self.guarded)
+            return self._add(value) if hostile else value
+        return _map_strings(value, self.replace_hostile)
 
-    def segments(self, text: str) -> Iterator[tuple[int | None, str]]:
-        """Puts the texts back into a rendered template.
-
-        Args:
-            text: The template, with placeholders.
-
-        Yields:
-            The text, as `Segments`.
-        """
+    def segments(self, rendered: str) -> Iterator[tuple[int | None, str]]:
+        """Puts the texts back into a rendered template; yields it as `Segments`."""
         end = 0
-        for holder in _HOLDER.finditer(text):
-            if holder.start() > end:
-                yield None, text[end : holder.start()]
-            number = int(holder[2])
-            content = self.texts[number] if number < len(self.texts) else ""
-            # Where the template has stripped the placeholder, it strips the content.
-            content = content if holder[1] else content.lstrip()
-            content = content if holder[3] else content.rstrip()
-            if text[holder.start() - 1 : holder.start()] == text[holder.end() :][:1] == '"':
-                content = json.dumps(content, ensure_ascii=False)[1:-1]  # rendered by `tojson`
-            yield number, content
-            end = holder.end()
-        if end < len(text):
-            yield None, text[end:]
+        for match in _PLACEHOLDER.finditer(rendered):
+            if match.start() > end:
+                yield None, rendered[end : match.start()]
+            number = int(match[2])
+            text = self.texts[number] if number < len(self.texts) else ""
+            # Where the template has stripped the placeholder, it would have stripped the text.
+            text = text if match[1] else text.lstrip()
+            text = text if match[3] else text.rstrip()
+            if rendered[match.start() - 1 : match.start()] == rendered[match.end() :][:1] == '"':
+                text = json.dumps(text, ensure_ascii=False)[1:-1]  # rendered by `tojson`
+            yield number, text
+            end = match.end()
+        if end < len(rendered):
+            yield None, rendered[end:]
 
-    def _said(self, value: Any) -> Any:
+    def _replace_required(self, value: Any) -> Any:
+        """A copy of a JSON value with placeholders for all strings, and each of them required."""
         if isinstance(value, str):
             if not value:  # templates ask whether there is a text
                 return value
-            self.needed.append(len(self.texts))
-            return self._held(value)
-        return _each(value, self._said)
+            self.required.append(len(self.texts))
+            return self._add(value)
+        return _map_strings(value, self._replace_required)
 
-    def _held(self, text: str) -> str:
+    def _add(self, text: str) -> str:
+        """A new placeholder for a text."""
         self.texts.append(text)
         return f"\u2003\ue000{len(self.texts) - 1}\ue001\u2003"
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
-    """Finds what is read as a control token: special ones, and what a template writes like them.
+    """Builds a pattern that matches any control token.
+
+    These are the tokenizer's special and added tokens, and what a template writes like them.
 
     Args:
         tokenizer: The model's tokenizer.
         template: The chat template (Jinja).
 
     Returns:
-        A pattern that matches any of them.
+        The pattern; it matches nothing if there are none.
     """
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}
     controls = sorted(special | set(_CONTROL.findall(template)), key=len, reverse=True)
@@ -130,46 +115,37 @@ def segment_ids(
     control: re.Pattern[str],
     segments: Segments,
 ) -> list[int]:
-    """Encodes a rendered text; in contents nothing is read as a control token.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        control: Its control tokens.
-        segments: The text.
-
-    Returns:
-        Its ids.
-    """
+    """Encodes a rendered text; `control` tokens in the texts of others are plain text in it."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}
     whole = "".join(text for _, text in segments)
-    # Contents are also looked at together with what stands around them: "<|im_" + "end|>".
+    # The texts are also searched together with what surrounds them: "<|im_" + "end|>".
     expected = sum(len(control.findall(text)) for number, text in segments if number is None)
     if len(control.findall(whole)) == expected:
         ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
         return ids
-    ids, run = [], ""
+    ids, pending = [], ""  # `pending` is text that is not encoded yet
     for number, text in segments:
         if number is not None:
-            while found := control.search(text):
-                # Its two halves are encoded apart, so that not even its plain ids come about.
-                middle = (found.start() + found.end()) // 2
-                ids += plain_ids(tokenizer, run + text[:middle], inside=bool(ids))
-                run, text = "", text[middle:]
-            run += text
+            while match := control.search(text):
+                # The halves are encoded apart, so that not even the ids of the plain tag arise.
+                middle = (match.start() + match.end()) // 2
+                ids += plain_ids(tokenizer, pending + text[:middle], inside=bool(ids))
+                pending, text = "", text[middle:]
+            pending += text
             continue
         end = 0
-        for found in control.finditer(text):
-            if found[0] not in special:
+        for match in control.finditer(text):
+            if match[0] not in special:
                 continue
-            ids += plain_ids(tokenizer, run + text[end : found.start()], inside=bool(ids))
-            ids.append(int(tokenizer.convert_tokens_to_ids(found[0])))  # type: ignore[arg-type]
-            run, end = "", found.end()
-        run += text[end:]
-    return ids + plain_ids(tokenizer, run, inside=bool(ids))
+            ids += plain_ids(tokenizer, pending + text[end : match.start()], inside=bool(ids))
+            ids.append(int(tokenizer.convert_tokens_to_ids(match[0])))  # type: ignore[arg-type]
+            pending, end = "", match.end()
+        pending += text[end:]
+    return ids + plain_ids(tokenizer, pending, inside=bool(ids))
 
 
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A JSON value with each text in it changed, keys too."""
+def _map_strings(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A JSON value with each string in it changed, keys too."""
     if isinstance(value, Mapping):
         return {change(key): change(item) for key, item in value.items()}
     return [change(item) for item in value] if isinstance(value, list) else value

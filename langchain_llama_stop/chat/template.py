@@ -1,24 +1,27 @@
 """Messages into the ids of a prompt, by the tokenizer's own chat template, and safely.
 
-What stands in a message or a tool can never become a control token (see `placeholders`):
-`<|im_end|>` or `[/INST]` in them end no turn and open none.
+No text in a message or a tool can become a control token (see `control_tokens.py`): `<|im_end|>`
+or `[/INST]` in it ends no turn and opens none.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop.chat.control_tokens import Placeholders, control_tokens, segment_ids
+from langchain_llama_stop.chat.tool_formats import FORMATS, ToolFormat, tool_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_log = logging.getLogger("langchain_llama_stop")
+
 Message = dict[str, Any]
-"""`role` ("system", "user", "assistant", "tool"), `content`, and as in OpenAI's form `tool_calls`
+"""`role` ("system", "user", "assistant", "tool") and `content`; as in OpenAI's form, `tool_calls`
 (assistant), `name` and `tool_call_id` (tool)."""
 
 LLAMA_2 = (
@@ -36,27 +39,9 @@ LLAMA_2 = (
 )
 """Llama 2's template, for tokenizers of that family that carry none."""
 
-_EXAMPLE: tuple[Message, ...] = (
-    {"role": "user", "content": "What time is it in Rome?"},
-    {
-        "role": "assistant",
-        "content": '<tool_call>\n{"name": "get_time", "arguments": {"city": "Rome"}}\n</tool_call>',
-    },
-    {"role": "user", "content": "Result of get_time: 10:45"},
-    {"role": "assistant", "content": "It is 10:45 in Rome."},
-)
-"""How tools are used."""
-
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Gives the chat template that a tokenizer carries.
-
-    Args:
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        The template (Jinja), the default one of several; "" if there is none.
-    """
+    """Returns the chat template (Jinja) of a tokenizer, the default of several; "" if none."""
     template = tokenizer.chat_template
     return str((template.get("default") if isinstance(template, dict) else template) or "")
 
@@ -66,7 +51,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
 
     Args:
         tokenizer: The model's tokenizer.
-        name: The model's name, by which Llama 2 is known.
+        name: The model's name; it tells whether the model is a Llama 2 chat model.
 
     Returns:
         The tokenizer's own template, else Llama 2's for a Llama 2 chat model, with a warning.
@@ -77,6 +62,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
     if template := own_template(tokenizer):
         return template
     if re.search(r"llama-?2.*chat", name, re.IGNORECASE):
+        _log.debug("%s has no chat template: Llama 2's own is used", name)
         warnings.warn(
             f"The tokenizer of {name} carries no chat template: Llama 2's own is used ([INST], "
             "<<SYS>>). Set `tokenizer.chat_template` for another one.",
@@ -106,52 +92,60 @@ def chat_ids(
         tokenizer: The model's tokenizer.
         messages: The messages, at least one; neighbours of one role are merged.
         template: The chat template (Jinja).
-        tools: Tools in OpenAI's form; told in the system message where the template knows none.
-        show_example: Whether one exchange behind it shows then how they are used: a small model
-            that may choose calls none otherwise.
-        continue_final_message: Whether the last message is an answer that has begun.
+        tools: Tools in OpenAI's form. Where the template knows none, the system message describes
+            them.
+        show_example: Whether such a description is followed by an exchange that shows how tools
+            are used. Small models call none without it when they may choose.
+        continue_final_message: Whether the last message is the beginning of the answer.
         split_special_tokens: Whether contents are plain text; else control tokens in them are
             read as such.
 
     Returns:
-        The ids of the prompt, up to where the answer begins or goes on.
+        The ids of the prompt, up to where the answer begins or continues.
 
     Raises:
         ValueError: If the template cannot render the conversation.
     """
-    if tools and not knows_tools(template):
+    fmt = tool_format(template)
+    if knows_tools(template):
+        fmt = FORMATS[0]  # for calls that a template refuses although it knows tools
+    elif tools:
+        _log.debug("The chat template knows no tools: a system message describes %d", len(tools))
         count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
-        told = {"role": "system", "content": tools_text(tools)}
-        example = _EXAMPLE if show_example else ()
-        messages = [told, *messages[:count], *example, *messages[count:]]
+        description = {"role": "system", "content": fmt.tools_text(tools)}
+        example = fmt.example() if show_example else ()
+        messages = [description, *messages[:count], *example, *messages[count:]]
         tools = ()
     control = control_tokens(tokenizer, template)
-    for view in _views(merged(messages), template):
-        held = Placeholders(control)
-        shown: Any = [held.guarded(tool) for tool in tools]
+    for view in _views(merged(messages), template, fmt):
+        placeholders = Placeholders(control)
+        safe_tools: Any = [placeholders.replace_hostile(tool) for tool in tools]
         try:
-            text = tokenizer.apply_chat_template(
-                [held.message(message) for message in view],
-                tools=shown or None,
+            rendered = tokenizer.apply_chat_template(
+                [placeholders.replace_message(message) for message in view],
+                tools=safe_tools or None,
                 chat_template=template,
-                # Behind an answer no other one begins: its tokens are counted, or it goes on.
+                # No new answer begins after an answer: its tokens are counted, or it is continued.
                 add_generation_prompt=view[-1]["role"] != "assistant",
                 tokenize=False,
             )
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # templates raise errors of any type
             problem: Exception | str = error
+            # Only its type is logged: its text may quote a message.
+            _log.debug("The chat template refused these roles (%s)", type(error).__name__)
             continue
-        segments = list(held.segments(str(text)))
-        found = [number for number, _ in segments]
-        if all(found.count(number) == 1 for number in held.needed):
+        segments = list(placeholders.segments(str(rendered)))
+        numbers = [number for number, _ in segments]
+        if all(numbers.count(number) == 1 for number in placeholders.required):
             if continue_final_message:
-                segments = segments[: 1 + found.index(held.needed[-1])]
+                segments = segments[: 1 + numbers.index(placeholders.required[-1])]
             if not split_special_tokens:
                 whole = "".join(text for _, text in segments)
                 ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
                 return ids
             return segment_ids(tokenizer, control, segments)
         problem = "it leaves out or repeats what messages say"
+        _log.debug("The chat template left out or repeated a text with these roles")
     raise ValueError(
         f"The chat template cannot render these {len(messages)} messages ({problem}): check their "
         "roles and order."
@@ -159,44 +153,12 @@ def chat_ids(
 
 
 def knows_tools(template: str) -> bool:
-    """Says whether a chat template tells the model of tools itself.
-
-    Args:
-        template: The chat template (Jinja).
-
-    Returns:
-        Whether it does.
-    """
+    """Whether a chat template (Jinja) describes tools to the model itself."""
     return re.search(r"\btools\b", template) is not None
 
 
-def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Tells a model of its tools, for templates that know none.
-
-    Args:
-        tools: Tools in OpenAI's form.
-
-    Returns:
-        A text for the system message.
-    """
-    lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
-    return (
-        "You can call these functions:\n"
-        + "\n".join(lines)
-        + "\n\nTo call a function, answer with nothing but this:\n"
-        '<tool_call>\n{"name": <the function>, "arguments": <its arguments as JSON>}\n</tool_call>'
-    )
-
-
 def merged(messages: Sequence[Message]) -> list[Message]:
-    """Joins neighbours of one role, except tools' results.
-
-    Args:
-        messages: The messages.
-
-    Returns:
-        The conversation with fewer, longer ones.
-    """
+    """Joins neighbours of one role, except tools' results, into one message each."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None
@@ -211,29 +173,25 @@ def merged(messages: Sequence[Message]) -> list[Message]:
     return joined
 
 
-def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
+def _views(messages: list[Message], template: str, fmt: ToolFormat) -> Iterator[list[Message]]:
     """The conversation as it is, then in roles that every template has."""
     if "tool_calls" in template or not any(m.get("tool_calls") for m in messages):
         yield messages
-    spoken = []
+    simple = []  # without calls and results of tools
     for message in messages:
-        content = message["content"]
-        if message["role"] == "tool":
+        role, content = message["role"], message["content"]
+        if role == "tool":
             name = f" of {message['name']}" if message.get("name") else ""
-            spoken.append({"role": "user", "content": f"Result{name}: {content}"})
-            continue
-        calls = "\n".join(
-            f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
-            for call in message.get("tool_calls", ())
-        )
-        spoken.append(
-            {"role": message["role"], "content": "\n".join(filter(None, (content, calls)))}
-        )
-    spoken = merged(spoken)
-    yield spoken
-    # A template without a system role, or one whose conversations begin with a user.
-    system = spoken[0]["content"] if spoken[0]["role"] == "system" else ""
-    rest = spoken[1:] if system else spoken
+            role, content = "user", f"Result{name}: {content}"
+        elif functions := [call["function"] for call in message.get("tool_calls", ())]:
+            calls = fmt.write([(f["name"], f["arguments"]) for f in functions])
+            content = f"{content}\n{calls}" if content else calls
+        simple.append({"role": role, "content": content})
+    simple = merged(simple)
+    yield simple
+    # A template without a system role, or one whose conversations start with a user.
+    system = simple[0]["content"] if simple[0]["role"] == "system" else ""
+    rest = simple[1:] if system else simple
     if not rest or rest[0]["role"] != "user":
         rest = [{"role": "user", "content": ""}, *rest]
     text = "\n\n".join(filter(None, (system, rest[0]["content"])))
@@ -241,20 +199,20 @@ def _views(messages: list[Message], template: str) -> Iterator[list[Message]]:
 
 
 def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
-    """Finds what a template writes before and behind the answer to a question, "?".
+    """Finds what a template (Jinja) writes around the answer to a question, "?".
 
     Args:
         tokenizer: The model's tokenizer.
-        template: The chat template (Jinja).
+        template: The chat template.
 
     Returns:
-        Both texts.
+        The text before the answer, and the text after it.
     """
-    said = "\ue000"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    answer = "\ue000"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    before, _, behind = str(text).partition(said)
-    return before, behind
+    before, _, after = str(text).partition(answer)
+    return before, after
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
@@ -265,8 +223,8 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
         template: The chat template (Jinja).
 
     Returns:
-        Its id in a list; [] if an answer is not followed by one.
+        Its id in a list; [] if no such token follows an answer.
     """
-    behind = around_answer(tokenizer, template)[1].lstrip()
+    after = around_answer(tokenizer, template)[1].lstrip()
     added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
-    return [i for i, token in added if token.content and behind.startswith(token.content)][:1]
+    return [i for i, token in added if token.content and after.startswith(token.content)][:1]

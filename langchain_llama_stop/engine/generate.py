@@ -256,7 +256,7 @@ def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
             )
         processors.append(constraint)
     # A grammar says itself where the answer ends.
-    wanted = options.eos_reward if grammar is None or grammar.free else None
+    wanted = options.eos_reward if grammar is None or grammar.unconstrained else None
     if wanted and wanted.hindsight:
         with tokenizer_lock(tokenizer):
             landing = Landing(

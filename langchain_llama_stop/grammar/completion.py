@@ -1,4 +1,4 @@
-"""Grammars in the tokens of a vocabulary: what may come next, and a way to a complete answer."""
+"""Grammars in the tokens of a tokenizer: which tokens may come next, and short completions."""
 
 from __future__ import annotations
 
@@ -17,135 +17,130 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST = 4096
-"""Tokens that a way to a complete answer may have where no budget is known yet."""
+MAX_COMPLETION = 4096
+"""Most tokens of a completion where no budget is known yet. Not tuned: longer answers are rare, and
+a search that reaches this limit takes seconds."""
 
 _OUTSIDE = [t for word in '} ] , 0 " null false [ { :'.split() for t in (word, f" {word}")] + [" "]
-"""What may come next outside of strings, the best first."""
+"""JSON outside of strings: what may come next, first what ends a value soonest."""
 
 
 @cached_per_object
-def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Returns the `Vocabulary` of a tokenizer, built once for each."""
-    return Vocabulary(tokenizer)
+def grammar_tokens(tokenizer: PreTrainedTokenizerBase) -> GrammarTokens:
+    """Returns the `GrammarTokens` of a tokenizer, built once for each."""
+    return GrammarTokens(tokenizer)
 
 
-class Vocabulary:
-    """What depends on the tokenizer alone: its tokens, and what grammars come to in them.
+class GrammarTokens:
+    """Token masks and short completions of grammars, for one tokenizer.
 
     Attributes:
-        size: The number of its tokens.
-        compiled: Gives a grammar's matcher, to be copied before it is used, and ids of a short
-            way to a complete answer; None and [] if the grammar cannot be compiled.
+        size: The number of the tokenizer's tokens.
+        compiled: Gives a grammar's matcher, to be copied before use, and the ids of a short
+            complete answer; None and [] if the grammar cannot be compiled.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads the vocabulary.
-
-        Args:
-            tokenizer: The model's tokenizer.
-        """
+        """Reads the vocabulary of a tokenizer."""
         self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(cast(Any, tokenizer))
         self.size = self._tokenizer.vocab_size
         firsts = {t: ids[0] for t in _OUTSIDE if (ids := ids_after(tokenizer, "x", t))}
         self._outside, self._quote = list(firsts.values()), firsts.get('"')
         pieces = [self._tokenizer.greedy_tokenize(chr(i)) for i in (*range(32, 127), 10)]
-        self._single = [piece[0] for piece in pieces if len(piece) == 1]
+        self._characters = [piece[0] for piece in pieces if len(piece) == 1]
+        # A schema compiles into one grammar per part of it: room for those of some tens of schemas.
         self.compiled = lru_cache(maxsize=1024)(self._compile)
 
-    def _compile(self, lark: str, search: bool) -> tuple[LLMatcher | None, list[int]]:
+    def _compile(self, lark: str, look_ahead: bool) -> tuple[LLMatcher | None, list[int]]:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
         if matcher.is_error():
             return None, []
-        return matcher, self.way_out(matcher, (), LONGEST, search)
+        return matcher, self.shortest_completion(matcher, (), MAX_COMPLETION, look_ahead)
 
     def mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Finds which tokens may come next.
-
-        Args:
-            matcher: Where an answer stands.
-
-        Returns:
-            32 bits a word, (words,).
-        """
+        """Returns which tokens may come next, as bits of 32-bit words, (words,)."""
         mask = llguidance.numpy.allocate_token_bitmask(1, self.size)
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
         words: np.ndarray[Any, np.dtype[np.int32]] = mask[0]
         return words
 
-    def way_out(self, matcher: LLMatcher, ids: Sequence[int], most: int, search: bool) -> list[int]:
-        """Looks for a short way to a complete answer.
+    def shortest_completion(
+        self, matcher: LLMatcher, ids: Sequence[int], max_tokens: int, look_ahead: bool
+    ) -> list[int]:
+        """Looks for a short completion of an answer; the shortest of those that are tried.
 
         Args:
-            matcher: Where the answer stands.
-            ids: Its ids since it was complete last.
-            most: Tokens that the way may have.
-            search: Whether to look one step ahead, for grammars of anything but JSON.
+            matcher: The state of the answer.
+            ids: The answer's ids since it was last complete.
+            max_tokens: Tokens that the completion may have.
+            look_ahead: Whether to look one step ahead, for grammars of anything but JSON.
 
         Returns:
-            The ids of the way; over `most` of them if none is found that is short enough.
+            Its ids; more than `max_tokens` of them if none is found that is short enough.
         """
-        way = self._way(matcher, ids, most, self._ending if search else None)
-        if search and len(way) > 1:
-            way = min(way, self._way(matcher, ids, most, self._narrowest), key=len)
-        return way
+        completion = self._complete(
+            matcher, ids, max_tokens, self._final_step if look_ahead else None
+        )
+        if look_ahead and len(completion) > 1:
+            other = self._complete(matcher, ids, max_tokens, self._narrowest_step)
+            completion = min(completion, other, key=len)
+        return completion
 
-    def _way(
+    def _complete(
         self,
         matcher: LLMatcher,
         ids: Sequence[int],
-        most: int,
+        max_tokens: int,
         choose: Callable[[LLMatcher], list[int]] | None,
     ) -> list[int]:
-        """A way that goes where it has to, else where `choose` says, else where JSON would."""
-        matcher, way = matcher.deep_copy(), list[int]()
+        """A completion by forced steps, else by those of `choose`, else by those of JSON."""
+        matcher, completion = matcher.deep_copy(), list[int]()
         string = _in_string(self._tokenizer.decode_bytes(list(ids)), (False, False))
         while not matcher.is_accepting():
             step = _forced(matcher) or (choose(matcher) if choose else [])
             if not step:
                 mask = self.mask(matcher)
-                wanted = [self._quote] if string[0] else self._outside
-                step = [
-                    next((t for t in wanted if t is not None and _holds(mask, t)), _first(mask))
-                ]
-            way += step
-            if not matcher.consume_tokens(step):  # a dead end
-                return way * (most + 1)
-            if len(way) > most:
-                return way
+                json_ids = [self._quote] if string[0] else self._outside
+                usual = (i for i in json_ids if i is not None and _is_allowed(mask, i))
+                step = [next(usual, _first(mask))]
+            completion += step
+            if not matcher.consume_tokens(step):  # no completion: an answer that is too long
+                return completion * (max_tokens + 1)
+            if len(completion) > max_tokens:
+                return completion
             string = _in_string(self._tokenizer.decode_bytes(step), string)
-        return way
+        return completion
 
-    def _ending(self, matcher: LLMatcher) -> list[int]:
-        """A step of one character, with what it forces, to the end; [] if there is none."""
-        return next((step for step, behind in self._steps(matcher) if behind.is_accepting()), [])
+    def _final_step(self, matcher: LLMatcher) -> list[int]:
+        """A step that completes the answer; [] if there is none."""
+        return next((step for step, after in self._steps(matcher) if after.is_accepting()), [])
 
-    def _narrowest(self, matcher: LLMatcher) -> list[int]:
-        """The step to the end, else the one that leaves the least choice behind it."""
+    def _narrowest_step(self, matcher: LLMatcher) -> list[int]:
+        """A step that completes the answer, else the one after which the fewest tokens may come."""
         steps = list(self._steps(matcher))
-        ends = [step for step, behind in steps if behind.is_accepting()]
-        width = {i: _count(self.mask(b)) for i, (_, b) in enumerate(steps)}
-        return (ends or [steps[i][0] for i in sorted(width, key=lambda i: width[i])] or [[]])[0]
+        final = [step for step, after in steps if after.is_accepting()]
+        width = {i: _count(self.mask(after)) for i, (_, after) in enumerate(steps)}
+        return (final or [steps[i][0] for i in sorted(width, key=lambda i: width[i])] or [[]])[0]
 
     def _steps(self, matcher: LLMatcher) -> Iterator[tuple[list[int], LLMatcher]]:
-        """Every step of one character, with what it forces, and where it leads."""
+        """Every step of one character and what it forces, with the matcher after it."""
         mask = self.mask(matcher)
-        for token in self._single:
-            behind = matcher.deep_copy()
-            if _holds(mask, token) and behind.consume_token(token):
-                forced = _forced(behind)
-                if not forced or behind.consume_tokens(forced):
-                    yield [token, *forced], behind
+        for token in self._characters:
+            after = matcher.deep_copy()
+            if _is_allowed(mask, token) and after.consume_token(token):
+                forced = _forced(after)
+                if not forced or after.consume_tokens(forced):
+                    yield [token, *forced], after
 
 
 def _forced(matcher: LLMatcher) -> list[int]:
-    """The tokens that have to come next, if it is settled which."""
+    """The tokens that have to come next, as far as the grammar leaves no choice."""
     forced = matcher.compute_ff_tokens()
-    # They are encoded as usual, maybe into a token that is no text to a grammar.
+    # They are encoded as usual, perhaps into a token that is no text to a grammar.
     return forced[: matcher.validate_tokens(forced)]
 
 
-def _holds(mask: np.ndarray[Any, np.dtype[np.int32]], token: int) -> bool:
+def _is_allowed(mask: np.ndarray[Any, np.dtype[np.int32]], token: int) -> bool:
     """Whether a token may come next."""
     return bool(int(mask[token >> 5]) >> (token & 31) & 1)
 
@@ -161,15 +156,7 @@ def _first(mask: np.ndarray[Any, np.dtype[np.int32]]) -> int:
 
 
 def _in_string(text: bytes, before: tuple[bool, bool]) -> tuple[bool, bool]:
-    """Whether a JSON text ends inside of a string, and there behind a backslash.
-
-    Args:
-        text: The text.
-        before: The same of what precedes it.
-
-    Returns:
-        Both.
-    """
+    """Whether JSON text ends inside a string, and there after a backslash; `before` it the same."""
     inside, escaped = before
     for byte in text:
         if escaped:

@@ -1,4 +1,4 @@
-"""What an answer has to fit, as a grammar: a JSON schema, or calls of some tools."""
+"""Grammars that answers have to fit, and how they are made from JSON schemas."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _JSON_STYLE = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-"""As Python and most training data write JSON: models are led into nonsense by another spacing."""
+"""As Python and most training data write JSON: other spacing makes models write nonsense."""
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")
-"""The keywords under which schemas stand: by name; in a list, or one alone."""
+"""Keywords that hold schemas by name; keywords that hold a list of schemas, or one schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +23,21 @@ class Grammar:
 
     Attributes:
         lark: The grammar.
-        parts: Grammars of what a single token can make due: a sub-value, a call. The longest of
-            them is the reserve that is kept of a budget. Without any, every step is checked.
-        free: Whether an answer may end anywhere, as long as it holds no call: such an answer is
-            not ended by its grammar.
-        argument: What it was made of, as messages call it.
+        parts: Grammars of what a single token can begin: a sub-value, a call. The smallest answer
+            of the longest of them is the reserve of tokens that the budget keeps. Without parts,
+            every step is checked.
+        unconstrained: Whether an answer without a call is any text: the grammar does not end it.
+        argument: The user's argument that it was made from, for error messages.
     """
 
     lark: str
     parts: tuple[str, ...] = ()
-    free: bool = False
+    unconstrained: bool = False
     argument: str = "`grammar`"
 
     @classmethod
     def parse(cls, value: object) -> Grammar | None:
-        """Reads what a user writes.
-
-        Args:
-            value: A grammar, its text, or None.
-
-        Returns:
-            The grammar; None for None.
+        """Checks what a user gives as `grammar`: a grammar, its Lark text, or None.
 
         Raises:
             ValueError: If it is something else, or cannot be compiled.
@@ -57,7 +51,7 @@ class Grammar:
         if problem := compile_error(value):
             raise ValueError(
                 "`grammar` has to be in llguidance's Lark form (`start: ...`), but cannot be "
-                f"compiled; mend it there: {problem}"
+                f"compiled; correct it there: {problem}"
             )
         return cls(value)
 
@@ -66,9 +60,9 @@ def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> 
     """Makes a grammar of a JSON schema.
 
     Args:
-        schema: The schema. Its objects hold the properties they name and no others, unless it
-            says so.
-        argument: What it was given as, as messages call it.
+        schema: The schema. Its objects hold the properties they name and no others, unless
+            `additionalProperties` allows them.
+        argument: The user's argument that it comes from, for error messages.
 
     Returns:
         The grammar.
@@ -88,45 +82,34 @@ def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> 
 
 @functools.lru_cache(maxsize=256)
 def _json_grammar(text: str, argument: str) -> Grammar:
-    """The grammar of a JSON schema; a call asks for the same one several times."""
+    """The grammar of a JSON schema; cached, because one call needs it several times."""
     schema = json.loads(text)
     rule = f"start: {json_rule(schema)}"
     if problem := compile_error(rule):
         raise ValueError(
-            f"{argument} has to be a schema that decoding can be constrained to, but cannot be "
-            f"compiled ({problem}): mend or leave out what this names."
+            f"{argument} has to be a schema that llguidance can compile, but cannot be compiled "
+            f"({problem}): correct or leave out what this names."
         )
     return Grammar(rule, tuple(_parts(strict(schema))), argument=argument)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """Writes a JSON schema as a rule of a Lark grammar.
-
-    Args:
-        schema: The schema.
-
-    Returns:
-        The rule's right side.
-    """
+    """Writes a JSON schema as the right side of a Lark grammar's rule."""
     return f"%json {json.dumps({'x-guidance': _JSON_STYLE, **strict(schema)})}"
 
 
 def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Closes the objects of a schema: they hold the properties they name, unless it says so.
+    """A copy of a schema whose objects hold only the properties they name, unless it says so.
 
-    Args:
-        schema: The schema.
-
-    Returns:
-        A new schema. Objects that several schemas describe together (`allOf`, or `anyOf` beside
-        `properties`) stay open: none of these schemas names all properties.
+    Objects that several schemas describe together (`allOf`, or `anyOf` beside `properties`) stay
+    open: none of these schemas names all properties.
     """
     shared = _shared(schema)
 
     def closed(part: Any, keyword: str = "") -> Any:
         if not isinstance(part, Mapping):
             return part
-        new = _changed(part, closed)
+        new = _map_subschemas(part, closed)
         if isinstance(new.get("properties"), Mapping) and id(part) not in shared:
             new.setdefault("additionalProperties", False)
         return new
@@ -137,24 +120,17 @@ def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def compile_error(lark: str) -> str:
-    """Says what is wrong with a grammar.
-
-    Args:
-        lark: The grammar, in Lark form.
-
-    Returns:
-        llguidance's message; "" if the grammar can be compiled.
-    """
+    """Returns llguidance's message about a grammar in Lark form; "" if it can be compiled."""
     from llguidance import LLMatcher
 
     message = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark)))
     _, of_schema, problem = message.partition("failed to compile JSON schema: ")
-    # What it quotes is our rule then, and not what the user has written.
+    # It quotes our rule then, and not the user's schema.
     return re.sub(r"\n *\d+ \|.*", "", problem, flags=re.DOTALL) if of_schema else message.strip()
 
 
-def _changed(schema: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
-    """A schema with other schemas in place of those in it; `change` is told their keyword."""
+def _map_subschemas(schema: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """A copy of a schema with `change(subschema, keyword)` in place of each direct subschema."""
     new = dict(schema)
     for keyword in _NAMED:
         if isinstance(parts := schema.get(keyword), Mapping):
@@ -168,11 +144,11 @@ def _changed(schema: Mapping[str, Any], change: Callable[[Any, str], Any]) -> di
 
 
 def _shared(whole: Mapping[str, Any]) -> set[int]:
-    """The `id`s of the schemas that describe an object together with others."""
+    """The `id`s of the schemas that describe one object together with other schemas."""
     shared: set[int] = set()
     seen: set[tuple[int, bool]] = set()
 
-    def look(part: Any, together: bool) -> None:
+    def visit(part: Any, together: bool) -> None:
         if not isinstance(part, Mapping) or (id(part), together) in seen:
             return
         seen.add((id(part), together))
@@ -182,16 +158,16 @@ def _shared(whole: Mapping[str, Any]) -> set[int]:
         if together:
             shared.add(id(part))
         if together and "$ref" in part:
-            look(_target(str(part["$ref"]), whole), True)
-        for keyword, inner in _within(part):
-            look(inner, together and keyword in ("anyOf", "oneOf", "allOf"))
+            visit(_target(str(part["$ref"]), whole), True)
+        for keyword, inner in _subschemas(part):
+            visit(inner, together and keyword in ("anyOf", "oneOf", "allOf"))
 
-    look(whole, False)
+    visit(whole, False)
     return shared
 
 
 def _target(ref: str, whole: Any) -> Any:
-    """What a reference within a schema (`#/$defs/a`) points to; None if there is nothing."""
+    """The target of a reference within a schema (`#/$defs/a`); None if there is none."""
     for key in ref.removeprefix("#").split("/")[1:]:
         if not isinstance(whole, Mapping):
             return None
@@ -200,21 +176,21 @@ def _target(ref: str, whole: Any) -> Any:
 
 
 def _parts(whole: Mapping[str, Any]) -> Iterator[str]:
-    """Grammars of the schemas within a schema, each with the definitions it may refer to."""
+    """Grammars of all schemas in a schema, each with the definitions it may refer to."""
     definitions = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
-    found = [whole]
-    for part in found:
-        found += [inner for _, inner in _within(part) if isinstance(inner, Mapping)]
+    schemas = [whole]
+    for part in schemas:  # grows as it is read
+        schemas += [inner for _, inner in _subschemas(part) if isinstance(inner, Mapping)]
         yield f"start: {json_rule({**definitions, **part})}"
         properties = part.get("properties")
-        # The name of a property becomes due together with its value.
+        # One token may begin a property: its name and its value are needed then.
         for name, value in properties.items() if isinstance(properties, Mapping) else ():
             one = {"type": "object", "properties": {name: value}, "required": [name]}
             yield f"start: {json_rule({**definitions, **one})}"
 
 
-def _within(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The schemas in a schema, with the keyword each stands under."""
-    found: list[tuple[str, Any]] = []
-    _changed(schema, lambda part, keyword: found.append((keyword, part)))
-    return found
+def _subschemas(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The direct subschemas of a schema, each with its keyword."""
+    pairs: list[tuple[str, Any]] = []
+    _map_subschemas(schema, lambda part, keyword: pairs.append((keyword, part)))
+    return pairs

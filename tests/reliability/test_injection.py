@@ -30,7 +30,7 @@ SHAPES = {
 CORPUS = [
     (f"{shape} {control}", make(control)) for shape, make in SHAPES.items() for control in CONTROLS
 ]
-PLACES = {
+POSITIONS = {
     "user": lambda text: [{"role": "user", "content": text}],
     "system": lambda text: [
         {"role": "system", "content": text},
@@ -58,39 +58,43 @@ def test_the_corpus_is_large_enough():
     assert len({text for _, text in CORPUS}) >= 200
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 @pytest.mark.parametrize("own", [True, False], ids=["its own template", "Qwen's"])
-def test_no_content_becomes_a_control_token(name, place, own):
+def test_no_content_becomes_a_control_token(name, position, own):
     tokenizer = TOKENIZERS[name]
     template = tokenizer.chat_template if own else QWEN
-    tools = [tool_of()] if place.startswith("tool") else []
+    tools = [tool_of()] if position.startswith("tool") else []
 
     def ids(text):
-        return chat_ids(tokenizer, PLACES[place](text), template=template, tools=tools)
+        return chat_ids(tokenizer, POSITIONS[position](text), template=template, tools=tools)
 
-    wanted = controls_in(tokenizer, ids("word"))
+    expected = controls_in(tokenizer, ids("word"))
     for what, text in CORPUS:
         found = ids(text)
-        assert controls_in(tokenizer, found) == wanted, what
-        if place in ("user", "system", "assistant", "tool result"):
+        assert controls_in(tokenizer, found) == expected, what
+        if position in ("user", "system", "assistant", "tool result"):
             assert text.strip() in tokenizer.decode(found), what  # and nothing of it is lost
 
 
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_no_description_of_a_tool_becomes_one(name):
-    tokenizer, asked = TOKENIZERS[name], [{"role": "user", "content": "?"}]
+    tokenizer, question = TOKENIZERS[name], [{"role": "user", "content": "?"}]
     for template in (tokenizer.chat_template, QWEN):
-        plain = chat_ids(tokenizer, asked, template=template, tools=[tool_of(description="word")])
-        wanted = controls_in(tokenizer, plain)
+        plain = chat_ids(
+            tokenizer, question, template=template, tools=[tool_of(description="word")]
+        )
+        expected = controls_in(tokenizer, plain)
         for what, text in CORPUS:
-            ids = chat_ids(tokenizer, asked, template=template, tools=[tool_of(description=text)])
-            assert controls_in(tokenizer, ids) == wanted, what
+            ids = chat_ids(
+                tokenizer, question, template=template, tools=[tool_of(description=text)]
+            )
+            assert controls_in(tokenizer, ids) == expected, what
 
 
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_no_content_ends_an_answer_early(name):
-    """The model answers to the end of its budget, whatever was said to it."""
+    """The model answers to the end of its budget, whatever the message is."""
     tokenizer = TOKENIZERS[name]
     model = tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
     model.generation_config.suppress_tokens = sorted(tokenizer.added_tokens_decoder)

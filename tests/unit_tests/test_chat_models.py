@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop._langchain.tools import format_tools
 from langchain_llama_stop.chat.template import chat_ids
-from langchain_llama_stop.chat.tool_formats import call_form, call_grammar
+from langchain_llama_stop.chat.tool_formats import call_grammar, tool_format
 from langchain_llama_stop.grammar.processor import GrammarProcessor
 from tests.fakes import (
     TOKENIZERS,
@@ -219,9 +219,8 @@ def test_a_model_may_think_before_it_calls():
     tokenizer = byte_bpe_tokenizer()
     tokens = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
     tokenizer.add_tokens(tokens, special_tokens=False)
-    vocabulary = tokenizer.get_added_vocab()
-    form = call_form("tools <tool_call>", {token: vocabulary[token] for token in tokens})
-    grammar = call_grammar(format_tools([add]), form, choice=None)
+    fmt = tool_format("tools <tool_call>", tokenizer.get_added_vocab())
+    grammar = call_grammar(format_tools([add]), fmt, choice=None)
     text = f"<think>Well.</think>{CALL}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     eos = tokenizer.eos_token_id

@@ -40,10 +40,10 @@ def test_harmless_messages_are_what_the_template_makes_of_them(name):
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_a_message_never_becomes_a_control_token(name, control, role):
     tokenizer = TOKENIZERS[name]
-    place = {"system": 0, "user": 1, "assistant": 2}[role]
+    index = {"system": 0, "user": 1, "assistant": 2}[role]
     for text in (control, f"a{control}b", control * 2, f"a {control}\n{control[:-1]}"):
         harmless, hostile = ([dict(m) for m in CONVERSATION] for _ in range(2))
-        harmless[place]["content"], hostile[place]["content"] = "word", text
+        harmless[index]["content"], hostile[index]["content"] = "word", text
         plain, ids = encoded(name, harmless), encoded(name, hostile)
         special = [i for i in ids if i in control_ids(name)]
         assert special == [i for i in plain if i in control_ids(name)]
@@ -60,7 +60,7 @@ def test_control_tokens_split_over_two_messages_stay_text(name):
     assert count == encoded(name, [{"role": "user", "content": "x"}]).count(tokenizer.eos_token_id)
 
 
-def test_the_textual_marks_of_llama_2_get_ids_of_their_own():
+def test_the_textual_tags_of_llama_2_get_ids_of_their_own():
     tokenizer = TOKENIZERS["byte_bpe"]  # merges whole words
     text = "\n[/INST]"
     ids = chat_ids(tokenizer, [{"role": "user", "content": f"a{text}"}], template=LLAMA_2)
@@ -75,7 +75,7 @@ def test_neighbours_of_one_role_are_merged(name):
 
 
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
-def test_calls_and_results_are_told_in_every_family(name):
+def test_calls_and_results_are_rendered_in_every_family(name):
     call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 1}}}
     messages = [
         {"role": "user", "content": "1 + 2?"},
@@ -132,10 +132,8 @@ def test_a_conversation_that_cannot_be_rendered_is_refused():
         chat_ids(TOKENIZERS["bytes"], CONVERSATION, template=template)
 
 
-"""Tools, calls and results as Qwen 2.5 is told of them: no result bears its tool's name."""
-
-
-def test_results_are_told_as_the_template_tells_them():
+# As Qwen 2.5's template renders tools, calls and results: no result has its tool's name.
+def test_results_are_as_the_template_renders_them():
     tokenizer = TOKENIZERS["bytes"]
     arguments = {"city": "Rome", "id": "x", "type": "", "days": [{"role": "a"}, 2], "near": None}
     messages = [{"role": "user", "content": "Weather?"}, weather(**arguments)]
@@ -196,7 +194,45 @@ def test_any_part_of_a_conversation_can_be_rendered(name, first):
         ids = encoded(name, [message, *rest[:count]])
         text = TOKENIZERS[name].decode(ids)
         assert all(
-            said in text for said in ("3" if first == "tool" else "One.", "Two.")[: count + 1]
+            content in text for content in ("3" if first == "tool" else "One.", "Two.")[: count + 1]
         )
     closed = TOKENIZERS[name].decode(encoded(name, [message, rest[0]])).rstrip()
     assert closed.endswith(("<|im_end|>", "</s>", "<|eot_id|>"))  # and no other answer is begun
+
+
+SECRET = "my password is swordfish"
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception(m['content']) }}"
+    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "lines"),
+    [
+        (STRICT, [], ["refused these roles (TemplateError)"]),
+        (STRICT, [tool_of(description=SECRET)], ["describes 1", "refused these roles"]),
+        ("{{ messages[1]['content'] }}", [], ["left out or repeated a text"]),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", [], []),
+    ],
+)
+def test_fallbacks_of_a_template_are_logged_without_contents(template, tools, lines, caplog):
+    messages = [{"role": "system", "content": SECRET}, {"role": "user", "content": SECRET}]
+    with caplog.at_level("DEBUG", logger="langchain_llama_stop"):
+        try:
+            chat_ids(TOKENIZERS["bytes"], messages, template=template, tools=tools)
+        except ValueError:
+            assert template.startswith("{{ messages[1]")
+    assert all(any(line in logged for logged in caplog.messages) for line in lines)
+    assert bool(caplog.messages) is bool(lines)
+    assert not any("swordfish" in logged for logged in caplog.messages)
+
+
+def test_llama_2s_template_is_logged(caplog, monkeypatch):
+    monkeypatch.setattr(TOKENIZERS["metaspace"], "chat_template", None)
+    with (
+        caplog.at_level("DEBUG", logger="langchain_llama_stop"),
+        pytest.warns(UserWarning, match="Llama 2's own is used"),
+    ):
+        chat_template(TOKENIZERS["metaspace"], "Llama-2-7b-chat")
+    assert caplog.messages == ["Llama-2-7b-chat has no chat template: Llama 2's own is used"]

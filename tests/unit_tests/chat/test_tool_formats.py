@@ -36,9 +36,9 @@ TAGGED = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     ],
 )
 def test_the_known_forms(text, content, calls):
-    found = parse_tool_calls(text, NAMES)
-    assert found.calls == (calls or [("look", {"q": "</tool_call>"})])
-    assert (found.content, found.invalid) == (content, [])
+    parsed = parse_tool_calls(text, NAMES)
+    assert parsed.calls == (calls or [("look", {"q": "</tool_call>"})])
+    assert (parsed.content, parsed.invalid) == (content, [])
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_what_is_no_call_is_the_answer(text):
 )
 def test_a_call_that_cannot_be_read_is_invalid(body, problem):
     text = f"<tool_call>{body}</tool_call>"
-    for behind in ("", f" {TAGGED}"):
-        found = parse_tool_calls(text + behind, NAMES)
-        assert found.calls == [ADD] * bool(behind) and found.content == ""
-        assert found.invalid[0][0] == text and problem in found.invalid[0][1]
+    for after in ("", f" {TAGGED}"):
+        parsed = parse_tool_calls(text + after, NAMES)
+        assert parsed.calls == [ADD] * bool(after) and parsed.content == ""
+        assert parsed.invalid[0][0] == text and problem in parsed.invalid[0][1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""JSON of a schema, whatever the model would like to say, within the budget."""
+"""JSON of a schema, whatever the model prefers, within the budget."""
 
 import json
 import time
@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_llama_stop.chat.tool_formats import HERMES, LLAMA_3, call_grammar, parse_tool_calls
+from langchain_llama_stop.chat.tool_formats import call_grammar, parse_tool_calls
+from langchain_llama_stop.chat.tool_formats.hermes import HERMES
+from langchain_llama_stop.chat.tool_formats.llama3 import LLAMA_3
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.grammar.processor import GrammarProcessor
 from langchain_llama_stop.grammar.schema import Grammar, json_grammar
@@ -121,15 +123,15 @@ TOOLS = [
 
 @settings(max_examples=60, deadline=None)
 @given(
-    form=st.sampled_from([HERMES, LLAMA_3]),
+    fmt=st.sampled_from([HERMES, LLAMA_3]),
     choice=st.sampled_from(["any", "add", "now", "auto", None]),
     schema=st.sampled_from([None, SCHEMAS[0]]),
     name=st.sampled_from(sorted(TOKENIZERS)),
     seed=st.integers(0, 10**6),
     budget=st.integers(90, 140),
 )
-def test_a_call_is_one_of_the_tools_and_complete(form, choice, schema, name, seed, budget):
-    grammar = call_grammar(TOOLS, form, choice=choice, schema=schema)
+def test_a_call_is_one_of_the_tools_and_complete(fmt, choice, schema, name, seed, budget):
+    grammar = call_grammar(TOOLS, fmt, choice=choice, schema=schema)
     opts = GenerationOptions.parse({"grammar": grammar, "max_new_tokens": budget})
     response = generate(pipeline(name, seed), ["go"], opts)[0]
     assert len(response.token_ids) <= budget
@@ -144,7 +146,7 @@ def test_a_call_is_one_of_the_tools_and_complete(form, choice, schema, name, see
 
 
 @pytest.mark.parametrize(
-    ("form", "begun", "free"),
+    ("fmt", "begun", "unconstrained"),
     [
         (HERMES, 'I see "<tool', True),
         (HERMES, 'I see "<tool_call>', False),
@@ -154,9 +156,9 @@ def test_a_call_is_one_of_the_tools_and_complete(form, choice, schema, name, see
         (LLAMA_3, 'So {"name": ', True),
     ],
 )
-def test_an_answer_is_free_until_a_call_begins(form, begun, free):
+def test_an_answer_is_unconstrained_until_a_call_begins(fmt, begun, unconstrained):
     tokenizer = TOKENIZERS["bytes"]
-    grammar = call_grammar(TOOLS, form, choice=None)
+    grammar = call_grammar(TOOLS, fmt, choice=None)
     processor = GrammarProcessor(
         tokenizer,
         grammar,
@@ -165,9 +167,9 @@ def test_an_answer_is_free_until_a_call_begins(form, begun, free):
         eos_token_ids=[tokenizer.eos_token_id],
     )
     scores = processor(torch.tensor([list(begun.encode())]), torch.zeros(1, len(tokenizer)))
-    assert processor.free
-    assert scores[0, tokenizer.eos_token_id].isfinite().item() is free
-    assert (scores[0].isfinite().sum() > 100).item() is free
+    assert processor.unconstrained
+    assert scores[0, tokenizer.eos_token_id].isfinite().item() is unconstrained
+    assert (scores[0].isfinite().sum() > 100).item() is unconstrained
 
 
 def test_a_grammar_of_ones_own():
@@ -203,18 +205,23 @@ def test_a_grammar_of_ones_own():
 def test_a_grammar_of_ones_own_is_complete_within_the_budget(
     grammar, name, seed, budget, temperature
 ):
-    asked = {"grammar": grammar, "max_new_tokens": budget, "temperature": temperature, "seed": seed}
-    opts = GenerationOptions.parse(asked)
+    options = {
+        "grammar": grammar,
+        "max_new_tokens": budget,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    opts = GenerationOptions.parse(options)
     response = generate(pipeline(name, seed), ["go"], opts)[0]
     assert len(response.token_ids) <= budget
     assert (response.finish_reason, response.eos_source) == ("stop", "model")
-    said = torch.tensor([response.token_ids[:-1]], dtype=torch.long)  # (1, tokens)
+    answer = torch.tensor([response.token_ids[:-1]], dtype=torch.long)  # (1, tokens)
     tokenizer = TOKENIZERS[name]
     eos = tokenizer.eos_token_id
     processor = GrammarProcessor(
         tokenizer, opts.grammar, prompt_length=0, max_new_tokens=budget, eos_token_ids=[eos]
     )
-    assert processor(said, torch.zeros(1, len(tokenizer)))[0, eos].isfinite()
+    assert processor(answer, torch.zeros(1, len(tokenizer)))[0, eos].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_an_answer_is_begun_though_the_favourite_is_not_allowed():
     assert processor(empty, scores).isfinite().nonzero()[:, 1].tolist() == [*range(97, 123), eos]
 
 
-def test_control_tokens_of_a_prompt_are_text_if_asked_for():
+def test_control_tokens_of_a_prompt_are_text_on_demand():
     tokenizer = TOKENIZERS["byte_bpe"]
     prompt = f"a{tokenizer.eos_token}b"
     counts = [

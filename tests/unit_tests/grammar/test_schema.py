@@ -30,7 +30,7 @@ A, B = object_of(a={"type": "integer"}), object_of(b={"type": "integer"})
 
 
 def answer(schema, seed=0, budget=60):
-    """What a model of random scores says under a schema."""
+    """The answer of a model with random scores under a schema."""
     tokenizer = TOKENIZERS["bytes"]
     eos, size = tokenizer.eos_token_id, len(tokenizer)
     pipe = make_pipeline(ScriptedLlama(size, hashed_scores(size, seed), eos, eos), tokenizer)
@@ -52,11 +52,11 @@ def test_a_property_may_be_named_like_a_keyword(keyword, value):
 @pytest.mark.parametrize("keyword", ["default", "examples", "const", "enum"])
 def test_values_are_no_schemas(keyword):
     value = {"properties": {"a": 1}, "type": "cat", "items": [3]}
-    said = {keyword: value if keyword in ("default", "const") else [value]}
-    schema = {"type": "object", "properties": {"a": {"type": "string"}}} | said
+    field = {keyword: value if keyword in ("default", "const") else [value]}
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}} | field
     if keyword in ("const", "enum"):
-        schema = said
-    assert strict(schema)[keyword] == said[keyword]
+        schema = field
+    assert strict(schema)[keyword] == field[keyword]
     jsonschema.validate(answer(schema), schema)
 
 
@@ -112,7 +112,10 @@ def test_every_part_that_a_token_may_begin_is_known():
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "colour"}, r"`json_schema` has to be a schema .*\(Invalid type: colour\): mend"),
+        (
+            {"type": "colour"},
+            r"`json_schema` has to be a schema .*\(Invalid type: colour\): correct",
+        ),
         ({"x": {1, 2}}, "`json_schema` has to be JSON .*not JSON serializable"),
         ({"not": {"type": "string"}}, 'Unimplemented keys: \\["not"\\]'),
     ],
