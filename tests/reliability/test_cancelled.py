@@ -33,7 +33,7 @@ async def cancelled(task):
 
 
 def fourth(rows):
-    """The pass in which a gate shuts: however busy the machine is, the answer is not finished yet."""
+    """When a gate shuts: however busy the machine is, the answer is not finished then."""
     return len(rows) == 4
 
 

@@ -1,4 +1,4 @@
-"""Faults in the middle of an answer: that call gets the error, nothing is left, the next is right."""
+"""Faults in an answer: its own call gets the error, nothing is left, the next call is right."""
 
 import threading
 import warnings
