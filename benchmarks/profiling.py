@@ -15,23 +15,23 @@ from measuring import arguments, load, machine, synchronize
 from peers import passage
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop import generation as generation_module
 from langchain_llama_stop.ending.stopping_criteria import StopSequenceCriteria
+from langchain_llama_stop.engine import start as start_module
 from langchain_llama_stop.engine.batch import Batch
-from langchain_llama_stop.engine.request import Job
+from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.scheduler import Scheduler
-from langchain_llama_stop.engine.sequence import Row
+from langchain_llama_stop.engine.sequence import Sequence
 
 PARTS: dict[str, tuple[Any, str]] = {
     "step": (Scheduler, "_step"),
     "forward": (Batch, "forward"),
-    "decode": (Job, "get_on"),
+    "decode": (Request, "advance"),
     "stops": (StopSequenceCriteria, "__call__"),
     "criteria": (transformers.StoppingCriteriaList, "__call__"),
     "processors": (transformers.LogitsProcessorList, "__call__"),
-    "landing": (generation_module, "_look"),
-    "rows": (generation_module, "_accept"),
-    "land": (Row, "land"),
+    "landing": (start_module, "_judge_ends"),
+    "rows": (start_module, "_append_tokens"),
+    "land": (Sequence, "land"),
 }
 """What is timed; `step` holds `forward` and `decode`, which holds the others."""
 

@@ -183,11 +183,10 @@ class LlamaStopLLM(
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        from langchain_llama_stop.engine.sequence import token_ids
-        from langchain_llama_stop.tokens.encoding import tokenizer_lock
+        from langchain_llama_stop.tokens.encoding import prompt_ids, tokenizer_lock
 
         with tokenizer_lock(self._ready().tokenizer):
-            return token_ids(self.pipeline.tokenizer, text)
+            return prompt_ids(self.pipeline.tokenizer, text)
 
     def _constructor_arguments(self) -> dict[str, Any]:
         if self._loaded(self.model_id) is not self.pipeline:

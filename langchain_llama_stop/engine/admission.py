@@ -1,4 +1,4 @@
-"""What ends a call before its time: too many are here, its time is over, its caller has gone."""
+"""What ends a call early: too many calls at the model, its deadline, or its caller's cancelling."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 
 class ModelBusyError(RuntimeError):
-    """A call was refused, as too many are at the model already."""
+    """A call was refused because `max_calls` calls are at the model already."""
 
 
 class _Calls:
     """How many calls are at one model."""
 
     def __init__(self) -> None:
-        # Entered anew where, in the midst of it, an abandoned stream is collected and leaves.
+        # Reentrant: garbage collection may close a stream while this thread holds the lock.
         self.lock = threading.RLock()
         self.count = 0
 
@@ -33,24 +33,16 @@ def _calls(model: Any) -> _Calls:
 
 
 @contextmanager
-def admitted(model: Any, most: int) -> Iterator[None]:
-    """Counts a call for as long as it lasts.
-
-    Args:
-        model: The model.
-        most: Calls that may be there at once.
-
-    Raises:
-        ModelBusyError: If there are as many already.
-    """
+def admitted(model: Any, max_calls: int) -> Iterator[None]:
+    """Counts a call at a model for as long as it lasts; raises `ModelBusyError` if it is full."""
     calls = _calls(model)
     with calls.lock:
-        if room := calls.count < most:
+        if room := calls.count < max_calls:
             calls.count += 1
     if not room:
         raise ModelBusyError(
-            f"`max_calls` allows {most} calls at one model at once, and as many are there: try "
-            "again later, or allow more."
+            f"`max_calls` allows {max_calls} calls at one model at once, and as many are there: "
+            "try again later, or allow more."
         )
     try:
         yield
@@ -60,36 +52,24 @@ def admitted(model: Any, most: int) -> Iterator[None]:
 
 
 class Deadline:
-    """When a call has to be over.
+    """When a call has to be finished; its time runs from its construction.
 
     Attributes:
-        until: The time by `time.monotonic`; infinite where there is none.
+        until: The time by `time.monotonic`; infinite if the call may take any time.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        """Begins now.
-
-        Args:
-            seconds: How long the call may take; None for any time.
-        """
+        """Starts the clock; None allows any time."""
         self._seconds = seconds
         self.until = math.inf if seconds is None else time.monotonic() + seconds
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the time is up."""
         return time.monotonic() >= self.until
 
     def error(self, finished: int, answers: int) -> TimeoutError:
-        """Says that it is.
-
-        Args:
-            finished: Answers that are there.
-            answers: Answers that were asked for.
-
-        Returns:
-            The error to raise.
-        """
+        """The error to raise with `finished` of `answers` answers done."""
         return TimeoutError(
             f"`timeout` ({self._seconds} seconds) ran out with {finished} of {answers} answers "
             "finished: give more seconds or fewer `max_new_tokens`, or take what is there with "
@@ -98,45 +78,41 @@ class Deadline:
 
 
 class Cancelled(Exception):
-    """Ends the thread of a call whose caller has gone; nobody sees it."""
+    """Ends the thread of a call that was cancelled; nobody sees it."""
 
 
 class Cancellation:
-    """Lets one thread take out what another one waits for."""
+    """Lets one thread cancel a call that another thread waits for."""
 
     def __init__(self) -> None:
-        """Begins with nothing to take out."""
+        """Starts with no request to abort."""
         self._lock = threading.Lock()
-        self._leave: list[Callable[[], None]] = []
+        self._aborts: list[Callable[[], None]] = []
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Takes out all jobs of the call, and those that are still to come."""
+        """Aborts all requests of the call, and those that are still to come."""
         with self._lock:
-            self._cancelled, leave = True, self._leave
-        for take_out in leave:
-            take_out()
+            self._cancelled, aborts = True, self._aborts
+        for abort in aborts:
+            abort()
 
-    def add(self, leave: Callable[[], None]) -> None:
-        """Says how a job of the call is taken out.
+    def add(self, abort: Callable[[], None]) -> None:
+        """Registers how a request of the call is aborted.
 
         Args:
-            leave: Takes it out, from any thread.
+            abort: Aborts the request; may be called from any thread.
 
         Raises:
             Cancelled: If the call has been cancelled.
         """
         self.check()
         with self._lock:
-            self._leave.append(leave)
+            self._aborts.append(abort)
         self.check()
 
     def check(self) -> None:
-        """Ends a call that has been cancelled.
-
-        Raises:
-            Cancelled: If it has.
-        """
+        """Raises `Cancelled` if the call has been cancelled."""
         if self._cancelled:
             raise Cancelled
 
@@ -144,17 +120,17 @@ class Cancellation:
 _CURRENT: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
 
 
-def current() -> Cancellation:
-    """Returns what can cancel the call that this thread makes; nobody may have it in hand."""
+def current_cancellation() -> Cancellation:
+    """This call's cancellation; one that nobody can trigger if the call cannot be cancelled."""
     return _CURRENT.get() or Cancellation()
 
 
 @contextmanager
 def cancelled_by(cancellation: Cancellation | None) -> Iterator[None]:
-    """Makes calls of this thread such that they can be cancelled.
+    """Makes the calls of this thread cancellable for as long as the context lasts.
 
     Args:
-        cancellation: By what; None by nothing, for what is done for others.
+        cancellation: What cancels them; None where this thread works for other calls.
     """
     token = _CURRENT.set(cancellation)
     try:

@@ -1,47 +1,63 @@
-"""The rows of a forward pass: they are read, get on together, join and leave."""
+"""The batch of a forward pass: its rows are prefilled, decoded together, join and leave."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+import logging
 from typing import Any
 
 import torch
 
-from langchain_llama_stop.engine.kv_cache import CACHE, RowsCache
+from langchain_llama_stop.engine.kv_cache import CACHE_NAME, RowsCache, has_windows
 from langchain_llama_stop.engine.oom import out_of_memory
-from langchain_llama_stop.engine.prefix_cache import Prefix
-from langchain_llama_stop.engine.request import Job
+from langchain_llama_stop.engine.prefix_cache import (
+    SHORTEST,
+    Hit,
+    Prefix,
+    PrefixCache,
+    prefix_cache_of,
+)
+from langchain_llama_stop.engine.request import Request
+from langchain_llama_stop.tokens.encoding import common_length
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
+
+logger = logging.getLogger("langchain_llama_stop")
+
+Owner = tuple[Request, int]
+"""Whose row it is: the request, and the index of the sequence in it."""
 
 
 class Batch:
-    """The rows of a forward pass: whose they are, what of their columns counts, where they are."""
+    """The rows of a forward pass: their owners, cache, attention mask and positions.
+
+    Attributes:
+        owners: Whose row each is.
+        cache: Keys and values of all rows.
+        mask: 1 for columns that count, 0 for padding, (rows, columns).
+        positions: How many columns of each row count, (rows,).
+        padded: Whether any column does not count.
+    """
 
     def __init__(
-        self,
-        owners: Sequence[tuple[Job, int]],
-        known: Sequence[tuple[Prefix | None, int]],
-        room: int,
-        device: torch.device,
+        self, owners: list[Owner], hits: list[Hit], room: int, device: torch.device
     ) -> None:
-        """Begins with what is known of each row's prompt.
+        """Starts with the cached prefix of each row.
 
         Args:
-            owners: Whose row it is, and which of theirs; kept along with it.
-            known: A prefix of each prompt, and how many of its tokens to take.
+            owners: Whose row each is.
+            hits: The cached prefix of each row.
             room: Columns to be written next.
             device: Of the model's inputs.
         """
-        self.owners, self.cache = list(owners), RowsCache()
-        counts = torch.tensor([count for _, count in known], device=device)
-        if width := max(count for _, count in known):
-            states = [(prefix.states if prefix else None, count) for prefix, count in known]
+        self.owners, self.cache = owners, RowsCache()
+        counts = torch.tensor([count for _, count in hits], device=device)
+        if width := max(count for _, count in hits):
+            states = [(prefix.states if prefix else None, count) for prefix, count in hits]
             self.cache = RowsCache.of_rows(states, room)
         columns = torch.arange(width, device=device)
-        self.mask = (columns >= width - counts[:, None]).long()  # 1: counts, (rows, columns)
-        self.positions = counts  # how many columns count, (rows,)
+        self.mask = (columns >= width - counts[:, None]).long()
+        self.positions = counts
         self.padded = not bool(self.mask.all())
 
     def forward(
@@ -52,65 +68,62 @@ class Batch:
         Args:
             model: The model.
             tokens: The new tokens, (rows, new).
-            keep: For how many of them scores are wanted, from the last one.
-            attended: 1 for those that count, 0 for padding, (rows, new); None if all count.
+            keep: For how many of them to return logits, counted from the last one.
+            attended: 1 for tokens that count, 0 for padding, (rows, new); None if all count.
 
         Returns:
-            The scores, (rows, keep, vocab).
+            The logits, (rows, keep, vocab).
         """
         length, padded = self.cache.length, self.padded or attended is not None
         attended = torch.ones_like(tokens) if attended is None else attended
         new = attended.cumsum(dim=1)
         mask = torch.cat([self.mask, attended], dim=1)
-        inputs: dict[str, Any] = {CACHE: self.cache, "use_cache": True}
+        inputs: dict[str, Any] = {CACHE_NAME: self.cache, "use_cache": True}
         if _takes_positions(model.__class__):
             inputs["position_ids"] = (self.positions[:, None] + new - 1).clamp(min=0)
-        if _keeps_scores(model):
+        if _takes_logits_to_keep(model):
             inputs["logits_to_keep"] = keep
         inputs = model.prepare_inputs_for_generation(
             tokens,
             next_sequence_length=tokens.shape[1],
-            # All ones are the same as none, and faster.
+            # No mask means the same as all ones, and is faster.
             attention_mask=mask if padded else None,
             **inputs,
         )
         try:
             logits: torch.Tensor = model(**inputs, return_dict=True).logits[:, -keep:]
-        except BaseException:  # some layers have written, others not
+        except BaseException:  # some layers have written, others have not
             self.cache.truncate(length)
             raise
         self.mask, self.positions, self.padded = mask, self.positions + new[:, -1], padded
         return logits
 
-    def places(self) -> dict[Job, list[int]]:
-        """Where the rows are that each job wants to get on with."""
-        places: dict[Job, list[int]] = {}
-        for place, (job, row) in enumerate(self.owners):
-            if job.wants(row):
-                places.setdefault(job, []).append(place)
-        return places
+    def running(self) -> dict[Request, list[int]]:
+        """Batch indices of each request's unfinished rows."""
+        indices: dict[Request, list[int]] = {}
+        for index, (request, row) in enumerate(self.owners):
+            if request.is_running(row):
+                indices.setdefault(request, []).append(index)
+        return indices
 
     def compact(self, *, at_once: bool = False) -> Batch | None:
-        """Takes out finished rows, once they are a quarter of all: moving others takes time too.
+        """Removes finished rows; returns this batch, or None if no row is left.
 
-        Args:
-            at_once: Whether to take them out however few they are.
-
-        Returns:
-            This batch; None if no row is left.
+        Moving the other rows takes time: unless `at_once`, it waits until a quarter is finished
+        (chosen, not tuned).
         """
-        rows = [place for places in self.places().values() for place in places]
+        rows = [index for indices in self.running().values() for index in indices]
         finished = len(self.owners) - len(rows)
         if finished and rows and (at_once or 4 * finished >= len(self.owners)):
             try:
                 self.select(rows)
             except Exception as error:
                 if not out_of_memory(error):
-                    raise  # else they stay where they are
+                    raise  # without memory they stay where they are
         return self if rows else None
 
     def select(self, rows: list[int]) -> None:
-        """Keeps some rows, and the columns that count for one of them."""
+        """Keeps some rows, and the columns that count for at least one of them."""
         mask = self.mask[torch.tensor(rows, device=self.mask.device)]
         first = int(mask.amax(dim=0).argmax())
         self.cache.select(rows, first)
@@ -119,7 +132,7 @@ class Batch:
         self.padded = not bool(self.mask.all())
 
     def join(self, other: Batch) -> None:
-        """Puts the rows of another batch under these; where that fails, they are as they were."""
+        """Appends the rows of another batch; if that fails, these rows are as they were."""
         width = max(self.mask.shape[1], other.mask.shape[1])
         masks = torch.cat(
             [torch.nn.functional.pad(b.mask, (width - b.mask.shape[1], 0)) for b in (self, other)]
@@ -131,64 +144,110 @@ class Batch:
         self.mask, self.positions, self.padded = masks, positions, padded
 
     def truncate(self, count: int) -> None:
-        """Takes back what is over `count` tokens of the only row."""
+        """Drops all but the first `count` tokens of the only row."""
         if surplus := int(self.positions[0]) - count:
             length = self.cache.length - surplus
             self.cache.truncate(length)
             self.mask, self.positions = self.mask[:, :length], self.positions - surplus
 
     def prefix(
-        self, row: int, ids: Sequence[int], prompt: int, logits: torch.Tensor | None
+        self, index: int, ids: list[int], prompt_length: int, logits: torch.Tensor | None
     ) -> Prefix:
-        """Copies what is known of one row.
+        """Copies what has been computed of one row, as an entry of the prefix cache.
 
         Args:
-            row: Which row.
-            ids: Its text so far; the row may be ahead of it, never behind its last token but one.
-            prompt: Tokens of its prompt.
-            logits: The scores behind the prompt, (vocab,), if they are known.
-
-        Returns:
-            All of it that has been computed, as an entry of the prefix cache.
+            index: Its batch index.
+            ids: Its text so far. At least all of it but the last token has been computed, perhaps
+                more.
+            prompt_length: Tokens of its prompt.
+            logits: The logits after the prompt, (vocab,), if they are kept.
         """
-        columns = self.mask[row].nonzero()[: len(ids), 0]
-        known = tuple(ids[: len(columns)])
-        return Prefix(known, self.cache.row(row, columns), prompt, logits)
+        columns = self.mask[index].nonzero()[: len(ids), 0]
+        computed = tuple(ids[: len(columns)])
+        return Prefix(computed, self.cache.row(index, columns), prompt_length, logits)
 
 
-def read(
-    model: Any,
-    owners: Sequence[tuple[Job, int]],
-    prompts: Sequence[Sequence[int]],
-    known: Sequence[tuple[Prefix | None, int]],
-) -> tuple[Batch, torch.Tensor]:
-    """Reads what is not known of prompts, in one left-padded pass.
+def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, PrefixCache | None]:
+    """Computes the prompts of requests, as far as they are not cached, in one pass.
 
     Args:
         model: The model.
-        owners: As for `Batch`.
-        prompts: The ids of each; at least one is not known.
-        known: As for `Batch`.
+        group: The requests; the answers that they have so far are computed with the prompts.
 
     Returns:
-        The rows, and the scores behind the prompts, (rows, 1, vocab).
+        Their rows, the logits after them, (rows, 1, vocab), and the model's prefix cache, if one of
+        them uses it.
     """
-    rest = [ids[count:] for ids, (_, count) in zip(prompts, known, strict=True)]
+    texts = [(request, row, ids) for request in group for row, ids in request.prefill_ids().items()]
+    owners = [(request, row) for request, row, _ in texts]
+    prompts = [ids for _, _, ids in texts]
+    cache = prefix_cache_of(model) if any(request.prefix_cache for request in group) else None
+    if cache:
+        cache.refresh(model)
+    hits: list[Hit] = [
+        cache.find(ids) if cache and request.prefix_cache else (None, 0)
+        for request, _, ids in texts
+    ]
+    # 1. A single prompt that is cached with its logits needs no pass.
+    prefix, count = hits[0]
+    if len(prompts) == 1 and prefix and count == len(prompts[0]):
+        assert prefix.logits is not None
+        _log_reuse(hits, prompts)
+        return Batch(owners, hits, 1, model.device), prefix.logits[None, None], cache
+    # 2. A prefix that all prompts have in common is computed once, unless that has failed before.
+    shared = 0 if group[0].prefill_alone else _shared_length(prompts)
+    limit = min(request.prefix_cache for request in group)
+    longest = max(count for _, count in hits)
+    if cache and limit and len(prompts) > 1 and shared >= SHORTEST and shared > longest:
+        ids = prompts[0][:shared]
+        batch, _ = _compute(model, owners[:1], [ids], [cache.find(ids)])
+        entry = batch.prefix(0, ids, 0, None)
+        cache.put(entry, limit)
+        hits = [(entry, shared)] * len(prompts)
+    # 3. With sliding windows padding must not stand between cached and new tokens, so that
+    # prefixes of different length are not reused.
+    if len(prompts) > 1 and has_windows(model.config):
+        hits = [(None, 0) for _ in hits]
+    # 4. At least the last token of each prompt is computed, for its logits.
+    hits = [(p, min(n, len(ids) - 1)) for (p, n), ids in zip(hits, prompts, strict=True)]
+    _log_reuse(hits, prompts)
+    return *_compute(model, owners, prompts, hits), cache
+
+
+def _shared_length(prompts: list[list[int]]) -> int:
+    """Length of the prefix that all prompts have in common, at least one token short of each."""
+    shared = min(len(ids) - 1 for ids in prompts)
+    for ids in prompts[1:]:
+        shared = common_length(prompts[0][:shared], ids)
+    return shared
+
+
+def _log_reuse(hits: list[Hit], prompts: list[list[int]]) -> None:
+    for (_, count), ids in zip(hits, prompts, strict=True):
+        if count:
+            logger.debug("Prefix cache: %d of %d prompt tokens are reused.", count, len(ids))
+
+
+def _compute(
+    model: Any, owners: list[Owner], prompts: list[list[int]], hits: list[Hit]
+) -> tuple[Batch, torch.Tensor]:
+    """One left-padded pass over the tokens that are not cached; logits of (rows, 1, vocab)."""
+    rest = [ids[count:] for ids, (_, count) in zip(prompts, hits, strict=True)]
     tokens, attended = left_padded(rest, pad=0)
-    batch = Batch(owners, known, tokens.shape[1], model.device)
+    batch = Batch(owners, hits, tokens.shape[1], model.device)
     padding = None if bool(attended.all()) else attended.to(model.device)
     return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
 
 
-def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes texts below each other, their ends in one column.
+def left_padded(texts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Aligns texts at their last token.
 
     Args:
         texts: Their ids.
-        pad: What stands before the shorter ones.
+        pad: The id that fills the shorter ones up.
 
     Returns:
-        The ids, and 1 for what is text and 0 for padding, both (texts, longest).
+        The ids, and 1 for text and 0 for padding, both (texts, longest).
     """
     tokens = torch.full((len(texts), max(map(len, texts))), pad, dtype=torch.long)
     attended = torch.zeros_like(tokens)
@@ -200,12 +259,12 @@ def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor,
 
 
 @functools.cache
-def _takes_positions(kind: Any) -> bool:
-    """Whether the forward pass of a class of models is told positions."""
-    return "position_ids" in inspect.signature(kind.forward).parameters
+def _takes_positions(model_class: Any) -> bool:
+    """Whether the forward pass of a class of models takes `position_ids`."""
+    return "position_ids" in inspect.signature(model_class.forward).parameters
 
 
 @cached_per_object
-def _keeps_scores(model: Any) -> bool:
-    """Whether a model is told for how many tokens to give scores; a wrapped one knows by itself."""
+def _takes_logits_to_keep(model: Any) -> bool:
+    """Whether the forward pass takes `logits_to_keep`; a wrapped model answers for itself."""
     return bool(model._supports_logits_to_keep())

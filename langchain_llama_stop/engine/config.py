@@ -1,8 +1,9 @@
-"""Settings of a call, as the pipeline, its model and the options give them together."""
+"""The generation settings of a call: the options, above the pipeline's, above the model's."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +14,18 @@ from transformers.generation.configuration_utils import GenerationMode
 from langchain_llama_stop.ending.stop_strings import parse_stop
 from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 
+logger = logging.getLogger("langchain_llama_stop")
+
 
 def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
-    """Finds the EOS ids of a call.
+    """Finds the EOS ids of a call: its own, else the pipeline's, the model's, the tokenizer's.
 
     Args:
         pipeline: The pipeline.
-        options: Its `pipeline_kwargs` may name `eos_token_id`.
-
-    Returns:
-        All of them: the call's, else the pipeline's, the generation config's, the tokenizer's.
+        options: The options; their `pipeline_kwargs` may name `eos_token_id`.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If none of them names any.
     """
     for value in (
         _settings(pipeline, options)[1].get("eos_token_id"),
@@ -41,26 +41,20 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Counts the tokens that a model knows: the rows of its embeddings."""
+    """Counts the tokens that a model has embeddings for."""
     return int(model.get_input_embeddings().num_embeddings)
 
 
 def context_window(model: Any) -> int | None:
-    """Gives the tokens that a model may look back on; None if its config does not say."""
+    """The tokens that a model can attend to; None if its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def thinking_ids(tokenizer: Any) -> tuple[int, int]:
     """Finds the ids of `<think>` and `</think>`.
 
-    Args:
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        Both ids.
-
     Raises:
-        ValueError: If the vocabulary has them not.
+        ValueError: If the vocabulary lacks one of them.
     """
     vocabulary = tokenizer.get_vocab()
     if "<think>" not in vocabulary or "</think>" not in vocabulary:
@@ -73,10 +67,6 @@ def thinking_ids(tokenizer: Any) -> tuple[int, int]:
 
 def check_options(pipeline: Any, options: GenerationOptions) -> None:
     """Checks options against a model, before anything is generated.
-
-    Args:
-        pipeline: The pipeline.
-        options: What is asked for.
 
     Raises:
         ValueError: If an option does not fit the model.
@@ -107,11 +97,11 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
         if not 0 <= token_id < vocabulary:
             raise ValueError(
                 f"`eos_token_id` has to be under {vocabulary}, the size of the vocabulary, but is "
-                f"{token_id}: mend it in `pipeline_kwargs`, else in `model.generation_config`."
+                f"{token_id}: correct it in `pipeline_kwargs`, else in `model.generation_config`."
             )
     if options.assistant_model is not None:
-        given = getattr(options.assistant_model, "config", None)
-        size = getattr(given, "vocab_size", None)
+        draft_config = getattr(options.assistant_model, "config", None)
+        size = getattr(draft_config, "vocab_size", None)
         if size != pipeline.model.config.get_text_config().vocab_size:
             raise ValueError(
                 "`assistant_model` has to be a transformers model with the vocabulary of the model "
@@ -134,46 +124,43 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
 
 
 def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The pipeline's own generation config, and the settings that stand above it."""
-    given = dict(pipeline._generate_kwargs)
-    config = copy.deepcopy(given.pop("generation_config", None)) or GenerationConfig()  # type: ignore[no-untyped-call]
-    return config, {**config.to_diff_dict(), **given, **options.pipeline_kwargs}
+    """The pipeline's own generation config, and the settings that override it."""
+    kwargs = dict(pipeline._generate_kwargs)
+    config = copy.deepcopy(kwargs.pop("generation_config", None)) or GenerationConfig()  # type: ignore[no-untyped-call]
+    return config, {**config.to_diff_dict(), **kwargs, **options.pipeline_kwargs}
 
 
 def lookup(pipeline: Any, options: GenerationOptions, name: str) -> Any:
-    """Finds a generation setting of a call that is no option of ours.
+    """Looks up a setting that is no option of ours: the call's, else the pipeline's, the model's.
 
     Args:
         pipeline: The pipeline.
-        options: Its `pipeline_kwargs` may name the setting.
+        options: The options; their `pipeline_kwargs` may name the setting.
         name: Its name in transformers' `GenerationConfig`.
 
     Returns:
-        The call's, else the pipeline's, else the model's; None if it is unset.
+        Its value; None if it is unset.
     """
     value = _settings(pipeline, options)[1].get(name)
     return getattr(pipeline.model.generation_config, name, None) if value is None else value
 
 
 def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
-    """Processors and criteria that were given to the pipeline."""
-    given = pipeline._forward_params
-    return list(given.get("logits_processor") or ()), list(given.get("stopping_criteria") or ())
+    """The logits processors and the stopping criteria of the pipeline itself."""
+    params = pipeline._forward_params
+    return list(params.get("logits_processor") or ()), list(params.get("stopping_criteria") or ())
 
 
 def token_budget(
     pipeline: Any, options: GenerationOptions, prompt_tokens: int, *, first: bool = False
 ) -> int:
-    """Tokens that an answer may have: what was asked for, as far as the context window goes.
+    """Tokens that an answer may have, as far as the context window goes; at least 1.
 
     Args:
         pipeline: The pipeline.
-        options: What is asked for.
-        prompt_tokens: Tokens of the prompt, and of the thinking behind it.
-        first: Without the continuations behind the first budget.
-
-    Returns:
-        The number, at least 1.
+        options: The options; without `max_new_tokens` the pipeline's or the model's counts.
+        prompt_tokens: Tokens of the prompt, and of the thinking after it.
+        first: Without the continuations of `on_length="continue"`.
 
     Raises:
         ValueError: If the prompt leaves no room.
@@ -188,7 +175,7 @@ def token_budget(
         or defaults.max_new_tokens
     )
     if budget is None:
-        # A model's own maximum is a limit (4096 for Llama 2), not a wish.
+        # A model's own maximum is a limit (4096 for Llama 2), not a budget.
         max_length = defaults.max_length
         budget = min(DEFAULT_MAX_NEW_TOKENS, (max_length or math.inf) - prompt_tokens)
     window = context_window(pipeline.model)
@@ -201,6 +188,8 @@ def token_budget(
             f"The prompt has to leave room for an answer in {limit}, but has {prompt_tokens} "
             f"tokens{', `thinking_tokens` among them' * (options.thinking_tokens > 0)}: shorten it."
         )
+    if budget > room and not first:
+        logger.info("The context window leaves %d of %d tokens for the answer.", room, budget)
     if options.on_length == "continue" and not first:
         most = max_length - prompt_tokens if max_length else math.inf
         budget = min(budget * (1 + CONTINUATIONS), most)
@@ -208,32 +197,22 @@ def token_budget(
 
 
 def with_pipeline_stops(pipeline: Any, options: GenerationOptions) -> GenerationOptions:
-    """Adds the stops that were given to the pipeline itself (`stop_sequence`).
-
-    Args:
-        pipeline: The pipeline.
-        options: What is asked for.
-
-    Returns:
-        The options, with these stops among theirs.
-    """
+    """Adds the stops of the pipeline itself (`stop_sequence`) to the options."""
     given = pipeline._forward_params.get("stop_strings")
-    stops = [given] if isinstance(given, str) else given
-    return (
-        options.replaced(stop=tuple(dict.fromkeys([*options.stop, *parse_stop(stops)])))
-        if stops
-        else options
-    )
+    if not given:
+        return options
+    stops = parse_stop([given] if isinstance(given, str) else given)
+    return options.replaced(stop=tuple(dict.fromkeys([*options.stop, *stops])))
 
 
 def generation_config(
     pipeline: Any, options: GenerationOptions, *, max_new_tokens: int
 ) -> GenerationConfig:
-    """Puts the generation config of a call together; what is unset stays the model's."""
+    """Builds the generation config of a call; what is unset stays the model's."""
     config, settings = _settings(pipeline, options)
     sampled = options.temperature or (options.top_p or 1) < 1 or (options.top_k or 0) > 1
     if options.temperature == 0:
-        # Neutral values, else the model's own sampling settings would come back in.
+        # Neutral values, so that the model's own sampling settings do not take effect.
         settings |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     elif sampled:
         settings["do_sample"] = options.pipeline_kwargs.get("do_sample", True)
@@ -250,11 +229,8 @@ def generation_config(
 def check_settings(options: GenerationOptions) -> None:
     """Checks `pipeline_kwargs` without a model.
 
-    Args:
-        options: What is asked for.
-
     Raises:
-        ValueError: If it holds what is no generation setting.
+        ValueError: If a name is no generation setting.
     """
     _update(GenerationConfig(), options.pipeline_kwargs)  # type: ignore[no-untyped-call]
 

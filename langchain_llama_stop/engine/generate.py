@@ -1,52 +1,34 @@
 """From prompts to answers: the only place that calls the model.
 
-`generate` and `stream_generate` share every step: prompts become rows, rows become jobs of one
-batch each, the model's scheduler runs the passes that `decoding.decode_steps` asks for, together
-with those of other calls, and each row follows its own tokens.
+`generate` and `stream_generate` share every step. Prompts become sequences; the sequences of one
+batch become a request (`start`); the model's scheduler runs the passes that the request needs,
+together with those of other calls; and each sequence takes its own tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
-
-from langchain_llama_stop.ending.landing import Landing
-from langchain_llama_stop.ending.logits_processor import (
-    EosTokenRewardLogitsProcessor,
-    InPlaceEosReward,
-    ThinkingReward,
+from langchain_llama_stop.engine.admission import (
+    Cancellation,
+    Deadline,
+    admitted,
+    current_cancellation,
 )
-from langchain_llama_stop.ending.stopping_criteria import AnswerBudget, StopSequenceCriteria
-from langchain_llama_stop.engine.admission import Deadline, admitted, current
-from langchain_llama_stop.engine.batch import left_padded
-from langchain_llama_stop.engine.config import (
-    eos_token_ids,
-    generation_config,
-    pipeline_callables,
-    thinking_ids,
-    with_pipeline_stops,
-)
-from langchain_llama_stop.engine.decode import Step, decode_steps
-from langchain_llama_stop.engine.kv_cache import can_share
+from langchain_llama_stop.engine.config import with_pipeline_stops
 from langchain_llama_stop.engine.oom import one_answer_oom, out_of_memory
-from langchain_llama_stop.engine.request import Job
-from langchain_llama_stop.engine.scheduler import Scheduler
-from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Row
-from langchain_llama_stop.engine.speculative import (
-    LONG_PROMPT,
-    LOOKUP_TOKENS,
-    Assistant,
-    Guesser,
-    PromptLookup,
-)
+from langchain_llama_stop.engine.request import Request
+from langchain_llama_stop.engine.scheduler import Scheduler, scheduler_of
+from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Sequence
+from langchain_llama_stop.engine.start import start
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import TextBuilder
-from langchain_llama_stop.tokens.encoding import tokenizer_lock
+
+logger = logging.getLogger("langchain_llama_stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +45,14 @@ class TextChunk:
 
 
 def generate(
-    pipeline: Any, prompts: Sequence[Prompt], options: GenerationOptions
+    pipeline: Any, prompts: Iterable[Prompt], options: GenerationOptions
 ) -> list[GenerationResponse]:
     """Answers prompts in left-padded batches.
 
     Args:
         pipeline: A transformers text-generation pipeline.
         prompts: The prompts, texts or ids; none of them empty. A hint goes into texts only.
-        options: What is asked for.
+        options: The options of the call.
 
     Returns:
         One answer per prompt, in the order of the prompts.
@@ -78,7 +60,7 @@ def generate(
     Raises:
         ValueError: If a prompt is empty or leaves no room in the context window, or an option
             does not fit the model.
-        torch.OutOfMemoryError: If memory runs out with one answer alone; before that batches are
+        torch.OutOfMemoryError: If memory runs out with one answer alone. Before that, batches are
             halved, and what they had decoded is decoded again.
         TimeoutError: If `timeout` runs out and `on_timeout` is "raise".
         ModelBusyError: If `max_calls` calls are at the model already.
@@ -87,79 +69,93 @@ def generate(
         raise ValueError(f"`prompts` has to be a list of strings, but is {prompts!r}.")
     options = with_pipeline_stops(pipeline, options)
     with admitted(pipeline.model, options.max_calls):
-        return _answers(pipeline, prompts, options)
+        return _generate(pipeline, prompts, options)
 
 
-def _answers(
-    pipeline: Any, prompts: Sequence[Prompt], options: GenerationOptions
+def _generate(
+    pipeline: Any, prompts: Iterable[Prompt], options: GenerationOptions
 ) -> list[GenerationResponse]:
-    deadline, cancellation = Deadline(options.timeout), current()
-    rows = [Row(pipeline, prompt, options) for prompt in prompts]
-    scheduler, jobs = Scheduler.of(pipeline.model), dict[Job, list[Row]]()
-    drive = partial(scheduler.drive, until=deadline.until)
+    deadline, cancellation = Deadline(options.timeout), current_cancellation()
+    sequences = [Sequence(pipeline, prompt, options) for prompt in prompts]
+    scheduler, requests = scheduler_of(pipeline.model), dict[Request, list[Sequence]]()
+    run_until = partial(scheduler.run_until, until=deadline.until)
     # The longest first: they need most memory.
-    waiting = sorted(rows, key=_size)
+    waiting = sorted(sequences, key=_size)
     try:
-        while (waiting or any(not job.over for job in jobs)) and not deadline.passed:
+        while (waiting or any(not r.finished for r in requests)) and not deadline.passed:
             cancellation.check()
+            running = [request for request in requests if not request.finished]
             most = options.batch_size
-            running = [job for job in jobs if not job.over]
-            room = most - sum(job.running for job in running)
-            enough = min(most, max(2, most // 4))  # places for a new batch
+            room = most - sum(request.running_rows for request in running)
+            # A prefill holds up the running rows, so that it has to add a quarter of a batch, and
+            # more than one row. Chosen, not tuned.
+            enough = min(most, max(2, most // 4))
             try:
                 if waiting and (not running or room >= enough):
                     batch = _next_batch(waiting, room)
-                    job = _prepare(pipeline, batch, options)
-                    jobs[job] = batch
-                    scheduler.submit(job)
-                    cancellation.add(partial(scheduler.leave, job))
-                    drive(job, since=0)  # until it has been read
+                    request = start(pipeline, batch, options)
+                    requests[request] = batch
+                    scheduler.add_request(request)
+                    cancellation.add(partial(scheduler.abort, request))
+                    run_until(request, since=0)  # until its prefill
                 elif waiting:
-                    drive(running[0], since=running[0].steps)
+                    run_until(running[0], since=running[0].steps)
                 else:
-                    drive(running[0])
+                    run_until(running[0])
             except Exception as error:
-                if not any(job.error is error for job in jobs):
+                if not any(request.error is error for request in requests):
                     raise
-            # Also of jobs that others have driven meanwhile.
-            lost = {job: batch for job, batch in jobs.items() if job.error}
-            if lost:
-                options = _smaller(lost, options)
-                again = {r: Row(pipeline, r.prompt, options) for b in lost.values() for r in b}
-                rows = [again.get(row, row) for row in rows]
+            # Another caller may have run any of the requests, so that all of them are looked at.
+            failed = {r: batch for r, batch in requests.items() if r.error}
+            if failed:
+                options = _with_half_batches(failed, options)
+                again = {
+                    s: Sequence(pipeline, s.prompt, options)
+                    for batch in failed.values()
+                    for s in batch
+                }
+                sequences = [again.get(sequence, sequence) for sequence in sequences]
                 waiting = sorted([*waiting, *again.values()], key=_size)
-                jobs = {job: batch for job, batch in jobs.items() if job not in lost}
+                requests = {r: batch for r, batch in requests.items() if r not in failed}
     finally:
-        for job in jobs:
-            scheduler.leave(job)
-    cancellation.check()
-    for job in jobs:  # who leads may be at a step of one that was left in the midst of it
-        scheduler.drive(job)
-    _check_time(deadline, rows, options)
-    return [row.response() for row in rows]
+        for request in requests:
+            scheduler.abort(request)
+    _finish(scheduler, list(requests), cancellation)
+    _check_time(deadline, sequences, options)
+    return [sequence.response() for sequence in sequences]
 
 
-def _smaller(lost: dict[Job, list[Row]], options: GenerationOptions) -> GenerationOptions:
-    """Halves the batches of a call that memory has not sufficed for.
+def _size(sequence: Sequence) -> tuple[int, int]:
+    """The sort key of sequences: those of one budget stand together."""
+    return sequence.budget, len(sequence.ids)
+
+
+def _next_batch(waiting: list[Sequence], most: int) -> list[Sequence]:
+    """Takes sequences of one budget from the end of the list."""
+    batch = [waiting.pop()]
+    while waiting and len(batch) < most and waiting[-1].budget == batch[0].budget:
+        batch.append(waiting.pop())
+    return batch
+
+
+def _with_half_batches(
+    failed: dict[Request, list[Sequence]], options: GenerationOptions
+) -> GenerationOptions:
+    """Halves the batches of a call whose requests ran out of memory.
 
     Raises:
-        Exception: What has ended a job, if it was something else, or one answer by itself.
+        Exception: What has ended a request, if it was another error or it had one sequence only.
     """
-    for job, batch in lost.items():
-        assert job.error is not None
-        if not out_of_memory(job.error):
-            raise job.error
+    for request, batch in failed.items():
+        assert request.error is not None
+        if not out_of_memory(request.error):
+            raise request.error
         if len(batch) == 1:
-            raise one_answer_oom(len(batch[0].ids), batch[0].limit) from job.error
-    most = min(options.batch_size, *map(len, lost.values()))
-    return options.replaced(batch_size=max(1, most // 2))
-
-
-def _check_time(deadline: Deadline, rows: list[Row], options: GenerationOptions) -> None:
-    """Raises if the time ran out and that is to be an error."""
-    finished = sum(row.finished for row in rows)
-    if finished < len(rows) and deadline.passed and options.on_timeout == "raise":
-        raise deadline.error(finished, len(rows))
+            prompt_tokens, max_new_tokens = len(batch[0].ids), batch[0].max_new_tokens
+            raise one_answer_oom(prompt_tokens, max_new_tokens) from request.error
+    half = max(1, min(options.batch_size, *map(len, failed.values())) // 2)
+    logger.info("Memory ran out: the call continues with batches of %d.", half)
+    return options.replaced(batch_size=half)
 
 
 def stream_generate(
@@ -167,214 +163,66 @@ def stream_generate(
 ) -> Iterator[TextChunk]:
     """Answers one prompt, piece by piece.
 
-    The model works while the iterator is pulled, or for others: closing it ends the answer.
+    The model works while the iterator is pulled, or for other calls. Closing the iterator ends the
+    answer.
 
     Args:
         pipeline: A transformers text-generation pipeline.
-        prompt: The prompt.
-        options: What is asked for.
+        prompt: The prompt, a text or ids.
+        options: The options of the call.
 
     Yields:
         Chunks whose texts add up to what `generate` returns.
 
     Raises:
-        ValueError: As `generate`.
+        ValueError: As `generate`; so are the other errors.
     """
     options = with_pipeline_stops(pipeline, options)
     with admitted(pipeline.model, options.max_calls):
-        yield from _pieces(pipeline, prompt, options)
+        yield from _stream(pipeline, prompt, options)
 
 
-def _pieces(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterator[TextChunk]:
+def _stream(pipeline: Any, prompt: Prompt, options: GenerationOptions) -> Iterator[TextChunk]:
     deadline = Deadline(options.timeout)
-    row = Row(pipeline, prompt, options)
-    row.builder = TextBuilder(row.detokenizer)
-    if row.prefix:
-        yield TextChunk(row.prefix)
-    scheduler, job = Scheduler.of(pipeline.model), _prepare(pipeline, [row], options)
-    cancellation, emitted, steps = current(), 0, 0
-    scheduler.submit(job)
+    sequence = Sequence(pipeline, prompt, options)
+    sequence.builder = TextBuilder(sequence.detokenizer)
+    if sequence.echo:
+        yield TextChunk(sequence.echo)
+    scheduler, request = scheduler_of(pipeline.model), start(pipeline, [sequence], options)
+    cancellation, sent, steps = current_cancellation(), 0, 0
+    scheduler.add_request(request)
     try:
-        cancellation.add(partial(scheduler.leave, job))
-        while not job.over and not deadline.passed:
-            scheduler.drive(job, since=steps, until=deadline.until)
-            # Another caller may be at the next step already: only what is ready is read.
-            steps, text = job.steps, row.ready
-            if not job.over and len(text) > emitted:
-                yield TextChunk(text[emitted:])
-                emitted = len(text)
+        cancellation.add(partial(scheduler.abort, request))
+        while not request.finished and not deadline.passed:
+            scheduler.run_until(request, since=steps, until=deadline.until)
+            # Another caller may be in the next step already: only `streamable` is safe to read.
+            steps, text = request.steps, sequence.streamable
+            if not request.finished and len(text) > sent:
+                yield TextChunk(text[sent:])
+                sent = len(text)
     except Exception as error:
-        if error is job.error and out_of_memory(error):
-            raise one_answer_oom(len(row.ids), row.limit) from error
+        if error is request.error and out_of_memory(error):
+            raise one_answer_oom(len(sequence.ids), sequence.max_new_tokens) from error
         raise
     finally:
-        scheduler.leave(job)
+        scheduler.abort(request)
+    _finish(scheduler, [request], cancellation)
+    _check_time(deadline, [sequence], options)
+    response = sequence.response()
+    yield TextChunk(response.text[len(sequence.echo) + sent :], response)
+
+
+def _finish(scheduler: Scheduler, requests: list[Request], cancellation: Cancellation) -> None:
+    """Waits until no thread works at aborted requests: `abort` may return before that."""
     cancellation.check()
-    scheduler.drive(job)
-    _check_time(deadline, [row], options)
-    response = row.response()
-    yield TextChunk(response.text[len(row.prefix) + emitted :], response)
+    for request in requests:
+        scheduler.run_until(request)
 
 
-def _size(row: Row) -> tuple[int, int]:
-    """By what rows are sorted."""
-    return row.budget, len(row.ids)
-
-
-def _next_batch(waiting: list[Row], most: int) -> list[Row]:
-    """Takes the last rows, as far as they have one budget."""
-    batch = [waiting.pop()]
-    while waiting and len(batch) < most and waiting[-1].budget == batch[0].budget:
-        batch.append(waiting.pop())
-    return batch
-
-
-def _prepare(pipeline: Any, rows: list[Row], options: GenerationOptions) -> Job:
-    """Prepares the decoding of one batch; after each step the rows have taken their tokens."""
-    model, tokenizer = pipeline.model, pipeline.tokenizer
-    budget = rows[0].budget
-    eos = eos_token_ids(pipeline, options)
-    limit = rows[0].limit
-    config = generation_config(pipeline, options, max_new_tokens=limit)
-    config.eos_token_id = eos
-    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
-    # 1. Left-padded prompts, (batch, width)
-    device = pipeline.device
-    ids, mask = left_padded([row.ids for row in rows], config.pad_token_id)
-    width = ids.shape[1]
-    # 2. Fresh processors and criteria, which are told where the prompt ends
-    user_processors, user_criteria = pipeline_callables(pipeline)
-    processors = LogitsProcessorList([*user_processors, *options.logits_processor])
-    criteria = StoppingCriteriaList([*user_criteria, *options.stopping_criteria])
-    reward = landing = None
-    if grammar := options.answer_grammar:
-        from langchain_llama_stop.grammar.processor import GrammarProcessor
-
-        with tokenizer_lock(tokenizer):
-            constraint = GrammarProcessor(
-                tokenizer, grammar, prompt_length=width, max_new_tokens=budget, eos_token_ids=eos
-            )
-        processors.append(constraint)
-    # A grammar says itself where the answer ends.
-    wanted = options.eos_reward if grammar is None or grammar.unconstrained else None
-    if wanted and wanted.hindsight:
-        with tokenizer_lock(tokenizer):
-            landing = Landing(
-                tokenizer,
-                rows=len(rows),
-                max_new_tokens=budget,
-                eos_token_ids=eos,
-                reward=wanted,
-            )
-    elif wanted:
-        reward = InPlaceEosReward(
-            tokenizer,
-            max_new_tokens=budget,
-            prompt_length=width,
-            eos_token_id=eos,
-            reward=wanted,
-        )
-        processors.append(reward)
-    if options.thinking_tokens:
-        lengths: dict[str, Any] = {"prompt_length": width, "thinking_ids": thinking_ids(tokenizer)}
-        processors.append(
-            ThinkingReward(tokenizer, thinking_tokens=options.thinking_tokens, **lengths)
-        )
-        criteria.append(AnswerBudget(max_new_tokens=budget, **lengths))
-    if options.stop or options.stop_token_ids:
-        criteria.append(
-            StopSequenceCriteria(
-                tokenizer,
-                stop=options.stop,
-                stop_token_ids=options.stop_token_ids,
-                prompt_length=width,
-            )
-        )
-    generators = None
-    if options.seed is not None:
-        generators = [torch.Generator(device).manual_seed(options.seed) for _ in rows]
-    alone = config.use_cache is False or not can_share(model.config)
-
-    # 3. Steps
-    def on_step(step: Step) -> None:
-        if landing:
-            _look(landing, step, rows)
-        _accept(step, rows, eos, reward, config.do_sample)
-        for i, row in enumerate(rows):
-            if landing and row.cut and row.landed is None:
-                row.land(landing, i)
-            if row.builder and not row.finished:
-                row.ready = row.emittable()
-
-    if model.generation_config.max_length and not model.generation_config.max_new_tokens:
-        # Said in the model's own terms: transformers warns of both in one call.
-        config.max_length, config.max_new_tokens = width + limit, None
-    decode = partial(
-        decode_steps,
-        on_step=on_step,
-        generators=generators,
-        guesser=None if alone else _guesser(rows, options, config.do_sample),
-    )
-    passes = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
-        logits_processor=processors,
-        stopping_criteria=criteria,
-        custom_generate=decode,
-    )
-    return Job(
-        passes,
-        [row.ids for row in rows],
-        [row.generated for row in rows],
-        tokenizer=tokenizer,
-        most_rows=options.batch_size,
-        prefix_cache=0 if alone else options.prefix_cache,
-        alone=alone,
-    )
-
-
-def _guesser(rows: list[Row], options: GenerationOptions, sampled: bool) -> Guesser | None:
-    """What guesses tokens ahead, where that pays: one row, greedy, and something to look up."""
-    if len(rows) > 1 or sampled:
-        return None
-    if options.assistant_model is not None:
-        return Assistant(options.assistant_model)
-    count = options.prompt_lookup_num_tokens
-    if count is None and len(rows[0].ids) >= LONG_PROMPT:
-        count = LOOKUP_TOKENS
-    return PromptLookup(count) if count else None
-
-
-def _look(landing: Landing, step: Step, rows: list[Row]) -> None:
-    """Judges the places that the rows have reached, before they take the step's tokens."""
-    said = [row.said(landing.zone) for row in rows]
-    if all(ids is None for ids in said):
-        return
-    landing.record(said, step.scores, step.best)
-    for i, (row, ids) in enumerate(zip(rows, said, strict=True)):
-        if row.builder and ids is not None:  # judged now: a stream holds back what may go
-            if landing.newest_is_best(i, ids) or row.released is None:
-                row.released = row.settled()
-
-
-def _accept(
-    step: Step,
-    rows: list[Row],
-    eos: list[int],
-    reward: EosTokenRewardLogitsProcessor | None,
-    sampled: bool,
-) -> None:
-    """Hands a step's tokens to the rows."""
-    for i, row in enumerate(rows):
-        if row.finished:
-            continue
-        if step.tokens[i] in eos:
-            row.eos_source = (
-                reward.eos_source(step.input_ids[i], step.logits[i].float(), sampled)
-                if reward
-                else "model"
-            )
-        if row.options.logprobs:
-            row.rate(step.tokens[i], step.logits[i].float().log_softmax(dim=-1))
-        row.accept(step.tokens[i], step.finished[i])
+def _check_time(deadline: Deadline, sequences: list[Sequence], options: GenerationOptions) -> None:
+    """Raises, or warns, if the time ran out before all answers were finished."""
+    finished, count = sum(sequence.finished for sequence in sequences), len(sequences)
+    if finished < count and deadline.passed:
+        if options.on_timeout == "raise":
+            raise deadline.error(finished, count)
+        logger.warning("`timeout` ran out: %d of %d answers are cut.", count - finished, count)

@@ -1,26 +1,22 @@
-"""Memory that has run out: how it shows, what can be given back, what is left to say."""
+"""Out of memory: how it is recognised, what can be freed, and the error for a single answer."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
-from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
+
+logger = logging.getLogger("langchain_llama_stop")
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-"""How PyTorch says it on CUDA and MPS, and on CPUs, where it is a plain RuntimeError."""
+"""What PyTorch says on CUDA and MPS, and on CPUs, where it raises a plain RuntimeError."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out.
-
-    Args:
-        error: What a forward pass has raised.
-
-    Returns:
-        True if smaller batches may pass where this one failed.
-    """
+    """Whether an error says that memory has run out: then a smaller batch may still fit."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -28,46 +24,26 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def without_frames(error: Exception) -> Exception:
-    """Lets go of what an error of memory holds: the frames of the pass, with all of its tensors.
-
-    Args:
-        error: What a forward pass has raised.
-
-    Returns:
-        It; an error of another kind keeps its traceback.
-    """
+    """Drops the traceback of an out-of-memory error: its frames hold all tensors of the pass."""
     if out_of_memory(error):
         error.__traceback__ = error.__context__ = error.__cause__ = None
     return error
 
 
 def free_caches(model: Any) -> bool:
-    """Frees what is kept for speed alone: the known prefixes, and blocks that CUDA holds.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Whether there were any prefixes: then it is worth another try.
-    """
-    kept = PrefixCache.forget(model)
+    """Frees what is kept for speed alone; True if that was anything, so that a retry may fit."""
+    tokens = prefix_cache_of(model).clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return kept > 0
+    if tokens:
+        logger.info("Memory ran out: the prefix cache is dropped (%d tokens).", tokens)
+    return tokens > 0
 
 
-def one_answer_oom(prompt_tokens: int, budget: int) -> torch.OutOfMemoryError:
-    """Says that not even one answer has room.
-
-    Args:
-        prompt_tokens: Tokens of its prompt.
-        budget: Its token budget.
-
-    Returns:
-        The error to raise.
-    """
+def one_answer_oom(prompt_tokens: int, max_new_tokens: int) -> torch.OutOfMemoryError:
+    """The error to raise where not even one answer fits into memory."""
     return torch.OutOfMemoryError(
         f"Memory has run out with one answer alone (a prompt of {prompt_tokens} tokens and a "
-        f"budget of {budget}): shorten the prompt, lower `max_new_tokens`, load the model with "
-        "`quantization='nf4'`, or free memory that something else holds."
+        f"budget of {max_new_tokens}): shorten the prompt, lower `max_new_tokens`, load the model "
+        "with `quantization='nf4'`, or free memory that something else holds."
     )

@@ -1,15 +1,15 @@
-"""Keys and values of earlier prompts, kept for prompts that begin the same way.
+"""Keys and values of earlier prompts, kept for prompts that begin with the same tokens.
 
-A conversation sends all of its past with every turn, and all prompts of a RAG app begin with the
-same instructions. What the model has computed for them is kept here, found again by token ids
-(never by text), and continued.
+A conversation sends its whole past with every turn, and all prompts of a RAG app begin with the
+same instructions. What the model has computed for such a beginning is kept here, found again by
+token ids (never by text), and continued.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop._weights import adapter_state
@@ -22,76 +22,63 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHORTEST = 32
-"""Tokens under which a common prefix is not used: reading it again costs next to nothing, and in
-low precision another way of computing it may round differently."""
+"""Tokens that a common prefix needs to be reused. Chosen, not tuned: to compute fewer again costs
+next to nothing, and in low precision another way of computing them may round differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What is known of a text.
+    """The computed beginning of a text.
 
     Attributes:
         ids: Its tokens.
         states: Their keys and values, never written to.
-        prompt: How many of the tokens were a prompt.
-        logits: The model's scores behind that prompt, (vocab,): the same prompt again needs no
-            forward pass, and gets the very same answer in any precision.
+        prompt_length: How many of the tokens were a prompt.
+        logits: The logits after that prompt, (vocab,): the same prompt again needs no forward
+            pass, and gets the very same answer in any precision.
     """
 
     ids: tuple[int, ...]
     states: LayerStates
-    prompt: int = 0
+    prompt_length: int = 0
     logits: torch.Tensor | None = None
 
 
+Hit = tuple[Prefix | None, int]
+"""An entry for a prompt and how many of its tokens to reuse; (None, 0) without one."""
+
+
 class PrefixCache:
-    """The known prefixes of one model, bounded in tokens; the longest unused go first."""
+    """The prefixes kept for one model, bounded in tokens; the least recently used go first."""
 
     def __init__(self) -> None:
-        """Begins empty."""
+        """Starts empty."""
         self._lock = threading.Lock()
-        self._entries: list[Prefix] = []  # the last used last
-        self._state: object = None  # of the weights that the entries were computed with
+        self._entries: list[Prefix] = []  # the most recently used last
+        # The weights that the entries were computed with.
+        self._adapters: list[object] = []
+        self._state: object = None
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, limit: int) -> PrefixCache | None:
-        """Returns the prefix cache of a model, emptied if its adapters or weights have changed.
+    def refresh(self, model: PreTrainedModel) -> None:
+        """Drops all entries if the model's adapters or weights have changed.
 
-        That takes a millisecond or so: every parameter is asked.
-
-        Args:
-            model: The model.
-            limit: Tokens that the caller wants to be kept at most.
-
-        Returns:
-            The cache; None if `limit` is 0.
+        That takes about a millisecond, because every parameter is looked at.
         """
-        if not limit:
-            return None
-        cache = _cache(model)
-        # Configs are compared as objects. Training in place raises the versions of parameters;
-        # those that are fetched from a disk for one pass have none.
-        configs = [_Same(config) for config in getattr(model, "peft_config", {}).values()]
+        # Adapter configs are compared as objects (kept, so that no other object gets their id).
+        # Training in place raises the versions of parameters; those that are fetched from a disk
+        # for one pass have none.
+        adapters = list(getattr(model, "peft_config", {}).values())
         versions = sum(p._version for p in model.parameters() if not p.is_inference())
-        state = (configs, adapter_state(model), versions)
-        with cache._lock:
-            if cache._state != state:
-                cache._entries, cache._state = [], state
-        return cache
+        state = (adapter_state(model), versions)
+        with self._lock:
+            same = len(adapters) == len(self._adapters) and all(map(is_, adapters, self._adapters))
+            if not same or state != self._state:
+                self._entries, self._adapters, self._state = [], adapters, state
 
-    @classmethod
-    def forget(cls, model: PreTrainedModel) -> int:
-        """Drops all that is kept for a model.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The tokens that were kept.
-        """
-        cache = _cache(model)
-        with cache._lock:
-            tokens, cache._entries = cache.tokens, []
+    def clear(self) -> int:
+        """Drops all entries; returns how many tokens they held."""
+        with self._lock:
+            tokens, self._entries = self.tokens, []
         return tokens
 
     @property
@@ -99,21 +86,17 @@ class PrefixCache:
         """Tokens kept now."""
         return sum(len(entry.ids) for entry in self._entries)
 
-    def find(self, ids: Sequence[int]) -> tuple[Prefix | None, int]:
-        """Finds what is known of the beginning of a prompt.
+    def find(self, ids: list[int]) -> Hit:
+        """Finds the longest entry that a prompt begins with.
 
-        Args:
-            ids: The prompt.
-
-        Returns:
-            The entry and how many of its tokens to use: all of the prompt's if their scores are
-            known too, else at most all but the last. None and 0 where there is too little.
+        All of the prompt is reused if the logits after it are kept too, else at most all but its
+        last token.
         """
         with self._lock:
             best, length = None, SHORTEST - 1
             for entry in self._entries:
                 shared = common_length(ids, entry.ids)
-                if shared == len(ids) and (entry.logits is None or entry.prompt != shared):
+                if shared == len(ids) and (entry.logits is None or entry.prompt_length != shared):
                     shared -= 1
                 if shared > length:
                     best, length = entry, shared
@@ -124,15 +107,10 @@ class PrefixCache:
             return best, length
 
     def put(self, entry: Prefix, limit: int) -> None:
-        """Keeps an entry, in place of those that it continues.
-
-        Args:
-            entry: The entry; what is over the limit is cut off.
-            limit: Tokens to keep at most.
-        """
+        """Adds an entry in place of those that it continues, cut to `limit` tokens in all."""
         if len(entry.ids) > limit:
             states = [s and (s[0][:, :limit], s[1][:, :limit]) for s in entry.states]
-            states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view on the rest
+            states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view of the rest
             entry = Prefix(entry.ids[:limit], states)
         with self._lock:
             if any(common_length(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
@@ -145,19 +123,7 @@ class PrefixCache:
                 self._entries.pop(0)
 
 
-class _Same:
-    """An object that is equal to itself only, and kept: its `id` is not given to another."""
-
-    def __init__(self, held: object) -> None:
-        self._held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._held is self._held
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 @cached_per_object
-def _cache(model: PreTrainedModel) -> PrefixCache:
+def prefix_cache_of(model: PreTrainedModel) -> PrefixCache:
     """The prefix cache of a model."""
     return PrefixCache()

@@ -1,8 +1,7 @@
-"""One call on its way through the model: what it wants next, how far it is, what has ended it."""
+"""One request at the scheduler: its sequences, the pass that it needs next, and what ended it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,58 +11,58 @@ from langchain_llama_stop.engine.decode import Pass, Passes
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
-class Job:
-    """The rows of one call on their way through the model.
+class Request:
+    """Sequences of one call that are decoded together.
 
     Attributes:
-        steps: How many times the job has got on.
-        error: What has ended it, if that was an error.
+        next_pass: The forward pass that the request needs next; None if it is finished.
+        steps: How many times the request has advanced.
+        error: The error that ended it, if one did.
+        prefill_alone: Whether it may share no prefill, because one with others has failed.
+        prompt_logits: The logits after the prompt, (vocab,), of a request with one sequence.
+        model_kwargs: What transformers passes on from step to step, of an unbatchable request.
     """
 
     def __init__(
         self,
         passes: Passes,
-        prompts: Sequence[list[int]],
-        answers: Sequence[list[int]],
+        prompts: list[list[int]],
+        answers: list[list[int]],
         *,
         tokenizer: PreTrainedTokenizerBase,
-        most_rows: int,
+        max_rows: int,
         prefix_cache: int,
-        alone: bool,
+        unbatchable: bool,
     ) -> None:
-        """Takes what a call has prepared.
+        """Starts the decode loop of a call.
 
         Args:
-            passes: Its decoding.
-            prompts: Ids of the prompts.
-            answers: Ids of the answers, which grow.
-            tokenizer: Its lock is held while the job gets on.
-            most_rows: Rows that may be in a pass which the job joins; less, once memory has not
-                sufficed for them.
+            passes: The decode loop.
+            prompts: The ids of each sequence's prompt.
+            answers: The ids of each sequence's answer, which grow.
+            tokenizer: Its lock is held while the request advances.
+            max_rows: Rows that a batch may have once the request has joined it. It gets lower
+                when memory has not sufficed for them.
             prefix_cache: Tokens that the model's prefix cache may hold.
-            alone: Whether its passes cannot be shared.
+            unbatchable: Whether its passes cannot be shared.
         """
         self.passes, self.prompts, self.answers = passes, prompts, answers
-        self.most_rows, self.prefix_cache, self.alone = most_rows, prefix_cache, alone
-        self.wanted: Pass | None = next(passes)
+        self.max_rows, self.prefix_cache, self.unbatchable = max_rows, prefix_cache, unbatchable
+        self.next_pass: Pass | None = next(passes)
         self.steps = 0
         self.error: BaseException | None = None
-        self.apart = False  # to be read by itself: reading it along with others has failed
-        self.first: torch.Tensor | None = None  # scores behind a single prompt, (vocab,)
-        self.model_kwargs: dict[str, Any] = {}  # of a job that is alone
+        self.prefill_alone = False
+        self.prompt_logits: torch.Tensor | None = None
+        self.model_kwargs: dict[str, Any] = {}
         self._lock = tokenizer_lock(tokenizer)
 
-    def get_on(self, logits: torch.Tensor) -> None:
-        """Takes the scores of a pass.
-
-        Args:
-            logits: Scores behind the tokens, (rows of the pass, 1 or more, vocab).
-        """
+    def advance(self, logits: torch.Tensor) -> None:
+        """Takes the logits of a pass, (rows of the pass, 1 or more tokens, vocab)."""
         try:
             with self._lock:
-                self.wanted = self.passes.send(logits)
+                self.next_pass = self.passes.send(logits)
         except StopIteration:
-            self.wanted = None
+            self.next_pass = None
         except BaseException as error:
             self.end(error)
             if not isinstance(error, Exception):
@@ -71,56 +70,47 @@ class Job:
         self.steps += 1
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends the job before its time; its caller gets the error."""
-        self.error, self.wanted, self.model_kwargs = error, None, {}
+        """Ends the request early; its caller gets the error."""
+        self.error, self.next_pass, self.model_kwargs = error, None, {}
         self.passes.close()
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.wanted is None
+    def finished(self) -> bool:
+        """Whether the request needs no more passes."""
+        return self.next_pass is None
 
     @property
-    def running(self) -> int:
-        """How many rows have not finished."""
-        wanted = self.wanted
-        return len(wanted.rows) if wanted else 0
+    def running_rows(self) -> int:
+        """How many of its sequences are not finished."""
+        return len(self.next_pass.rows) if self.next_pass else 0
 
-    def unread(self) -> dict[int, list[int]]:
-        """What has to be read of each row that has not finished: its prompt and its answer so far.
+    def is_running(self, row: int) -> bool:
+        """Whether a sequence, by its index in the request, is not finished."""
+        return self.next_pass is not None and row in self.next_pass.rows
 
-        The scores behind that are what the decoding waits for.
-        """
-        every = zip(self.prompts, self.answers, strict=True)
-        return {row: [*p, *a] for row, (p, a) in enumerate(every) if self.wants(row)}
-
-    def wants(self, row: int) -> bool:
-        """Whether a row has not finished."""
-        return self.wanted is not None and row in self.wanted.rows
+    def prefill_ids(self) -> dict[int, list[int]]:
+        """Prompt and answer so far of each running sequence: the next logits are those after it."""
+        texts = enumerate(zip(self.prompts, self.answers, strict=True))
+        return {row: [*p, *a] for row, (p, a) in texts if self.is_running(row)}
 
 
-def pass_alone(model: Any, job: Job) -> torch.Tensor:
-    """Makes one pass of a job whose states are its own affair, as transformers' own loop does.
+def unbatched_pass(model: Any, request: Request) -> torch.Tensor:
+    """One forward pass of a request that cannot share a batch; returns (rows, 1, vocab).
 
-    Args:
-        model: The model.
-        job: The job; it wants a pass.
-
-    Returns:
-        The scores behind the tokens, (rows of the pass, 1, vocab).
+    Its state is recurrent, or it uses no cache: the pass is made as transformers' own loop does.
     """
-    wanted = job.wanted
-    assert wanted is not None
-    if not job.steps:
-        job.model_kwargs = wanted.model_kwargs
-    kwargs = job.model_kwargs
+    next_pass = request.next_pass
+    assert next_pass is not None
+    if not request.steps:
+        request.model_kwargs = next_pass.model_kwargs
+    kwargs = request.model_kwargs
     inputs = model.prepare_inputs_for_generation(
-        wanted.input_ids,
-        next_sequence_length=1 if job.steps and kwargs["use_cache"] else None,
-        is_first_iteration=not job.steps,
+        next_pass.input_ids,
+        next_sequence_length=1 if request.steps and kwargs["use_cache"] else None,
+        is_first_iteration=not request.steps,
         **kwargs,
     )
     outputs = model(**inputs, return_dict=True)
-    job.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
+    request.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
     logits: torch.Tensor = outputs.logits[:, -1:]
-    return logits[wanted.rows]
+    return logits[next_pass.rows]

@@ -1,17 +1,18 @@
-"""Who runs the model, and for whom: the forward passes of all calls on one model are shared.
+"""Who runs the model: all calls on one model share its forward passes.
 
-Each call decodes its own rows with its own options; what it has in common with others is the
-forward pass. There is no thread of ours: of all callers that wait for their answers, one leads. It
-runs the passes for all of them, until it has what it wanted, and the next one takes over. Rows
-join between two passes and leave when they have finished.
+Each call decodes its own sequences with its own options; the forward pass is shared. There is no
+thread of ours: of all callers that wait for their answers, one leads. It runs the passes for all of
+them until its own request has what it waits for; then the next caller takes over. Rows join between
+two passes and leave when they are finished.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import ref
@@ -20,79 +21,81 @@ import torch
 from transformers import PreTrainedModel
 
 from langchain_llama_stop.engine.admission import cancelled_by
-from langchain_llama_stop.engine.batch import Batch
+from langchain_llama_stop.engine.batch import Batch, prefill
 from langchain_llama_stop.engine.oom import free_caches, out_of_memory, without_frames
-from langchain_llama_stop.engine.prefill import read_jobs
 from langchain_llama_stop.engine.prefix_cache import PrefixCache
-from langchain_llama_stop.engine.request import Job, pass_alone
+from langchain_llama_stop.engine.request import Request, unbatched_pass
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
-_PADDING = 64  # tokens of padding that reading several prompts at once may cost in any case
+logger = logging.getLogger("langchain_llama_stop")
 
-
-def _neutral(method: Callable[[Scheduler], None]) -> Callable[[Scheduler], None]:
-    """Lets what the leader does for all not depend on its own modes.
-
-    The buffers that one caller makes are written to by the next, so that the mode has to be one for
-    all. It is inference mode: without it a step takes an eighth longer where the host is the limit.
-    """
-    return torch.inference_mode()(method)
+_PADDING = 64
+"""Tokens of padding that a shared prefill may have in any case; half of its real tokens beyond.
+Chosen, not tuned: so much padding costs less than a pass for each prompt."""
 
 
 class Scheduler:
-    """Runs the forward passes of one model."""
+    """Runs the forward passes of one model.
+
+    `_step` and `_remove_aborted` run in inference mode, whatever mode the calling thread is in:
+    the buffers that one caller makes are written to by the next. Without inference mode a step
+    takes an eighth longer where the host is the limit (`make bench ARGS="--shape thin-32"`).
+    """
 
     def __init__(self, model: Any) -> None:
-        """Begins with nothing to do.
-
-        Args:
-            model: The model.
-        """
+        """Starts with no request; keeps a weak reference to the model."""
         self._ref = ref(model)
-        # Over what follows, up to the blank line. Entered anew where, in the midst of it, an
-        # abandoned stream is collected and leaves.
+        # Guards the fields below, up to the blank line. Reentrant, because garbage collection may
+        # close a stream, which aborts its request, while this thread holds the lock.
         self._mutex = threading.RLock()
         self._leader = 0  # the thread that leads; 0 if none does
-        self._waiting: list[Job] = []  # the first come first
-        self._left: list[Job] = []
-        self._sleepers: dict[Job, tuple[threading.Condition, int | None]] = {}
+        self._queue: list[Request] = []  # wait for their prefill, the first come first
+        self._aborted: list[Request] = []
+        self._waiters: dict[Request, tuple[threading.Condition, int | None]] = {}
 
-        # The leader's own.
+        # Used by the leader only.
         self._batch: Batch | None = None
-        self._has_read = False  # whether the last step has read prompts
-        self._alone: list[Job] = []
-        self._prefixes: PrefixCache | None = None  # as it was when prompts were last read
+        self._just_prefilled = False  # whether the last step was a prefill
+        self._unbatchable: list[Request] = []
+        self._prefix_cache: PrefixCache | None = None  # the one used by the last prefill
 
     @property
     def _model(self) -> Any:
-        """The model, which lives as long as somebody wants something of it."""
         return self._ref()
 
     @property
-    def _led(self) -> bool:
-        """Whether somebody leads."""
-        return self._leader != 0
+    def queued(self) -> int:
+        """How many requests wait for their prefill."""
+        return len(self._queue)
 
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Scheduler:
-        """Returns the scheduler of a model."""
-        return _scheduler(model)
+    @property
+    def running_rows(self) -> int:
+        """How many rows of the shared batch are not finished."""
+        return sum(map(len, self._batch.running().values())) if self._batch else 0
 
-    def submit(self, job: Job) -> None:
-        """Takes a job; somebody has to `drive` it, and to `leave` it in the end."""
+    @property
+    def idle(self) -> bool:
+        """Whether there is no request, and no caller that waits or leads."""
+        requests = self._batch or self._queue or self._aborted or self._unbatchable
+        return not (requests or self._leader or self._waiters)
+
+    def add_request(self, request: Request) -> None:
+        """Queues a request; its caller has to `run_until` it is finished, and to `abort` it."""
         with self._mutex:
-            self._waiting.append(job)
+            self._queue.append(request)
 
-    def drive(self, job: Job, since: int | None = None, until: float = math.inf) -> None:
-        """Returns when a job is over, or has got on, or the time is over.
+    def run_until(
+        self, request: Request, since: int | None = None, until: float = math.inf
+    ) -> None:
+        """Blocks until a request is finished or has advanced; runs the model if nobody else does.
 
         Args:
-            job: The job.
+            request: The request.
             since: The `steps` that the caller has seen; None to wait for the end.
-            until: The time by `time.monotonic`.
+            until: The time by `time.monotonic` at which to return in any case.
 
         Raises:
-            BaseException: What has ended the job, or has come up while the caller led.
+            BaseException: What has ended the request, or came up while the caller led.
         """
         if self._leader == threading.get_ident():
             raise RuntimeError(
@@ -101,291 +104,297 @@ class Scheduler:
             )
 
         def done() -> bool:
-            return _done(job, since) or time.monotonic() >= until
+            return _advanced(request, since) or time.monotonic() >= until
 
         with self._mutex:
             try:
-                while self._led and not done():
+                while self._leader and not done():
                     turn = threading.Condition(self._mutex)
-                    self._sleepers[job] = (turn, since)
+                    self._waiters[request] = (turn, since)
                     turn.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
                 if lead := not done():
                     self._leader = threading.get_ident()
             finally:
-                self._sleepers.pop(job, None)
-                if not self._led:  # it may have been this caller's turn
+                self._waiters.pop(request, None)
+                if not self._leader:  # this caller may have been woken to lead, and does not
                     self._wake()
         if lead:
             try:
-                with cancelled_by(None):  # what is done here may be another call's
+                with cancelled_by(None):  # the processors that run here may be another call's
                     while not done():
                         self._step()
                         with self._mutex:
                             self._wake()
             finally:
-                self._hand_over()
-        if job.error:
-            raise job.error
+                self._release_lead()
+        if request.error:
+            raise request.error
 
-    def leave(self, job: Job) -> None:
-        """Takes a job out, whether it is over or not; from any thread."""
+    def abort(self, request: Request) -> None:
+        """Removes a request, finished or not; may be called from any thread."""
         with self._mutex:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                job.end()
+            if request in self._queue:
+                self._queue.remove(request)
+                request.end()
                 self._wake()
-            if job.over:
+            if request.finished:
                 return
-            self._left.append(job)
-            if self._led:
-                return  # who leads will see to it
+            self._aborted.append(request)
+            if self._leader:
+                return  # the leader removes it
             self._leader = threading.get_ident()
-        self._hand_over()
+        self._release_lead()
 
     def _wake(self) -> None:
-        """Wakes those who have what they wait for and, if nobody leads, one who has not."""
-        successor = self._led
-        for job, (turn, since) in self._sleepers.items():
-            if _done(job, since):
+        """Wakes the callers that have what they wait for and, if nobody leads, one to lead."""
+        led = self._leader != 0
+        for request, (turn, since) in self._waiters.items():
+            if _advanced(request, since):
                 turn.notify()
-            elif not successor:
-                successor = True
+            elif not led:
+                led = True
                 turn.notify()
 
-    def _hand_over(self) -> None:
-        """Gives the lead up, once nothing is left to be taken out."""
+    def _release_lead(self) -> None:
+        """Gives up the lead once no aborted request is left to be removed."""
         leads = True
         while leads:
             try:
-                self._take_out()
+                self._remove_aborted()
             except BaseException:
-                self._give_up()
+                self._give_up_lead()
                 raise
             with self._mutex:
-                leads = bool(self._left)
+                leads = bool(self._aborted)
                 if not leads:
-                    self._give_up()
+                    self._give_up_lead()
 
-    def _give_up(self) -> None:
+    def _give_up_lead(self) -> None:
         with self._mutex:
             self._leader = 0
             self._wake()
 
-    @_neutral
-    def _take_out(self) -> None:
-        """Takes out the jobs that were left."""
+    @torch.inference_mode()
+    def _remove_aborted(self) -> None:
+        """Removes the aborted requests; their prefixes are cached."""
         with self._mutex:
-            left = [job for job in self._left if not job.over]
-            self._left.clear()
-            self._waiting = [job for job in self._waiting if job not in left]
-        if left:
-            for job in left:
-                self._keep(self._batch, job)
-                job.end()
-            self._alone = [job for job in self._alone if not job.over]
-            with self._whole(self._batch):
+            aborted = [request for request in self._aborted if not request.finished]
+            self._aborted.clear()
+            self._queue = [request for request in self._queue if request not in aborted]
+        if aborted:
+            for request in aborted:
+                self._cache_prefix(self._batch, request)
+                request.end()
+            self._unbatchable = [request for request in self._unbatchable if not request.finished]
+            with self._moving_rows(self._batch):
                 self._batch = self._batch and self._batch.compact(at_once=True)
 
     @contextmanager
-    def _whole(self, *batches: Batch | None) -> Iterator[None]:
-        """Ends the jobs of batches whose rows could not be moved: some layers have, others not."""
+    def _moving_rows(self, *batches: Batch | None) -> Iterator[None]:
+        """Where moving rows fails in the middle of the layers, ends the requests of the batches."""
         try:
             yield
         except BaseException as error:
             for batch in batches:
-                for job, _ in batch.owners if batch else ():
-                    if not job.over:
-                        job.end(error)
+                for request, _ in batch.owners if batch else ():
+                    if not request.finished:
+                        request.end(error)
             if self._batch in batches:
                 self._batch = None
             if not isinstance(error, Exception):
                 raise
 
-    @_neutral
+    @torch.inference_mode()
     def _step(self) -> None:
-        """Reads prompts that have come, or else gets on with all rows by one pass."""
-        self._take_out()
-        # In turns: rows that are at work do not wait for more than one reading.
-        group = [] if self._batch and self._has_read else self._next_to_read()
-        self._has_read = bool(group)
+        """One prefill of queued requests or one decode step of all running ones."""
+        self._remove_aborted()
+        # In turns: running rows do not wait for more than one prefill.
+        group = [] if self._batch and self._just_prefilled else self._next_group()
+        self._just_prefilled = bool(group)
         if group:
-            self._read(group)
+            self._prefill(group)
         elif self._batch:
-            self._pass(self._batch)
+            self._decode_step(self._batch)
         try:
-            for job in self._alone:
+            for request in self._unbatchable:
                 try:
-                    job.get_on(pass_alone(self._model, job))
+                    request.advance(unbatched_pass(self._model, request))
                 except Exception as error:
-                    job.end(without_frames(error))
+                    request.end(without_frames(error))
                 except BaseException as error:
-                    job.end(error)
+                    request.end(error)
                     raise
         finally:
-            self._alone = [job for job in self._alone if not job.over]
+            self._unbatchable = [request for request in self._unbatchable if not request.finished]
 
-    def _next_to_read(self) -> list[Job]:
-        """The first jobs that wait, as far as there is room and their lengths go together."""
+    def _next_group(self) -> list[Request]:
+        """The first requests of the queue that fit into the batch and into one padded prefill."""
         with self._mutex:
-            while self._waiting and self._waiting[0].alone:
-                self._alone.append(self._waiting.pop(0))
-            running = sum(job.wants(row) for job, row in self._batch.owners) if self._batch else 0
-            group: list[Job] = []
+            while self._queue and self._queue[0].unbatchable:
+                self._unbatchable.append(self._queue.pop(0))
+            running = self.running_rows
+            group: list[Request] = []
             lengths: list[int] = []
-            for job in list(self._waiting):
-                rows = [*lengths, *map(len, job.unread().values())]
+            for request in list(self._queue):
+                rows = [*lengths, *map(len, request.prefill_ids().values())]
                 padding = len(rows) * max(rows) - sum(rows)
                 if (
-                    job.alone
-                    or (running and running + len(rows) > job.most_rows)
-                    or (group and len(rows) > job.most_rows)
-                    or (group and (job.apart or group[-1].apart))
+                    request.unbatchable
+                    or (running and running + len(rows) > request.max_rows)
+                    or (group and len(rows) > request.max_rows)
+                    or (group and (request.prefill_alone or group[-1].prefill_alone))
                     or (group and padding > _PADDING + sum(rows) // 2)
                 ):
                     break
-                group.append(job)
+                group.append(request)
                 lengths = rows
-            self._waiting = [job for job in self._waiting if job not in group]
+            self._queue = [request for request in self._queue if request not in group]
             return group
 
-    def _read(self, group: list[Job]) -> None:
-        """Reads the prompts of jobs; their rows join those that are at work."""
+    def _prefill(self, group: list[Request]) -> None:
+        """Prefills requests; their rows join the running ones."""
         failure = None
         try:
-            batch, logits, cache = read_jobs(self._model, group)
-            self._prefixes = cache or self._prefixes
+            batch, logits, cache = prefill(self._model, group)
+            self._prefix_cache = cache or self._prefix_cache
         except Exception as error:
             failure = without_frames(error)
         except BaseException:
-            self._put_back(group)
+            self._requeue(group)
             raise
         if failure:
-            return self._not_read(group, failure)
-        with self._whole(batch):
-            for job in group:
-                rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is job]
-                if len(rows) == 1 and job.prefix_cache and not job.steps:
-                    job.first = logits[rows[0], -1].clone()
+            return self._prefill_failed(group, failure)
+        with self._moving_rows(batch):
+            for request in group:
+                rows = [i for i, (owner, _) in enumerate(batch.owners) if owner is request]
+                if len(rows) == 1 and request.prefix_cache and not request.steps:
+                    request.prompt_logits = logits[rows[0], -1].clone()
         before = self._batch
         try:
-            self._deliver(batch, logits)
-        finally:  # all have their scores: where one was interrupted, the others get on
-            with self._whole(before, batch):
-                if read := batch.compact(at_once=True):
+            self._process_logits(batch, logits)
+        finally:  # every request has its logits: the others join even if one was interrupted
+            with self._moving_rows(before, batch):
+                if joined := batch.compact(at_once=True):
                     if before and (running := before.compact(at_once=True)):
                         failure = None
                         try:
-                            running.join(read)
-                        except Exception as error:  # which leaves those that run as they are
+                            running.join(joined)
+                        except Exception as error:  # the running rows are as they were
                             failure = without_frames(error)
                         if failure:
-                            self._not_joined(list(read.places()), running, failure)
-                        read = running
-                    self._batch = read
+                            self._join_failed(list(joined.running()), running, failure)
+                        joined = running
+                    self._batch = joined
 
-    def _not_read(self, group: list[Job], failure: Exception) -> None:
-        """Lets jobs whose prompts could not be read try again: apart, with more room; or not."""
-        short, anew = out_of_memory(failure), not group[0].apart
-        for job in group:
-            job.apart = True
-        freed = short and anew and free_caches(self._model)
+    def _prefill_failed(self, group: list[Request], failure: Exception) -> None:
+        """Lets requests try again, alone or with more memory; a last failure ends the request."""
+        no_memory, first_try = out_of_memory(failure), not group[0].prefill_alone
+        for request in group:
+            request.prefill_alone = True
+        freed = no_memory and first_try and free_caches(self._model)
         if len(group) > 1 or freed:
-            self._put_back(group)
-        elif self._batch and short:
-            self._wait_for_room(group, self._batch)
+            cause = type(failure).__name__
+            logger.info("A prefill of %d requests failed, is tried again: %s", len(group), cause)
+            self._requeue(group)
+        elif self._batch and no_memory:
+            self._preempt(group, self._batch)
         else:
             group[0].end(failure)
 
-    def _not_joined(self, group: list[Job], running: Batch, failure: Exception) -> None:
-        """Lets jobs wait that could not join the rows at work for lack of memory."""
+    def _join_failed(self, group: list[Request], running: Batch, failure: Exception) -> None:
+        """Lets requests wait that could not join the running rows for lack of memory."""
         if out_of_memory(failure):
             free_caches(self._model)
-            self._wait_for_room(group, running)
+            self._preempt(group, running)
         else:
-            for job in group:
-                job.end(failure)
+            for request in group:
+                request.end(failure)
 
-    def _wait_for_room(self, group: list[Job], running: Batch) -> None:
-        """Lets jobs wait until fewer rows run than now; what they had is read again then."""
-        rows = sum(map(len, running.places().values()))
-        for job in group:
-            job.most_rows = max(1, rows + job.running - 1)
-        self._put_back(group)
+    def _preempt(self, group: list[Request], running: Batch) -> None:
+        """Lets requests wait until fewer rows run than now; then they are prefilled again."""
+        rows = sum(map(len, running.running().values()))
+        for request in group:
+            request.max_rows = max(1, rows + request.running_rows - 1)
+            logger.info("Memory ran out: a request waits until fewer than %d rows run.", rows)
+        self._requeue(group)
 
-    def _put_back(self, group: list[Job]) -> None:
+    def _requeue(self, group: list[Request]) -> None:
         with self._mutex:
-            self._waiting[:0] = group
+            self._queue[:0] = group
 
-    def _pass(self, batch: Batch) -> None:
-        """Gets on with all rows by one pass."""
+    def _decode_step(self, batch: Batch) -> None:
+        """One forward pass over the newest token of all rows."""
         ((first, _), *others) = batch.owners
-        if not others and not self._waiting and first.wanted:
-            tokens = first.wanted.tokens  # the guesses too: (1, 1 or more)
+        if not others and not self._queue and first.next_pass:
+            tokens = first.next_pass.tokens  # with its draft: (1, 1 or more)
         else:
             tokens = batch.mask.new_zeros(len(batch.owners), 1)
-            for job, rows in batch.places().items():
-                assert job.wanted is not None
-                tokens[rows] = job.wanted.tokens[:, :1].to(tokens.device)
+            for request, rows in batch.running().items():
+                assert request.next_pass is not None
+                tokens[rows] = request.next_pass.tokens[:, :1].to(tokens.device)
         failure = None
         try:
             logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
         except Exception as error:
             failure = without_frames(error)
         if failure:
-            self._not_passed(batch, failure)
+            self._decode_failed(batch, failure)
         else:
-            self._deliver(batch, logits)
-        with self._whole(batch):
+            self._process_logits(batch, logits)
+        with self._moving_rows(batch):
             self._batch = batch.compact()
 
-    def _not_passed(self, batch: Batch, failure: Exception) -> None:
-        """With the newest job it was too much, or it is a fault that each job will meet."""
-        short = out_of_memory(failure)
-        if short and free_caches(self._model):
+    def _decode_failed(self, batch: Batch, failure: Exception) -> None:
+        """Without memory the newest request waits; any other failure ends it."""
+        no_memory = out_of_memory(failure)
+        if no_memory and free_caches(self._model):
             return  # and try again
-        *before, newest = batch.places()
-        if short and before:
-            # Its rows are nobody's from here on, and are taken out with the finished ones.
-            batch.owners = [(j, -1 if j is newest else row) for j, row in batch.owners]
+        *older, newest = batch.running()
+        if no_memory and older:
+            # Its rows have no owner from here on: `compact` removes them.
+            batch.owners = [(r, -1 if r is newest else row) for r, row in batch.owners]
             batch.compact(at_once=True)
-            self._wait_for_room([newest], batch)
+            self._preempt([newest], batch)
         else:
             newest.end(failure)
 
-    def _deliver(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Hands the scores of a pass to all jobs; what interrupts one is raised afterwards."""
+    def _process_logits(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Advances all requests by the logits of a pass; an interrupt is raised afterwards."""
         interrupt: BaseException | None = None
-        for job, rows in batch.places().items():
+        for request, rows in batch.running().items():
             try:
-                job.get_on(logits if len(rows) == len(logits) else logits[rows])
+                request.advance(logits if len(rows) == len(logits) else logits[rows])
             except BaseException as error:  # else the next pass would repeat the others' tokens
-                job.end(error)
+                request.end(error)
                 interrupt = interrupt or error
-            if job.over:
-                self._keep(batch, job)
-            elif logits.shape[1] > 1:  # wrong guesses
-                batch.truncate(len(job.prompts[0]) + len(job.answers[0]) - 1)
+            if request.finished:
+                self._cache_prefix(batch, request)
+            elif logits.shape[1] > 1:  # drops draft tokens that were wrong
+                batch.truncate(len(request.prompts[0]) + len(request.answers[0]) - 1)
         if interrupt:
             raise interrupt
 
-    def _keep(self, batch: Batch | None, job: Job) -> None:
-        """Keeps what is known of a single row for prompts that begin the same way."""
-        if job.error or job.first is None or batch is None or (job, 0) not in batch.owners:
+    def _cache_prefix(self, batch: Batch | None, request: Request) -> None:
+        """Keeps what has been computed of a request with one sequence in the prefix cache."""
+        owner = (request, 0)
+        if request.error or request.prompt_logits is None or not batch or owner not in batch.owners:
             return
-        # Nothing is lost but time where there is no memory to keep it.
+        # Best effort: without memory the prefix is not cached.
         with suppress(Exception):
-            row, prompt, cache = batch.owners.index((job, 0)), job.prompts[0], self._prefixes
-            ids = [*prompt, *job.answers[0]][:-1] if job.answers[0] else prompt
-            if cache and job.prefix_cache:
-                entry = batch.prefix(row, ids, len(prompt), job.first)
-                cache.put(entry, job.prefix_cache)
+            index, cache = batch.owners.index(owner), self._prefix_cache
+            prompt, answer = request.prompts[0], request.answers[0]
+            ids = [*prompt, *answer][:-1] if answer else prompt
+            if cache and request.prefix_cache:
+                entry = batch.prefix(index, ids, len(prompt), request.prompt_logits)
+                cache.put(entry, request.prefix_cache)
 
 
 @cached_per_object
-def _scheduler(model: PreTrainedModel) -> Scheduler:
+def scheduler_of(model: PreTrainedModel) -> Scheduler:
     """The scheduler of a model."""
     return Scheduler(model)
 
 
-def _done(job: Job, since: int | None) -> bool:
-    return job.over or (since is not None and job.steps > since)
+def _advanced(request: Request, since: int | None) -> bool:
+    """Whether a request is finished, or has advanced after step `since`."""
+    return request.finished or (since is not None and request.steps > since)

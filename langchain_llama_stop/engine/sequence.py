@@ -1,9 +1,8 @@
-"""One prompt on its way to an answer: its tokens, its budget, its text, its end."""
+"""One prompt and its answer: the tokens so far, the budget, the text, and how it ended."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +16,10 @@ from langchain_llama_stop.ending.stop_strings import (
     match_token_ids,
 )
 from langchain_llama_stop.engine.config import pipeline_callables, thinking_ids, token_budget
+from langchain_llama_stop.engine.hint import add_hint
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import Detokenizer, TextBuilder, detokenizer
-from langchain_llama_stop.tokens.encoding import tokenizer_lock
+from langchain_llama_stop.tokens.encoding import prompt_ids, tokenizer_lock
 
 if TYPE_CHECKING:
     import torch
@@ -30,15 +30,15 @@ class GenerationResponse:
     """One answer.
 
     Attributes:
-        text: The answer, trimmed at its stop; with the prompt before it if that was asked for.
+        text: The answer, trimmed at its stop; after the prompt with `return_full_text`.
         token_ids: The answer's ids, EOS and stop included.
         prompt_tokens: Tokens of the prompt.
         finish_reason: "stop", or "length" for an answer that its budget (or `max_time`) cut.
         stop_reason: None for EOS; else the stop string or the token ids that matched.
         eos_source: Who ended the answer: "model", "reward", "forced", or None without EOS.
-        logprobs: One dict per id of `token_ids`, if asked for: `token` (its text), `logprob`
-            (natural; None for one that landing has set), `top_logprobs` (the likeliest, each with
-            `token` and `logprob`).
+        logprobs: With `logprobs`, one dict per id of `token_ids`: `token` (its text), `logprob`
+            (natural; None for a token that landing has set), `top_logprobs` (the likeliest tokens,
+            each with `token` and `logprob`).
     """
 
     text: str
@@ -50,29 +50,29 @@ class GenerationResponse:
     logprobs: list[dict[str, Any]] | None = None
 
 
-Prompt = str | Sequence[int]
+Prompt = str | list[int] | tuple[int, ...]
 """A text, or the ids of one."""
 
 
 @dataclass(eq=False)
-class Row:
-    """One prompt and what becomes of it."""
+class Sequence:
+    """One prompt and its answer, which grows token by token."""
 
     pipeline: Any
     prompt: Prompt
     options: GenerationOptions
     ids: list[int] = field(init=False)  # of the prompt
-    budget: int = field(init=False)  # of the answer
-    limit: int = field(init=False)  # of all that is decoded: what is thought before it too
-    prefix: str = ""  # what stands before the answer in the text
+    budget: int = field(init=False)  # tokens of the answer
+    max_new_tokens: int = field(init=False)  # the budget, and the tokens of thinking before it
+    echo: str = ""  # the prompt's text, where it is returned before the answer
     generated: list[int] = field(default_factory=list)  # as the model has decoded it
-    landed: list[int] | None = None  # the answer's ids, where they are not all of these
-    ready: str = ""  # of a stream: what may be given away
-    released: str | None = None  # of a stream in the landing zone: what no end can take back
+    landed: list[int] | None = None  # the answer's ids, where they are not `generated`
+    streamable: str = ""  # streams only: the text that may be given out
+    safe_prefix: str | None = None  # streams only: the text that landing cannot cut into
     finished: bool = False
     eos_source: Literal["model", "reward", "forced"] | None = None
-    logprobs: list[dict[str, Any]] = field(default_factory=list)  # of `generated`, if asked for
-    builder: TextBuilder | None = None  # streams only: what is not streamed is decoded once
+    logprobs: list[dict[str, Any]] = field(default_factory=list)  # of `generated`
+    builder: TextBuilder | None = None  # streams only: other answers are decoded once
 
     def __post_init__(self) -> None:
         """Encodes the prompt and finds the budget."""
@@ -83,40 +83,40 @@ class Row:
         with tokenizer_lock(tokenizer):
             settings = {"split_special_tokens": True} if options.split_special_tokens else {}
             if isinstance(prompt, str):
-                self.ids = token_ids(tokenizer, prompt, **settings)
+                self.ids = prompt_ids(tokenizer, prompt, **settings)
             else:
                 self.ids = list(prompt)
             if options.return_full_text:
                 decode = self.detokenizer.decode
-                self.prefix = prompt if isinstance(prompt, str) else decode(self.ids)
+                self.echo = prompt if isinstance(prompt, str) else decode(self.ids)
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.hint(first)
-                self.ids = token_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
+                self.ids = prompt_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
-            self.limit = self.budget + thinking
-        self._begin, self._thinks, self._thinking_ids = 0, False, (-1, -1)
+            self.max_new_tokens = self.budget + thinking
+        self._answer_start, self._thinking, self._thinking_ids = 0, False, (-1, -1)
         if thinking:
             self._thinking_ids = thinking_ids(tokenizer)
-            begun, ended = (
+            opened, closed = (
                 max((n for n, i in enumerate(self.ids) if i == token), default=-1)
                 for token in self._thinking_ids
             )
-            self._thinks = begun > ended
+            self._thinking = opened > closed
 
-    def accept(self, token: int, finished: bool) -> None:
-        """Takes the next token."""
+    def append(self, token: int, finished: bool) -> None:
+        """Adds the next token."""
         self.generated.append(token)
         self.finished = finished
         if token in self._thinking_ids:
-            self._thinks = token == self._thinking_ids[0]
-            self._begin = len(self.generated)
+            self._thinking = token == self._thinking_ids[0]
+            self._answer_start = len(self.generated)
         if self.builder and not finished:
             self.builder.push(token)
 
-    def rate(self, token: int, logprobs: torch.Tensor) -> None:
-        """Notes how likely the next token is; `logprobs` are those of the vocabulary, (vocab,)."""
+    def record_logprob(self, token: int, logprobs: torch.Tensor) -> None:
+        """Records the log-probability of the next token, out of those of all tokens, (vocab,)."""
         count = self.options.top_logprobs or 0
         tokens = [token, *logprobs.topk(count).indices.tolist()]
         first, *top = (
@@ -125,11 +125,11 @@ class Row:
         )
         self.logprobs.append({**first, "top_logprobs": top})
 
-    def _rated(self) -> list[dict[str, Any]] | None:
-        """The log-probabilities of the answer, which may have been ended before its last token."""
+    def _answer_logprobs(self) -> list[dict[str, Any]] | None:
+        """The log-probabilities of the answer, whose end may be other tokens than `generated`."""
         if not self.options.logprobs:
             return None
-        pairs = zip(self.answer, self.generated, strict=False)
+        pairs = zip(self.token_ids, self.generated, strict=False)
         kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return [
             *self.logprobs[:kept],
@@ -139,43 +139,37 @@ class Row:
                     "logprob": None,
                     "top_logprobs": [],
                 }
-                for i in self.answer[kept:]
+                for i in self.token_ids[kept:]
             ),
         ]
 
-    def said(self, least: int) -> list[int] | None:
-        """The ids of the answer so far, without the thinking; None under `least` of them."""
-        going = not self.finished and not self._thinks
-        return (
-            self.generated[self._begin :]
-            if going and len(self.generated) - self._begin >= least
-            else None
-        )
+    def answer_ids(self, at_least: int) -> list[int] | None:
+        """The ids of a running answer, without the thinking; None if fewer than `at_least`."""
+        if self.finished or self._thinking or len(self.generated) - self._answer_start < at_least:
+            return None
+        return self.generated[self._answer_start :]
 
     @property
-    def cut(self) -> bool:
+    def hit_limit(self) -> bool:
         """Whether the budget has cut the answer."""
-        full = len(self.generated) - self._begin == self.budget or len(self.generated) == self.limit
+        count = len(self.generated)
+        full = count - self._answer_start == self.budget or count == self.max_new_tokens
         return self.finished and not self.eos_source and full
 
     def land(self, landing: Landing, index: int) -> None:
-        """Ends an answer that its budget has cut.
-
-        Args:
-            landing: The search for its end.
-            index: Its row there.
-        """
+        """Ends an answer that its budget has cut; `index` is its row in the landing."""
         assert self.options.eos_reward is not None
-        if self._thinks or self.trimmed()[1] is not None:
+        if self._thinking or self.trimmed()[1] is not None:
             return
-        thought, said = self.generated[: self._begin], self.generated[self._begin :]
-        if ids := landing.end(index, said):
+        start = self._answer_start
+        thought, answer = self.generated[:start], self.generated[start:]
+        if ids := landing.end(index, answer):
             self.landed, self.eos_source = thought + ids, "reward"
-        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(index, said)):
+        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(index, answer)):
             self.landed, self.eos_source = thought + ids, "forced"
         else:
             return
-        # What closes the answer may complete a stop, which then ends it instead.
+        # The tokens that close the answer may complete a stop, which then ends it instead.
         sequences = self.options.stop_token_ids
         for count in range(len(thought) + 1, len(self.landed)):
             if match_token_ids(self.landed[:count], sequences):
@@ -185,62 +179,64 @@ class Row:
             self.landed, self.eos_source = self.landed[:-1], None
 
     @property
-    def answer(self) -> list[int]:
-        """The answer's ids."""
+    def token_ids(self) -> list[int]:
+        """The answer's ids, EOS and stop included."""
         return self.generated if self.landed is None else self.landed
 
     def trimmed(self) -> tuple[str, str | list[int] | None]:
-        """The answer's text, and the stop it was trimmed at."""
-        ids = self.answer[:-1] if self.eos_source else self.answer
+        """The answer's text, and the stop that it was trimmed at."""
+        ids = self.token_ids[:-1] if self.eos_source else self.token_ids
         text, reason = self.detokenizer.decode(ids), None
         if match := find_stop(text, self.options.stop):
             text, reason = text[: match.start], match.stop
         if self._special_stops(ids):
             full = self.detokenizer.decode(ids, special=True)
             if match := find_stop(full, self._special_stops(ids)):
-                before = self._visible(ids, match.start)
+                before = self._visible_text(ids, match.start)
                 if reason is None or len(before) <= len(text):
                     text, reason = before, match.stop
         if reason is None and (found := match_token_ids(ids, self.options.stop_token_ids)):
             return self.detokenizer.decode(ids[: -len(found)]), list(found)
         return text, reason
 
-    def emittable(self) -> str:
-        """The part of a growing answer that no further token can take back."""
-        return self.settled() if self.released is None else self.released
-
-    def settled(self) -> str:
-        """The same while the answer may not end behind it: before the landing zone."""
+    def settled_text(self) -> str:
+        """The text of a growing answer that no further token can change, outside of landing."""
         assert self.builder is not None
         ids, stops, sequences = self.generated, self.options.stop, self.options.stop_token_ids
-        # What is not settled yet may become any character: a stop may go on behind what is.
+        # Pending bytes may still become any character, so that a stop string may continue right
+        # after the settled text.
         text = self.builder.text[: self.builder.settled]
         if stops:
             text = text[: len(text) - held_back(text, stops)]
         if special_stops := self._special_stops(ids):
             full = self.detokenizer.decode(ids, special=True)
             full = full[: self.detokenizer.settled(ids, full, special=True)]
-            text = text[: len(self._visible(ids, len(full) - held_back(full, special_stops)))]
+            length = len(full) - held_back(full, special_stops)
+            text = text[: len(self._visible_text(ids, length))]
         if held := held_back_ids(ids, sequences) if sequences else 0:
             text = text[: len(self.detokenizer.decode(ids[:-held]))]
         return text[: self._last_end(text)] if self.options.on_length == "trim" else text
 
+    def update_streamable(self) -> None:
+        """Sets the text that a stream may give out: no further token can change it."""
+        self.streamable = self.settled_text() if self.safe_prefix is None else self.safe_prefix
+
     def _last_end(self, text: str) -> int:
-        """Where the last true end of the answer is in its text; 0 without one."""
-        if self._thinks:
+        """The position after the last sentence of the answer in its text; 0 without one."""
+        if self._thinking:
             return 0
         thought = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
         end = last_end(text[thought:])
         return thought + end if end else 0
 
-    def _special_stops(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """The stops to be looked for in the text with special tokens, if `ids` hold any."""
+    def _special_stops(self, ids: list[int]) -> tuple[str, ...]:
+        """The stops to look for in the text with special tokens, if `ids` hold any."""
         if not self.options.stop or self.detokenizer.special_ids.isdisjoint(ids):
             return ()
         return self.detokenizer.naming_special_tokens(self.options.stop)
 
-    def _visible(self, ids: Sequence[int], length: int) -> str:
-        """What the first `length` characters of the text with special tokens are without them."""
+    def _visible_text(self, ids: list[int], length: int) -> str:
+        """The first `length` characters of the text with special tokens, without these tokens."""
         full = self.detokenizer.decode(ids, special=True)
 
         def size(count: int) -> int:
@@ -255,63 +251,18 @@ class Row:
     def response(self) -> GenerationResponse:
         """The finished answer."""
         text, stop_reason = self.trimmed()
-        # Without EOS, a stop or criteria of the user's, a limit has cut it: of tokens or of time.
+        # Without EOS, a stop or the user's own criteria, a limit has cut it: of tokens or of time.
         criteria = self.options.stopping_criteria or pipeline_callables(self.pipeline)[1]
-        stopped = criteria and self.finished and not self.cut
+        stopped = criteria and self.finished and not self.hit_limit
         cut = not (self.eos_source or stop_reason is not None or stopped)
         if cut and self.options.on_length == "trim":
             text = text[: self._last_end(text)] or text  # without any end, nothing to trim to
         return GenerationResponse(
-            text=self.prefix + text,
-            token_ids=tuple(self.answer),
+            text=self.echo + text,
+            token_ids=tuple(self.token_ids),
             prompt_tokens=len(self.ids),
             finish_reason="length" if cut else "stop",
             stop_reason=stop_reason,
             eos_source=self.eos_source,
-            logprobs=self._rated(),
+            logprobs=self._answer_logprobs(),
         )
-
-
-def token_ids(tokenizer: Any, text: str, **settings: Any) -> list[int]:
-    """Encodes a prompt, with one BOS where the tokenizer adds one and the text has it already.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        text: The prompt.
-        **settings: For the tokenizer.
-
-    Returns:
-        Its ids, as the model gets them.
-    """
-    ids: list[int] = tokenizer(text, **settings)["input_ids"]
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        return ids[1:]
-    return ids
-
-
-def add_hint(tokenizer: Any, prompt: str, hint: str) -> str:
-    """Puts the answer hint into a prompt: at the end of the user's last turn, or before the text.
-
-    Args:
-        tokenizer: Its chat template tells how a user's turn ends.
-        prompt: The prompt, with or without a chat template around it.
-        hint: The sentence that asks for brevity.
-
-    Returns:
-        The prompt with the hint.
-    """
-    endings = ["[/INST]"]
-    if tokenizer.chat_template:
-        question = "\x00"
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        endings.insert(0, rendered.partition(question)[2])
-    for ending in endings:
-        body = prompt.rstrip()
-        if ending.strip() and body.endswith(ending.strip()):
-            cut = body.rindex(ending.strip())
-            turn = prompt[:cut]
-            space = turn[len(turn.rstrip()) :]
-            return f"{turn.rstrip()}\n\n{hint}{space}{prompt[cut:]}"
-    return f"{hint}\n\n{prompt}"

@@ -1,7 +1,7 @@
-"""Tokens guessed ahead, so that one forward pass can confirm several; a wrong guess changes none.
+"""Draft tokens, so that one forward pass can confirm several; a wrong draft changes no token.
 
-Greedy decoding of one row only. A pass over a dozen tokens costs little more than over one, as
-long as reading the weights is what takes the time.
+Greedy decoding of one sequence only. A pass over a dozen tokens costs little more than over one,
+as long as most of its time goes into reading the weights.
 """
 
 from __future__ import annotations
@@ -10,106 +10,109 @@ from typing import Any, Protocol
 
 import torch
 
-from langchain_llama_stop.engine.kv_cache import CACHE, RowsCache, can_share
+from langchain_llama_stop.engine.kv_cache import CACHE_NAME, RowsCache, can_share
 
 LOOKUP_TOKENS = 32
-"""Tokens that prompt lookup guesses at most where it has switched itself on."""
+"""Tokens that prompt lookup drafts at most where it has switched itself on. Tuned by `make bench`
+(quotations; float32): a pass over 33 tokens takes as long as 2.4 passes over one."""
 
 LONG_PROMPT = 128
-"""Tokens from which on a prompt holds enough to look up."""
+"""Tokens from which on prompt lookup switches itself on. Chosen, not tuned: shorter prompts hold
+little to look up."""
 
-_SIZES = (4, 3, 2)  # tokens that have to agree before what follows them is a guess
-_FIRST = 8  # tokens of the first guess
-_FEWEST = 4  # tokens of a guess after a wrong one
+# Of prompt lookup. Chosen so that a text that only seems to repeat itself costs little; `make
+# bench` (quotations) was run with them.
+_MATCHES = (4, 3, 2)  # tokens that have to match before what follows them is a draft
+_FIRST = 8  # tokens of the first draft
+_FEWEST = 4  # tokens of a draft after a wrong one
+
+_MODEL_TOKENS = 5
+"""Tokens of a draft model's first draft. This number, and how it grows and shrinks, are those of
+transformers' heuristic schedule."""
 
 
-class Guesser(Protocol):
-    """Guesses how a text goes on."""
+class Drafter(Protocol):
+    """Drafts how a text continues."""
 
-    def __call__(self, input_ids: torch.Tensor, tried: int, right: int, most: int) -> torch.Tensor:
-        """Guesses the next tokens.
+    def __call__(
+        self, input_ids: torch.Tensor, drafted: int, accepted: int, max_tokens: int
+    ) -> torch.Tensor:
+        """Drafts the next tokens.
 
         Args:
             input_ids: The text, (1, length).
-            tried: How many tokens of the last guess were tried.
-            right: How many of them were right.
-            most: Tokens to guess at most; none if under 1.
+            drafted: How many tokens the last draft had.
+            accepted: How many of them were right.
+            max_tokens: Tokens to draft at most; none if under 1.
 
         Returns:
-            The guesses, (1, 0 to most).
+            The draft, (1, 0 to max_tokens).
         """
         ...
 
 
 class PromptLookup:
-    """Guesses what followed the last time that the newest tokens stood in the text.
+    """Drafts what followed the last time that the newest tokens stood in the text.
 
     Prompt lookup decoding, after A. Saxena (2023): an answer that quotes its context needs no
-    second model to guess ahead. A guess that came true doubles the next one; after a wrong one
-    fewer tokens are guessed and longer agreement is asked for, so that texts that only seem to
-    repeat themselves cost little.
+    second model to draft. After a right draft the next one is twice as long; after a wrong one it
+    is shorter, and more tokens have to match.
     """
 
-    def __init__(self, count: int) -> None:
-        """Begins without a text.
-
-        Args:
-            count: Tokens to guess at most.
-        """
-        self._count, self._ahead, self._least = count, _FIRST, _SIZES[-1]
+    def __init__(self, max_tokens: int) -> None:
+        """Starts without a text; a draft has at most `max_tokens`."""
+        self._max_tokens, self._length, self._least_match = max_tokens, _FIRST, _MATCHES[-1]
         self._ids: list[int] = []
-        self._behind: dict[tuple[int, ...], int] = {}  # where what follows a run of tokens begins
+        self._after: dict[tuple[int, ...], int] = {}  # position after the last run of these tokens
 
-    def __call__(self, input_ids: torch.Tensor, tried: int, right: int, most: int) -> torch.Tensor:
-        """Guesses the next tokens; see `Guesser`."""
-        if tried:
-            self._least += -1 if right else 1
-            self._least = max(_SIZES[-1], min(self._least, _SIZES[0]))
-            self._ahead = 2 * tried if right == tried else max(_FEWEST, right)
+    def __call__(
+        self, input_ids: torch.Tensor, drafted: int, accepted: int, max_tokens: int
+    ) -> torch.Tensor:
+        """Drafts the next tokens; see `Drafter`."""
+        if drafted:
+            self._least_match += -1 if accepted else 1
+            self._least_match = max(_MATCHES[-1], min(self._least_match, _MATCHES[0]))
+            self._length = 2 * drafted if accepted == drafted else max(_FEWEST, accepted)
         for token in input_ids[0, len(self._ids) :].tolist():
-            for size in _SIZES:  # the newest token itself is not indexed: nothing follows it yet
-                self._behind[tuple(self._ids[-size:])] = len(self._ids)
+            for size in _MATCHES:  # the newest token is not indexed: nothing follows it yet
+                self._after[tuple(self._ids[-size:])] = len(self._ids)
             self._ids.append(token)
-        for size in _SIZES:
-            begin = self._behind.get(tuple(self._ids[-size:]))
-            if size >= self._least and begin is not None:
-                return input_ids[:, begin : begin + max(0, min(self._ahead, self._count, most))]
+        for size in _MATCHES:
+            start = self._after.get(tuple(self._ids[-size:]))
+            if size >= self._least_match and start is not None:
+                length = max(0, min(self._length, self._max_tokens, max_tokens))
+                return input_ids[:, start : start + length]
         return input_ids[:, :0]
 
 
-class Assistant:
-    """Lets a small model of the same vocabulary guess (speculative decoding, Leviathan 2023)."""
+class DraftModel:
+    """Drafts by a small model of the same vocabulary (speculative decoding, Leviathan 2023)."""
 
     def __init__(self, model: Any) -> None:
-        """Begins without a text.
-
-        Args:
-            model: The small model.
-
-        Raises:
-            ValueError: If what the model remembers cannot be taken back.
-        """
+        """Starts without a text; raises ValueError if the model cannot take tokens back."""
         if not can_share(model.config):
             raise ValueError(
                 "`assistant_model` has to be a model that remembers keys and values only, but is a "
                 f"{model.config.model_type}: its guesses could not be taken back."
             )
-        self._model, self._count = model, 5
+        self._model, self._length = model, _MODEL_TOKENS
         self._cache, self._ids = RowsCache(), torch.empty(0, dtype=torch.long)
 
-    def __call__(self, input_ids: torch.Tensor, tried: int, right: int, most: int) -> torch.Tensor:
-        """Guesses the next tokens; see `Guesser`. It guesses more after right guesses."""
-        if tried:
-            self._count = self._count + 2 if right == tried else max(1, self._count - 1)
+    def __call__(
+        self, input_ids: torch.Tensor, drafted: int, accepted: int, max_tokens: int
+    ) -> torch.Tensor:
+        """Drafts the next tokens; see `Drafter`. A right draft makes the next one longer."""
+        if drafted:
+            self._length = self._length + 2 if accepted == drafted else max(1, self._length - 1)
         ids = input_ids[0].to(self._model.device)
-        same = min(len(ids) - 1, len(self._ids), self._cache.length)
-        agree = ids[:same] == self._ids.to(ids.device)[:same]
-        known = int(agree.long().cumprod(0).sum())
-        self._cache.truncate(known)
-        new, guesses = ids[None, known:], ids[:0]
-        for _ in range(min(self._count, most)):
-            outputs = self._model(new, use_cache=True, **{CACHE: self._cache})
+        shared = min(len(ids) - 1, len(self._ids), self._cache.length)
+        equal = ids[:shared] == self._ids.to(ids.device)[:shared]
+        cached = int(equal.long().cumprod(0).sum())
+        self._cache.truncate(cached)
+        new, draft = ids[None, cached:], ids[:0]
+        for _ in range(min(self._length, max_tokens)):
+            outputs = self._model(new, use_cache=True, **{CACHE_NAME: self._cache})
             new = outputs.logits[:, -1:].argmax(dim=-1)  # (1, 1)
-            guesses = torch.cat([guesses, new[0]])
-        self._ids = torch.cat([ids, guesses])
-        return guesses[None].to(input_ids.device)
+            draft = torch.cat([draft, new[0]])
+        self._ids = torch.cat([ids, draft])
+        return draft[None].to(input_ids.device)

@@ -63,3 +63,17 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     if tuple(a[:length]) == tuple(b[:length]):
         return length
     return next(i for i in range(length) if a[i] != b[i])
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
+    """Encodes a prompt as the model gets it: with one BOS, also where the text has one already.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The prompt.
+        **settings: For the tokenizer.
+    """
+    ids: list[int] = tokenizer(text, **settings)["input_ids"]
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        return ids[1:]
+    return ids

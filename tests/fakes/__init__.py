@@ -22,7 +22,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from langchain_llama_stop.engine.kv_cache import CACHE
+from langchain_llama_stop.engine.kv_cache import CACHE_NAME
 
 History = tuple[int, ...]
 NextScores = Callable[[History], torch.Tensor | Sequence[float]]
@@ -275,7 +275,7 @@ class ScriptedLlama(LlamaForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Score the last `logits_to_keep` positions (0: all of `input_ids`)."""
         batch, new = input_ids.shape
-        cache = kwargs.get(CACHE, cache)
+        cache = kwargs.get(CACHE_NAME, cache)
         if use_cache is None:
             use_cache = self.config.use_cache
         if use_cache and cache is None:
@@ -300,7 +300,7 @@ class ScriptedLlama(LlamaForCausalLM):
             for end in ends
         ]
         logits = torch.stack(scores).reshape(batch, len(ends), self.config.vocab_size)
-        return CausalLMOutputWithPast(logits=logits.to(input_ids.device), **{CACHE: cache})
+        return CausalLMOutputWithPast(logits=logits.to(input_ids.device), **{CACHE_NAME: cache})
 
     def _scores(self, history: History) -> torch.Tensor:
         """The scores after `history`; zeros for a position of padding, with nothing before it."""

@@ -1,4 +1,4 @@
-"""Pipelines of fakes, and how their answers are asked for."""
+"""Pipelines of fake models, and helpers that run them."""
 
 from langchain_llama_stop.engine.generate import stream_generate
 from langchain_llama_stop.options import GenerationOptions
@@ -22,7 +22,7 @@ def options(**kwargs):
 
 
 def scripted(name, prompt, answer_ids):
-    """A pipeline whose model answers one prompt with given ids, then EOS."""
+    """A pipeline whose model answers one prompt with these ids, then EOS."""
     tokenizer = TOKENIZERS[name]
     eos = tokenizer.eos_token_id
     key = tuple(tokenizer(prompt)["input_ids"])

@@ -2,11 +2,11 @@
 
 import threading
 
-from langchain_llama_stop.engine.scheduler import Scheduler
+from langchain_llama_stop.engine.scheduler import scheduler_of
 
 
 class Gate:
-    """Notes the rows of each forward pass; while it is shut, passes wait.
+    """Records the rows of each forward pass; while it is shut, passes wait.
 
     `shut` looks at the rows of all passes so far, and shuts the gate in the newest one.
     """
@@ -30,16 +30,15 @@ class Gate:
 
 
 def wait_for(pipeline, count):
-    """Until so many jobs wait to be read."""
-    scheduler = Scheduler.of(pipeline.model)
+    """Until so many requests wait for their prefill."""
+    scheduler = scheduler_of(pipeline.model)
     for _ in range(3000):
-        if len(scheduler._waiting) >= count:
+        if scheduler.queued >= count:
             return
         threading.Event().wait(0.005)
-    raise AssertionError(f"{len(scheduler._waiting)} wait, not {count}")
+    raise AssertionError(f"{scheduler.queued} wait, not {count}")
 
 
 def at_rest(pipeline):
-    scheduler = Scheduler.of(pipeline.model)
-    state = (scheduler._batch, scheduler._waiting, scheduler._left, scheduler._alone)
-    return state == (None, [], [], []) and not scheduler._led and not scheduler._sleepers
+    """Whether no request is left at the model, and nobody waits or runs it."""
+    return scheduler_of(pipeline.model).idle

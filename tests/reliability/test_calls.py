@@ -1,4 +1,4 @@
-"""Calls whose time runs out, and calls that are too many: what is there is given, nothing hangs."""
+"""Calls whose time runs out, and too many calls: what is finished is returned, nothing hangs."""
 
 import asyncio
 import gc
@@ -37,7 +37,7 @@ def test_an_answer_that_takes_too_long_is_cut():
     assert whole.text.startswith(cut.text) and at_rest(pipeline)
 
 
-def test_what_is_finished_is_given_whole():
+def test_what_is_finished_is_returned_whole():
     pipeline = tiny()
     (plain,) = generate(pipeline, ["Hi"], options(**LONG))
     stop = {**LONG, "stop": [plain.text[4:6]]}  # the other prompts' answers may hold it as well
@@ -81,7 +81,7 @@ def test_an_answer_that_is_in_time_is_as_without_a_timeout():
 
 
 def test_a_call_that_waits_for_others_is_let_go():
-    """The model is held by another call, in the midst of a pass."""
+    """The model is held by another call, in the middle of a pass."""
     pipeline = tiny()
     gate = Gate(pipeline)
     gate.open.clear()
@@ -122,7 +122,7 @@ def test_a_cut_answer_of_the_cache_is_not_one_that_raises():
 
 
 def test_streams_that_are_collected_while_one_is_refused():
-    """The collector closes them in the midst of the refusal, in the same thread."""
+    """The collector closes them during the refusal, in the same thread."""
     pipeline, opts = tiny(), options(max_calls=1)
 
     def refuse():

@@ -7,7 +7,7 @@ import pytest
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.engine.scheduler import Scheduler
+from langchain_llama_stop.engine.scheduler import scheduler_of
 from tests.fakes.generation import tiny
 from tests.fakes.threads import Gate, at_rest, wait_for
 
@@ -33,12 +33,12 @@ async def cancelled(task):
 
 
 def fourth(rows):
-    """The pass in which a gate shuts: however busy the machine is, the answer is not over yet."""
+    """When a gate shuts: however busy the machine is, the answer is not finished then."""
     return len(rows) == 4
 
 
 async def held_in_a_pass(gate):
-    """Waits until the model is in the midst of a pass; how many there were, that one included."""
+    """Waits until the model is in a pass; returns how many there were, this one included."""
     await until(gate.waits.is_set)
     gate.waits.clear()
     return len(gate.rows)
@@ -98,7 +98,7 @@ async def test_a_cancelled_call_takes_no_other_with_it_that_it_leads():
     assert await other == llm.invoke("Two", max_new_tokens=20)
 
 
-async def test_a_call_that_waits_is_never_read():
+async def test_a_call_that_waits_is_never_prefilled():
     llm = model()
     gate = Gate(llm.pipeline)
     gate.open.clear()
@@ -107,7 +107,7 @@ async def test_a_call_that_waits_is_never_read():
     second = asyncio.create_task(llm.ainvoke("Two", max_new_tokens=20))
     await asyncio.to_thread(wait_for, llm.pipeline, 1)
     await cancelled(second)
-    await until(lambda: not Scheduler.of(llm.pipeline.model)._waiting)
+    await until(lambda: not scheduler_of(llm.pipeline.model).queued)
     gate.open.set()
     assert await first == llm.invoke("One", max_new_tokens=20)
     assert max(gate.rows) == 1 and at_rest(llm.pipeline)
@@ -128,7 +128,7 @@ async def test_those_beside_it_get_what_they_would_have_got(who):
     await until(lambda: at_rest(llm.pipeline))
 
 
-async def test_a_batch_of_many_jobs_leaves_whole():
+async def test_all_requests_of_a_batch_leave():
     llm = model(batch_size=2)
     gate = Gate(llm.pipeline, fourth)
     task = asyncio.create_task(llm.agenerate([f"Prompt {n}" for n in range(9)]))

@@ -1,4 +1,4 @@
-"""Faults in the midst of an answer: an error of that call, nothing left behind, the next right."""
+"""Faults in an answer: its own call gets the error, nothing is left, the next call is right."""
 
 import threading
 import warnings
@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
 from tests.fakes.generation import options, tiny
 from tests.fakes.threads import at_rest
 
@@ -63,7 +63,7 @@ def test_scores_that_are_no_numbers(kind, sampling, passes, quiet):
     opts = options(eos_reward=False, **sampling, **longer)
     prompts = ["A question that is long enough to be kept, I should say", "Hi"]
     expected = [generate(pipeline, [prompt], opts) for prompt in prompts]
-    PrefixCache.forget(pipeline.model)
+    prefix_cache_of(pipeline.model).clear()
     hook = spoiled(pipeline, ODD[kind], passes)
     with pytest.raises(FloatingPointError, match="not numbers, or forbid every token, in row 0"):
         generate(pipeline, prompts[:1], opts)
@@ -96,7 +96,7 @@ def test_a_processor_of_the_users_own_is_named_not_the_model():
     opts = options(logits_processor=[From(5, ODD["NaN"])])
     with pytest.raises(FloatingPointError, match=r"^The scores .* your own `logits_processor`"):
         generate(pipeline, ["Hi"], opts)
-    with pytest.raises(FloatingPointError, match="in row 1 behind"):
+    with pytest.raises(FloatingPointError, match="in row 1 after"):
         generate(pipeline, ["Hi", "Ho"], options(logits_processor=[From(5, ODD["NaN"], row=1)]))
 
 
@@ -114,10 +114,10 @@ def test_a_model_that_raises(error, passes, quiet):
 
     hook = pipeline.model.model.layers[-1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(type(error)):
-        generate(pipeline, ["A long question, so that it has to be read anew"], options())
+        generate(pipeline, ["A long question, so that it is not in the cache"], options())
     count.clear()
     with pytest.raises(type(error)):
-        list(stream_generate(pipeline, "Another long question that is read anew", options()))
+        list(stream_generate(pipeline, "Another long question that is not in the cache", options()))
     hook.remove()
     assert at_rest(pipeline) and generate(pipeline, ["Hi"], options(eos_reward=False)) == expected
 

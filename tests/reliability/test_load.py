@@ -1,6 +1,6 @@
 """Threads and tasks by the dozen on one model: each gets what it would get alone, in fair order.
 
-LLAMA_STOP_LONG=1 goes on for ten minutes.
+LLAMA_STOP_LONG=1 runs for ten minutes.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.engine.scheduler import Scheduler
+from langchain_llama_stop.engine.scheduler import scheduler_of
 from tests.fakes.generation import tiny
 from tests.fakes.threads import at_rest
 
@@ -101,23 +101,23 @@ def test_32_threads_and_200_tasks_get_what_each_would_get_alone():
 
 
 def test_nobody_waits_for_more_than_a_bounded_number_of_later_calls():
-    """Calls are read in the order in which they have come; none is overtaken."""
+    """Calls are prefilled in the order of their arrival; none is overtaken."""
     llm = LlamaStopLLM(pipeline=tiny(), temperature=0, max_new_tokens=6, batch_size=4)
-    scheduler, order, come = Scheduler.of(llm.pipeline.model), [], []
-    read, submit, lock = scheduler._read, scheduler.submit, threading.Lock()
+    scheduler, order, arrived = scheduler_of(llm.pipeline.model), [], []
+    prefill, add_request, lock = scheduler._prefill, scheduler.add_request, threading.Lock()
 
-    def noted_read(group):
+    def recording_prefill(group):
         with lock:
             order.extend(group)
-        read(group)
+        prefill(group)
 
-    def noted_submit(job):
+    def recording_add_request(request):
         with lock:
-            submit(job)
-            come.append(job)
+            add_request(request)
+            arrived.append(request)
 
-    scheduler._read, scheduler.submit = noted_read, noted_submit
+    scheduler._prefill, scheduler.add_request = recording_prefill, recording_add_request
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(llm.invoke, PROMPTS * 12))
-    assert len(order) == len(come) == 120
-    assert order == come
+    assert len(order) == len(arrived) == 120
+    assert order == arrived

@@ -1,4 +1,4 @@
-"""Memory runs out in the midst of things: batches are halved, nothing is lost."""
+"""Memory runs out at any step: batches are halved, nothing is lost."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 
 import langchain_llama_stop.engine.kv_cache as module
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
 from tests.fakes.generation import options, streamed, tiny
 from tests.fakes.threads import at_rest
 
@@ -23,7 +23,7 @@ ERRORS = {
 
 @contextmanager
 def memory_for(pipeline, rows, error=ERRORS["cuda"], columns=10**6):
-    """Lets a pass over more rows or columns fail in the midst of the layers."""
+    """Lets a pass over more rows or columns fail in the middle of the layers."""
     shapes, refused = [], []
 
     def note(module, args, kwargs):
@@ -95,7 +95,7 @@ def test_calls_at_once_take_turns_where_they_have_no_room_together():
     assert at_rest(pipeline)
 
 
-def test_streams_wait_for_each_other_and_go_on_where_they_were():
+def test_streams_wait_for_each_other_and_continue_where_they_were():
     pipeline = tiny()
     expected = [streamed(pipeline, prompt, options()) for prompt in PROMPTS[:4]]
     with memory_for(pipeline, 1), ThreadPoolExecutor(4) as pool:
@@ -116,7 +116,7 @@ def test_a_stream_that_has_begun_says_that_it_broke_off():
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_rows_at_work_get_on_where_others_cannot_join_them(monkeypatch, layer):
+def test_running_rows_continue_where_others_cannot_join_them(monkeypatch, layer):
     """The joint buffers have no room: in the first layer, or once the first has been moved."""
     pipeline = tiny()
     expected = [streamed(pipeline, prompt, options()) for prompt in PROMPTS[:2]]
@@ -171,7 +171,7 @@ def test_no_memory_even_to_move_rows(monkeypatch, when):
     assert [generate(pipeline, *call) for call in calls] == expected
 
 
-def test_a_common_prefix_is_not_read_again_and_again():
+def test_a_common_prefix_is_not_computed_again_and_again():
     pipeline = tiny()
     prompts = [f"You are a helpful assistant; context follows here. Q{n}" for n in range(4)]
     expected = generate(pipeline, prompts, options())
@@ -181,8 +181,8 @@ def test_a_common_prefix_is_not_read_again_and_again():
     assert 1 <= len(refused) <= 4
 
 
-def test_each_job_of_a_call_that_has_no_room_is_tried_again():
-    """Also one that another call, or the call's other job, has driven meanwhile."""
+def test_each_request_of_a_call_that_has_no_room_is_tried_again():
+    """Also one whose last pass was run by another call, or for the call's other request."""
     pipeline = tiny()
     settings = {"eos_reward": False, "batch_size": 4, "stop": ["a", "e", "o"]}
     prompts = [f"{word}?" for word in ("a", "b", "c", "d", "e", "f", "g", "h", "i")]
@@ -210,12 +210,12 @@ def test_what_a_failed_pass_held_is_freed_before_the_next_try():
     assert held and not any(alive)
 
 
-def test_the_prefix_cache_is_given_back_first():
-    """It is what fills the memory: without it the same batch has room."""
+def test_the_prefix_cache_is_freed_first():
+    """The prefix cache fills the memory: without it the same batch fits."""
     pipeline = tiny()
     prompt = "A long prompt that is kept for the next one that begins the same way."
     generate(pipeline, [prompt], options())
-    cache = PrefixCache.of(pipeline.model, 4096)
+    cache = prefix_cache_of(pipeline.model)
     assert cache.tokens
     expected = generate(tiny(), ["Hi", "Ho"], options(prefix_cache=0))
     refused = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from langchain_llama_stop.engine.kv_cache import CACHE
+from langchain_llama_stop.engine.kv_cache import CACHE_NAME
 from tests.fakes import (
     ScriptedLlama,
     byte_bpe_tokenizer,
@@ -240,27 +240,27 @@ def test_the_cache_is_the_only_memory():
     model, next_scores = hashed_llama(), hashed_scores(SIZE, 0)
     cache = DynamicCache(config=model.config)
     assert len(cache.layers) == 1
-    model(torch.tensor([[1, 2, 3, 4]]), **{CACHE: cache})
+    model(torch.tensor([[1, 2, 3, 4]]), **{CACHE_NAME: cache})
     shape = (1, model.config.num_key_value_heads, 4, model.config.head_dim)
     assert cache.layers[0].keys.shape == cache.layers[0].values.shape == shape
     cache.crop(-2)
     other = copy.deepcopy(cache)
-    output = model(torch.tensor([[7, 8]]), **{CACHE: cache})
-    assert output[CACHE] is cache
+    output = model(torch.tensor([[7, 8]]), **{CACHE_NAME: cache})
+    assert output[CACHE_NAME] is cache
     assert torch.equal(output.logits[0, 0], next_scores((1, 2, 7)))
     assert torch.equal(output.logits[0, 1], next_scores((1, 2, 7, 8)))
-    output = model(torch.tensor([[9]]), **{CACHE: other})
+    output = model(torch.tensor([[9]]), **{CACHE_NAME: other})
     assert torch.equal(output.logits[0, 0], next_scores((1, 2, 9)))
 
 
 def test_rows_of_the_cache_can_be_selected():
     model, next_scores = hashed_llama(), hashed_scores(SIZE, 0)
     batch = left_padded([[1, 2, 3], [4, 5], [6]])
-    cache = model(**batch)[CACHE]
+    cache = model(**batch)[CACHE_NAME]
     cache.batch_select_indices(torch.tensor([2, 1]))
     mask = torch.cat([batch["attention_mask"][[2, 1]], torch.ones(2, 1, dtype=torch.long)], dim=1)
     logits = model(
-        torch.tensor([[7], [8]]), attention_mask=mask, **{CACHE: cache}, logits_to_keep=1
+        torch.tensor([[7], [8]]), attention_mask=mask, **{CACHE_NAME: cache}, logits_to_keep=1
     ).logits
     assert torch.equal(logits[0, 0], next_scores((6, 7)))
     assert torch.equal(logits[1, 0], next_scores((4, 5, 8)))
@@ -273,9 +273,9 @@ def test_a_mask_of_another_length_is_refused():
 
 def test_generate_goes_on_from_a_cached_prefix():
     model = hashed_llama()
-    cache = model(torch.tensor([[1, 2, 3]]))[CACHE]
+    cache = model(torch.tensor([[1, 2, 3]]))[CACHE_NAME]
     ids = torch.tensor([[1, 2, 3, 4, 5]])
-    output = model.generate(ids, **{CACHE: cache}, max_new_tokens=15)
+    output = model.generate(ids, **{CACHE_NAME: cache}, max_new_tokens=15)
     assert output[0, 5:].tolist() == greedy(0, [1, 2, 3, 4, 5], 15)
 
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from langchain_llama_stop.engine.config import token_budget
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from langchain_llama_stop.engine.prefix_cache import PrefixCache
+from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import (
     TOKENIZERS,
@@ -115,7 +115,7 @@ def test_a_special_token_can_be_a_stop_and_is_not_in_the_answer():
     assert unstopped.text == "yesx"
 
 
-# --- 2. nothing asked for: the tokens of model.generate
+# --- 2. without reward and stop: the tokens of model.generate
 
 
 @settings(max_examples=40, deadline=None)
@@ -433,7 +433,7 @@ def test_the_answer_hint_stands_at_the_end_of_the_users_turn(prompt, expected):
     assert response.text == prompt + "Yes."
 
 
-# --- reuse and looking ahead change no token
+# --- prompt lookup and the prefix cache change no token
 
 
 @settings(max_examples=500, deadline=None)
@@ -472,7 +472,7 @@ def test_prompt_lookup_takes_fewer_passes():
 )
 def test_the_prefix_cache_changes_no_token(seed, turns, limit):
     pipeline = hashed(seed)
-    history = "Hi. " * 9  # shorter ones are read again
+    history = "Hi. " * 9  # shorter prefixes are computed again
     for turn in turns:
         history += turn
         opts = options(max_new_tokens=8)
@@ -482,7 +482,7 @@ def test_the_prefix_cache_changes_no_token(seed, turns, limit):
         history += plain.text
 
 
-def test_the_prefix_cache_reads_only_what_is_new():
+def test_the_prefix_cache_leaves_only_new_tokens_to_compute():
     pipeline = tiny()
     widths = []
     pipeline.model.register_forward_pre_hook(
@@ -502,7 +502,7 @@ def test_an_interrupted_forward_pass_leaves_nothing_in_the_prefix_cache(error):
     generate(pipeline, ["x" * 40], opts)
 
     def interrupt(*args):
-        raise error("in the midst of the layers")
+        raise error("in the middle of the layers")
 
     hook = pipeline.model.model.layers[-1].register_forward_pre_hook(interrupt)
     with pytest.raises(error):
@@ -511,8 +511,8 @@ def test_an_interrupted_forward_pass_leaves_nothing_in_the_prefix_cache(error):
     assert generate(pipeline, ["x" * 60], opts)[0] == plain
     stream = stream_generate(pipeline, "x" * 70, opts)
     next(stream)
-    stream.close()  # between two steps: what was computed is whole, and stays
-    assert PrefixCache.of(pipeline.model, 500).tokens >= 70
+    stream.close()  # between two steps: the computed prefix is complete, and is cached
+    assert prefix_cache_of(pipeline.model).tokens >= 70
 
 
 def sliding_pipeline():
@@ -544,7 +544,7 @@ def test_a_sliding_window_goes_back_too():
 
 
 def test_a_sliding_window_is_not_filled_with_padding():
-    """Prompts that are read together, of which much and nothing is known."""
+    """Prompts of one prefill, of which one is cached and one is not."""
     pipeline = sliding_pipeline()
     with torch.no_grad():
         for parameter in pipeline.model.parameters():

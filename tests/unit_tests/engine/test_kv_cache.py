@@ -1,4 +1,4 @@
-"""Keys and values in place: the same as lists of rows that are put together anew each time."""
+"""Keys and values in place: the same as tensors that are concatenated at each step."""
 
 import torch
 from hypothesis import given, settings
@@ -19,13 +19,13 @@ def write(cache, rows, count, seed):
     """Writes new columns to each layer; returns what the last update gave, and what was new."""
     for layer in range(LAYERS):
         new = states(rows, count, seed + layer)
-        given_back = cache.update(new, -new, layer)
-    return given_back, new
+        updated = cache.update(new, -new, layer)
+    return updated, new
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_rows_come_and_go(data):
+def test_rows_join_and_leave(data):
     draw = data.draw
     cache, rows, seed = RowsCache(), draw(st.integers(1, 3)), 0
     expected = torch.empty(rows, HEADS, 0, SIZE)  # keys of the last layer
@@ -60,7 +60,7 @@ def test_rows_come_and_go(data):
         assert cache.length == cache.get_seq_length() == expected.shape[2]
 
 
-def test_a_row_is_a_copy_and_begins_another_cache():
+def test_a_row_is_a_copy_and_starts_another_cache():
     cache = RowsCache()
     (keys, values), _ = write(cache, 2, 5, 0)
     row = cache.row(1, torch.tensor([0, 2, 3]))
@@ -83,7 +83,7 @@ def test_it_costs_one_copy_per_quarter_not_per_token():
     assert len(buffers) < 12
 
 
-def test_what_the_states_of_a_model_have_to_be():
+def test_which_models_can_share_passes():
     assert can_share(LlamaConfig()) and can_share(MistralConfig(sliding_window=8))
     assert not can_share(JambaConfig())
     assert isinstance(RowsCache().layers, list)

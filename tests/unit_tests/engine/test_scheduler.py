@@ -1,4 +1,4 @@
-"""Calls share forward passes: each gets what it would get alone, whatever becomes of the others."""
+"""Calls share forward passes: each gets what it would get alone, whatever happens to the others."""
 
 import random
 import threading
@@ -12,7 +12,8 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
 from langchain_llama_stop.engine.batch import Batch
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.engine.kv_cache import RowsCache
-from langchain_llama_stop.engine.scheduler import Scheduler
+from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
+from langchain_llama_stop.engine.scheduler import scheduler_of
 from tests.fakes import (
     TOKENIZERS,
     ScriptedLlama,
@@ -25,8 +26,8 @@ from tests.fakes.generation import options, streamed, tiny
 from tests.fakes.threads import Gate, at_rest, wait_for
 
 
-def started_behind(pipeline, gate, calls, first="A"):
-    """Runs calls that come while another one is in its first pass; returns all results."""
+def started_during(pipeline, gate, calls, first="A"):
+    """Runs calls that arrive while another one is in its first pass; returns all results."""
     gate.open.clear()
     gate.waits.clear()
     with ThreadPoolExecutor(32) as pool:
@@ -44,8 +45,8 @@ def test_calls_that_wait_share_their_passes():
     calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(5)]
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
-    assert started_behind(pipeline, gate, calls)[1:] == expected
-    assert gate.rows[:5] == [1, 1, 5, 6, 6]  # by turns: nobody waits for two readings
+    assert started_during(pipeline, gate, calls)[1:] == expected
+    assert gate.rows[:5] == [1, 1, 5, 6, 6]  # by turns: nobody waits for two prefills
     assert len(gate.rows) < 40 and at_rest(pipeline)
 
 
@@ -60,7 +61,7 @@ def test_options_of_every_kind_share_them():
     ]
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
-    assert started_behind(pipeline, gate, calls)[1:] == expected
+    assert started_during(pipeline, gate, calls)[1:] == expected
     assert max(gate.rows) == 7
 
 
@@ -70,16 +71,16 @@ def test_no_more_rows_than_batch_size_and_nobody_overtakes():
     calls = [([f"Q{i}"], options(max_new_tokens=3 + i, batch_size=3)) for i in range(7)]
     calls.insert(3, (["wide", "call", "of three"], options(max_new_tokens=4, batch_size=3)))
     order, lock = [], threading.Lock()
-    scheduler = Scheduler.of(pipeline.model)
-    read = scheduler._read
+    scheduler = scheduler_of(pipeline.model)
+    prefill = scheduler._prefill
 
-    def noted(group):
+    def recording(group):
         with lock:
-            order.extend(bytes(min(job.prompts)).decode() for job in group)
-        read(group)
+            order.extend(bytes(min(request.prompts)).decode() for request in group)
+        prefill(group)
 
-    scheduler._read = noted
-    started_behind(pipeline, gate, calls)
+    scheduler._prefill = recording
+    started_during(pipeline, gate, calls)
     assert order == ["A", *(min(prompts) for prompts, _ in calls)]
     assert max(gate.rows) == 3
 
@@ -109,7 +110,7 @@ def test_prompts_that_wait_take_the_places_of_finished_ones():
     opts = options(eos_reward=False, batch_size=8)
     assert [r.text for r in generate(pipeline, list(answers), opts)] == list(answers.values())
     assert max(gate.rows) == 8 and at_rest(pipeline)
-    assert len(gate.rows) < 50  # one batch behind the other: 93
+    assert len(gate.rows) < 50  # one batch after the other: 93
     assert sum(gate.rows) < sum(len(a) + 1 for a in answers.values()) * 1.3
 
 
@@ -137,12 +138,12 @@ def test_a_model_with_states_of_another_kind_runs_alone():
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
     )
     calls = [([p], options(max_new_tokens=20, eos_reward=False)) for p in ("Hello there", "x")]
-    results = started_behind(pipeline, Gate(pipeline), calls)
+    results = started_during(pipeline, Gate(pipeline), calls)
     assert list(results[1][0].token_ids) == expected[0, ids.shape[1] :].tolist()
     assert at_rest(pipeline)
 
 
-def test_a_stream_gets_on_while_others_lead():
+def test_a_stream_advances_while_others_lead():
     pipeline = tiny()
     expected = streamed(pipeline, "Tell me.", options())
     stream = stream_generate(pipeline, "Tell me.", options())
@@ -179,7 +180,7 @@ def test_an_error_is_its_own_calls_alone(place):
     expected = generate(pipeline, *good)
     calls = [good, good, good]
     calls[place] = (["Bad"], options(logits_processor=[Failing()]))
-    results = started_behind(pipeline, Gate(pipeline), calls)
+    results = started_during(pipeline, Gate(pipeline), calls)
     error = results.pop(1 + place)
     assert isinstance(error, KeyError) and error.args == ("mine",)
     assert results[1:] == [expected] * 2 and at_rest(pipeline)
@@ -207,7 +208,7 @@ def test_a_stream_that_is_dropped_leaves():
 
 
 def fail_once(pipeline, error, when):
-    """Lets the first pass that `when` is true of fail in the midst of the layers."""
+    """Lets the first pass for which `when` is true fail in the middle of the layers."""
     seen = {}
 
     def note(module, args, kwargs):
@@ -228,18 +229,18 @@ def test_a_pass_that_fails_costs_the_newest_call_only():
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
     fail_once(pipeline, RuntimeError("no room"), lambda shape: shape == (4, 1))
-    results = started_behind(pipeline, gate, calls)
+    results = started_during(pipeline, gate, calls)
     assert results[1:3] == expected[:2]
     assert isinstance(results[3], RuntimeError) and at_rest(pipeline)
 
 
-def test_a_reading_that_fails_is_tried_again_one_by_one():
+def test_a_prefill_that_fails_is_tried_again_one_by_one():
     pipeline = tiny()
     calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
     fail_once(pipeline, RuntimeError("no room"), lambda shape: shape[0] == 3 and shape[1] > 1)
-    assert started_behind(pipeline, gate, calls)[1:] == expected
+    assert started_during(pipeline, gate, calls)[1:] == expected
 
 
 def test_an_interrupted_leader_leaves_the_others_whole():
@@ -248,7 +249,7 @@ def test_an_interrupted_leader_leaves_the_others_whole():
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
     fail_once(pipeline, KeyboardInterrupt(), lambda shape: shape == (4, 1))
-    results = started_behind(pipeline, gate, calls)
+    results = started_during(pipeline, gate, calls)
     assert isinstance(results[0], KeyboardInterrupt)  # the leader's own
     assert results[1:] == expected and at_rest(pipeline)
 
@@ -295,10 +296,10 @@ def test_many_threads_with_calls_of_every_kind(seed):
     assert at_rest(pipeline)
 
 
-# --- what is kept of earlier prompts
+# --- the prefix cache
 
 
-def test_a_prefix_that_a_batch_has_in_common_is_read_once():
+def test_a_prefix_that_a_batch_has_in_common_is_computed_once():
     pipeline = tiny()
     prompts = ["y" * 40 + end for end in ("ab", "c", "def")]
     expected = [generate(pipeline, [p], options(prefix_cache=0))[0] for p in prompts]
@@ -337,7 +338,7 @@ def test_two_conversations_do_not_push_each_other_out():
     assert gate.widths[0] <= 2
 
 
-def test_a_short_common_beginning_is_read_again():
+def test_a_short_common_prefix_is_computed_again():
     pipeline = tiny()
     gate = Gate(pipeline)
     for end in ("ab", "cd"):
@@ -345,7 +346,7 @@ def test_a_short_common_beginning_is_read_again():
     assert [w for w in gate.widths if w > 1] == [32, 32]
 
 
-def test_nothing_is_kept_where_it_is_off():
+def test_nothing_is_cached_where_it_is_off():
     pipeline = tiny()
     gate = Gate(pipeline)
     for _ in range(2):
@@ -353,16 +354,14 @@ def test_nothing_is_kept_where_it_is_off():
     assert [w for w in gate.widths if w > 1] == [50, 50]
 
 
-def test_what_is_kept_is_bounded_and_the_longest_unused_goes():
-    from langchain_llama_stop.engine.prefix_cache import PrefixCache
-
+def test_the_cache_is_bounded_and_the_least_recently_used_goes():
     pipeline = tiny()
     gate = Gate(pipeline)
     opts = options(max_new_tokens=2, prefix_cache=150, eos_reward=False)
     for letter in "abacb":
         generate(pipeline, [letter * 60], opts)
-        assert PrefixCache.of(pipeline.model, 150).tokens <= 150
-    assert [w for w in gate.widths if w > 1] == [60, 60, 60, 60]  # the second a was known
+        assert prefix_cache_of(pipeline.model).tokens <= 150
+    assert [w for w in gate.widths if w > 1] == [60, 60, 60, 60]  # the second a was cached
     gate.widths.clear()
     generate(pipeline, ["d" * 200], opts)
     generate(pipeline, ["d" * 200], opts)
@@ -425,14 +424,14 @@ def test_the_inference_mode_of_one_who_leaves_is_not_the_others():
     one, two = (stream_generate(pipeline, prompt, opts) for prompt in ("One", "Two"))
     begun = next(one).text
     next(two)
-    assert len(Scheduler.of(pipeline.model)._batch.owners) == 2
+    assert scheduler_of(pipeline.model).running_rows == 2
     with torch.inference_mode():
         two.close()
     assert [begun, *(chunk.text for chunk in one)] == expected and at_rest(pipeline)
 
 
 def once_failing(monkeypatch, owner, name, error):
-    """Lets a method fail at its first call, in the midst of the layers where there are some."""
+    """Lets a method fail at its first call."""
     original, calls = getattr(owner, name), []
 
     def fail(self, *args, **kwargs):
@@ -450,7 +449,7 @@ def test_rows_that_cannot_join_others_wait_for_them(monkeypatch):
     calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
     expected = [generate(pipeline, *call) for call in calls]
     failed = once_failing(monkeypatch, RowsCache, "join", RuntimeError("out of memory"))
-    assert started_behind(pipeline, Gate(pipeline), calls)[1:] == expected
+    assert started_during(pipeline, Gate(pipeline), calls)[1:] == expected
     assert failed and at_rest(pipeline)
 
 
@@ -460,7 +459,7 @@ def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(monkeypatch):
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
     failed = once_failing(monkeypatch, RowsCache, "select", RuntimeError("no room"))
-    results = started_behind(pipeline, gate, calls)
+    results = started_during(pipeline, gate, calls)
     assert failed and at_rest(pipeline)
     for result, wanted in zip(results[1:], expected, strict=True):
         assert result == wanted or "no room" in str(result)
@@ -468,7 +467,7 @@ def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(monkeypatch):
     assert generate(pipeline, *calls[0]) == expected[0]  # and the next call is right
 
 
-def test_what_cannot_be_kept_is_not_kept(monkeypatch):
+def test_a_prefix_that_cannot_be_cached_is_not(monkeypatch):
     pipeline = tiny()
     prompt, opts = "Question " * 8, options(max_new_tokens=5)
     expected = generate(pipeline, [prompt], opts)
@@ -483,7 +482,7 @@ def test_what_cannot_be_kept_is_not_kept(monkeypatch):
 
 
 class Interrupting(LogitsProcessor):
-    """Ctrl-C in the midst of a call's own part of a step."""
+    """Ctrl-C in the middle of a call's own part of a step."""
 
     def __init__(self):
         self.left = 3
@@ -495,13 +494,13 @@ class Interrupting(LogitsProcessor):
         return scores
 
 
-def test_an_interrupted_delivery_leaves_the_others_whole():
+def test_an_interrupted_step_leaves_the_others_whole():
     pipeline = tiny()
     plain = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
     expected = [generate(pipeline, *call) for call in plain]
     broken = (["Broken"], options(max_new_tokens=20, logits_processor=[Interrupting()]))
     gate = Gate(pipeline)
-    results = started_behind(pipeline, gate, [broken, *plain])
+    results = started_during(pipeline, gate, [broken, *plain])
     assert results[2:] == expected and at_rest(pipeline)
     assert sum(isinstance(result, KeyboardInterrupt) for result in results[:2]) >= 1
 
