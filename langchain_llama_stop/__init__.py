@@ -1,14 +1,14 @@
 """LangChain models over local Llama-family pipelines whose answers end.
 
-Importing this package imports neither torch nor transformers nor LangChain: names are loaded when
-they are first used.
+Importing this package imports neither torch nor transformers nor LangChain: a name is loaded on its
+first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from langchain_llama_stop._lazy import lazy_names
 from langchain_llama_stop._version import __version__
 
 if TYPE_CHECKING:
@@ -51,37 +51,26 @@ __all__ = [
     "stream_generate",
 ]
 
-_MODULES = {
-    "ChatLlamaStop": "chat_models",
-    "ChatLlamaStopServer": "vllm.chat_model",
-    "EosReward": "ending.reward",
-    "EosTokenRewardLogitsProcessor": "ending.logits_processor",
-    "Finding": "diagnosis.checks",
-    "FinetuneReport": "training.report",
-    "GenerationOptions": "options",
-    "GenerationResponse": "engine.sequence",
-    "LlamaStopLLM": "llms",
-    "ModelBusyError": "engine.admission",
-    "StopSequenceCriteria": "ending.stopping_criteria",
-    "diagnose": "diagnosis.diagnose",
-    "find_stop": "ending.stop_strings",
-    "finetune": "training.finetune",
-    "generate": "engine.generate",
-    "load_pipeline": "loading",
-    "merge_adapter": "loading",
-    "stream_generate": "engine.generate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name on its first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    value = globals()[name] = getattr(module, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    """Lists the public names."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ChatLlamaStop": "langchain_llama_stop.chat_models",
+        "ChatLlamaStopServer": "langchain_llama_stop.vllm.chat_model",
+        "EosReward": "langchain_llama_stop.ending.reward",
+        "EosTokenRewardLogitsProcessor": "langchain_llama_stop.ending.logits_processor",
+        "Finding": "langchain_llama_stop.diagnosis.checks",
+        "FinetuneReport": "langchain_llama_stop.training.report",
+        "GenerationOptions": "langchain_llama_stop.options",
+        "GenerationResponse": "langchain_llama_stop.engine.sequence",
+        "LlamaStopLLM": "langchain_llama_stop.llms",
+        "ModelBusyError": "langchain_llama_stop.engine.admission",
+        "StopSequenceCriteria": "langchain_llama_stop.ending.stopping_criteria",
+        "diagnose": "langchain_llama_stop.diagnosis.diagnose",
+        "find_stop": "langchain_llama_stop.ending.stop_strings",
+        "finetune": "langchain_llama_stop.training.finetune",
+        "generate": "langchain_llama_stop.engine.generate",
+        "load_pipeline": "langchain_llama_stop.loading",
+        "merge_adapter": "langchain_llama_stop.loading",
+        "stream_generate": "langchain_llama_stop.engine.generate",
+    },
+)

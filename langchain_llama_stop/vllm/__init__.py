@@ -1,15 +1,16 @@
-"""Scale-out: the same answers from a vLLM server, and a chat model that asks it for them.
+"""The same answers from a vLLM server: its logits processor, and the chat model that calls it.
 
     vllm serve MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor
 
-The server needs vLLM and not LangChain's client, the client needs that and not vLLM: names are
-loaded when they are first used.
+The server needs vLLM but not LangChain, the chat model LangChain but not vLLM. A name is loaded on
+its first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from langchain_llama_stop._lazy import lazy_names
 
 if TYPE_CHECKING:
     from langchain_llama_stop.vllm.chat_model import ChatLlamaStopServer
@@ -18,16 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatLlamaStopServer", "EosRewardLogitsProcessor", "request_reward", "reward_args"]
 
-_MODULES = {
-    "ChatLlamaStopServer": "vllm.chat_model",
-    "EosRewardLogitsProcessor": "vllm.processor",
-    "request_reward": "vllm.xargs",
-    "reward_args": "vllm.xargs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name on its first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"langchain_llama_stop.{_MODULES[name]}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ChatLlamaStopServer": "langchain_llama_stop.vllm.chat_model",
+        "EosRewardLogitsProcessor": "langchain_llama_stop.vllm.processor",
+        "request_reward": "langchain_llama_stop.vllm.xargs",
+        "reward_args": "langchain_llama_stop.vllm.xargs",
+    },
+)

@@ -34,27 +34,26 @@ from langchain_llama_stop.options import (
     GenerationOptions,
     resolve_aliases,
 )
-from langchain_llama_stop.vllm.requests import (
+from langchain_llama_stop.vllm.request import (
     REQUEST_OPTIONS,
-    Asked,
-    Ending,
+    RequestInfo,
+    refuse_server_options,
     request,
     strict_tools,
-    told,
-    with_info,
-    without_elsewhere,
+    with_instructions,
 )
+from langchain_llama_stop.vllm.response import StreamTail, finish_result
 from langchain_llama_stop.vllm.servers import (
+    are_ours,
     clear_errors,
     http_clients,
-    made_here,
     server_root,
     timeouts,
 )
 
 _LOCAL = "http://localhost:8000/v1"
 _NO_KEY = "EMPTY"
-_NAMES = {  # what LangChain's classes call it: the field of langchain-openai's
+_NAMES = {  # the argument's name in LangChain's classes: the field's in langchain-openai's
     "model": "model_name",
     "api_key": "openai_api_key",
     "timeout": "request_timeout",
@@ -72,16 +71,16 @@ _DERIVED = (
     *("model_name", "base_urls", "openai_api_base", "openai_api_key", "openai_organization"),
     *("request_timeout", "model_kwargs", "default_headers", "default_query"),
 )
-"""Fields that are made of others, or written under the names that the constructor gives them."""
+"""Fields that follow from others, or that the constructor takes under another name."""
 _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
 )
-_OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # here `timeout` is the request's
+_OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # `timeout` is here that of the HTTP request
 
 
 class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
-    r"""A chat model on a vLLM server whose answers end and stop where they are told.
+    r"""A chat model on a vLLM server, whose answers end and stop where the options say.
 
     Example:
         ```python
@@ -90,10 +89,10 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         chat.invoke([("system", "Be brief."), ("human", "Name a river.")], stop=["\n"])
         ```
 
-    It takes the options of `ChatLlamaStop` that a request can carry; the others are refused, with
-    the setting of the server that stands for them. Requests that fail for good raise one of
-    LangChain's `ModelError`s: after `max_retries` more tries where the server is busy, breaks
-    down or cannot be reached, at once where it refuses.
+    It takes the options of `ChatLlamaStop` that a request can carry. The others are refused; the
+    error names the setting of the server to use instead. A request that fails raises one of
+    LangChain's `ModelError`s: at once if the server refuses it, after `max_retries` more tries if
+    the server is busy, breaks down or cannot be reached.
     """
 
     model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
@@ -125,14 +124,14 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     @model_validator(mode="before")
     @classmethod
     def _known_arguments_only(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Refuses what is not an argument, resolves other names."""
-        values = resolve_aliases(without_elsewhere(values))
+        """Refuses unknown arguments and resolves other names of known ones."""
+        values = resolve_aliases(refuse_server_options(values))
         for name, field in {**_NAMES, "max_new_tokens": "max_tokens"}.items():
             if name in values:
                 values.setdefault(field, values.pop(name))
         ours = {*BaseChatModel.model_fields, *REQUEST_OPTIONS, "max_tokens", *_CLIENT}
         for name in set(values) & set(cls.model_fields) - ours:
-            # LangChain copies models by all of their fields.
+            # LangChain copies a model with all of its fields, inherited ones included.
             default = cls.model_fields[name].get_default(call_default_factory=True)
             if values[name] in (None, default, _FIXED.get(name)) or name.endswith("client"):
                 del values[name]
@@ -157,15 +156,14 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     @model_validator(mode="before")
     @classmethod
     def validate_temperature(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """In place of langchain-openai's, which knows OpenAI's models by their names."""
+        """Replaces langchain-openai's check, which goes by the names of OpenAI's models."""
         return values
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        """Checks the options."""
+        """Checks the options; a client sends nothing that the environment says of OpenAI."""
         self._add_version("langchain-llama-stop", __version__)
         request(self._options(), self.extra_body or {})
-        # What the environment says of OpenAI's service is none of this server's business.
         self.openai_organization = None
         for client in (self.root_client, self.root_async_client):
             client.organization = client.project = None
@@ -174,7 +172,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
 
     @property
     def lc_secrets(self) -> dict[str, str]:
-        """Under which name `load` is given the key."""
+        """The name under which `load` is given the key."""
         key = self.openai_api_key
         plain = key.get_secret_value() if isinstance(key, SecretStr) else key
         return {} if plain in (None, _NO_KEY) else {"openai_api_key": "VLLM_API_KEY"}
@@ -182,13 +180,17 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     def _constructor_arguments(self) -> dict[str, Any]:
         limits = self.request_timeout
         seconds = limits.read if isinstance(limits, httpx2.Timeout) else None
-        made = made_here(self.http_client, self.http_async_client)
-        secrets = self.default_headers or self.default_query  # there may be some in them
-        if not made or secrets or seconds is None or limits != timeouts(seconds):
+        ours = are_ours(self.http_client, self.http_async_client)
+        may_hold_secrets = self.default_headers or self.default_query
+        if not ours or may_hold_secrets or seconds is None or limits != timeouts(seconds):
             raise TypeError("Clients and what they send along have no form in JSON.")
-        given = given_fields(self, *_DERIVED, refused=())
-        own = {"model": self.model_name, "base_url": self.base_urls, "timeout": seconds}
-        return {**given, **own}
+        fields = given_fields(self, *_DERIVED, refused=())
+        return {
+            **fields,
+            "model": self.model_name,
+            "base_url": self.base_urls,
+            "timeout": seconds,
+        }
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -200,34 +202,34 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         return "chat_llama_stop_server"
 
     def _resolve_model_profile(self) -> ModelProfile:
-        # A request holds an answer to a schema or lets it call tools: agents that want both are
-        # told so, and ask for the answer as a tool.
-        known = model_profile(self.model_name, None)
-        return cast(ModelProfile, {**known, "structured_output": False})
+        # A request has either a schema or tools. Agents that need both read this, and give the
+        # schema as a tool.
+        profile = model_profile(self.model_name, None)
+        return cast(ModelProfile, {**profile, "structured_output": False})
 
     def _options(self) -> GenerationOptions:
         values = {name: getattr(self, name) for name in REQUEST_OPTIONS}
         return GenerationOptions.parse({k: v for k, v in values.items() if v is not None})
 
-    def _asked(self, stop: list[str] | None, call: Mapping[str, Any]) -> Asked:
-        return Asked.of(self._call_options(stop, call), call, self.extra_body or {})
+    def _request_info(self, stop: list[str] | None, call: Mapping[str, Any]) -> RequestInfo:
+        return RequestInfo.of(self._call_options(stop, call), call, self.extra_body or {})
 
     def _call_options(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
-        """The options of one call; stops of the constructor stay in force."""
-        own = without_elsewhere({k: v for k, v in call.items() if k in _OPTIONS})
+        """The options of one call; the constructor's stops stay in force."""
+        changed = refuse_server_options({k: v for k, v in call.items() if k in _OPTIONS})
         if call.get("response_format") is not None:
-            own["json_schema"] = format_response(call["response_format"])
-        return self._options().updated({**own, "stop": stop} if stop is not None else own)
+            changed["json_schema"] = format_response(call["response_format"])
+        return self._options().updated({**changed, "stop": stop} if stop is not None else changed)
 
     @property
     def _default_params(self) -> dict[str, Any]:
-        """What a request without call options asks for: in traces, and in the cache's key."""
+        """The request without call options: for traces and the cache's key."""
         options = self._options()
-        asked = request(options, self.extra_body or {})
-        # LangChain puts the call's stops under "stop", over whatever stands there.
-        stops = {"constructor_stop": asked.pop("stop", None)}
+        arguments = request(options, self.extra_body or {})
+        # LangChain overwrites "stop" with the call's stops.
+        stops = {"constructor_stop": arguments.pop("stop", None)}
         other = {"answer_hint": options.answer_hint, "servers": self.base_urls}
-        return {"model": self.model_name, **asked, **stops, **other}
+        return {"model": self.model_name, **arguments, **stops, **other}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         options = self._call_options(stop, kwargs)
@@ -245,7 +247,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
         rest.pop("response_format", None)
-        prefill = rest.pop("continue_final_message", False)
+        continues = rest.pop("continue_final_message", False)
         tools = format_tools(rest.pop("tools", None) or [])
         choice = format_choice(rest.pop("tool_choice", None), tools)
         if tools and choice != "none":
@@ -255,19 +257,19 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
                     "an answer to one or lets it call the others: give the schema as a tool "
                     "(`ToolStrategy`, `method='function_calling'`)."
                 )
-            named = {"type": "function", "function": {"name": choice}}
-            wanted = {None: None, "auto": "auto", "any": "required"}.get(choice, named)
-            rest |= {"tools": strict_tools(tools)}
-            rest |= {} if wanted is None else {"tool_choice": wanted}
+            rest["tools"] = strict_tools(tools)
+            if choice is not None:
+                named = {"type": "function", "function": {"name": choice}}
+                rest["tool_choice"] = {"auto": "auto", "any": "required"}.get(choice, named)
         body = {**(self.extra_body or {}), **(rest.pop("extra_body", None) or {})}
-        if prefill:
+        if continues:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         messages = self._convert_input(input_).to_messages()
-        check_last(messages, prefill)
+        check_last(messages, continues)
         payload = super()._get_request_payload(messages)
         return {
             "model": self.model_name,
-            "messages": told(payload["messages"], options),
+            "messages": with_instructions(payload["messages"], options),
             "stream": self.streaming,
             **request(options, body),
             **rest,
@@ -286,10 +288,11 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     def _convert_chunk_to_generation_chunk(
         self, chunk: dict[str, Any], *args: Any
     ) -> ChatGenerationChunk | None:
-        made = super()._convert_chunk_to_generation_chunk(chunk, *args)
-        if made and made.generation_info and "finish_reason" in made.generation_info:
-            made.generation_info["stop_reason"] = chunk["choices"][0].get("stop_reason")
-        return made
+        converted = super()._convert_chunk_to_generation_chunk(chunk, *args)
+        info = converted.generation_info if converted else None
+        if info and "finish_reason" in info:
+            info["stop_reason"] = chunk["choices"][0].get("stop_reason")
+        return converted
 
     def _generate(
         self,
@@ -300,7 +303,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     ) -> ChatResult:
         with clear_errors(self.base_urls):
             result = super()._generate(messages, stop, run_manager, **kwargs)
-        return with_info(result, self._asked(stop, kwargs))
+        return finish_result(result, self._request_info(stop, kwargs))
 
     async def _agenerate(
         self,
@@ -311,7 +314,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     ) -> ChatResult:
         with clear_errors(self.base_urls):
             result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        return with_info(result, self._asked(stop, kwargs))
+        return finish_result(result, self._request_info(stop, kwargs))
 
     def _stream(
         self,
@@ -320,14 +323,14 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        ending = Ending(self._asked(stop, kwargs))
+        tail = StreamTail(self._request_info(stop, kwargs))
         with clear_errors(self.base_urls):
             for chunk in super()._stream(messages, stop, **kwargs):
-                if (given := ending.noted(chunk)) is not None:
+                if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
-                        run_manager.on_llm_new_token(given.text, chunk=given)
-                    yield given
-        last = ending.last()
+                        run_manager.on_llm_new_token(ready.text, chunk=ready)
+                    yield ready
+        last = tail.last()
         if run_manager:
             run_manager.on_llm_new_token("", chunk=last)
         yield last
@@ -339,58 +342,48 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ending = Ending(self._asked(stop, kwargs))
+        tail = StreamTail(self._request_info(stop, kwargs))
         with clear_errors(self.base_urls):
             async for chunk in super()._astream(messages, stop, **kwargs):
-                if (given := ending.noted(chunk)) is not None:
+                if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
-                        await run_manager.on_llm_new_token(given.text, chunk=given)
-                    yield given
-        last = ending.last()
+                        await run_manager.on_llm_new_token(ready.text, chunk=ready)
+                    yield ready
+        last = tail.last()
         if run_manager:
             await run_manager.on_llm_new_token("", chunk=last)
         yield last
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Lets the server encode a text.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            Token ids, without those that begin a prompt.
-        """
+        """Lets the server encode a text, without the tokens that begin a prompt."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        found = self._tokenize({"prompt": text, "add_special_tokens": False})["tokens"]
-        return cast(list[int], found)
+        answer = self._tokenize({"prompt": text, "add_special_tokens": False})
+        return cast(list[int], answer["tokens"])
 
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None, **_: Any
     ) -> int:
-        """Lets the server count the tokens of the prompt that these messages make.
+        """Lets the server count the tokens of a prompt, those of the chat template included.
 
         Args:
-            messages: The messages.
-            tools: Tools that go with them.
-
-        Returns:
-            The number of tokens, those of the template included; 0 without messages.
+            messages: The messages; without any the count is 0.
+            tools: Tools that go into the prompt.
         """
         if not messages:
             return 0
-        spoken = super()._get_request_payload(list(messages))["messages"]
-        asked: dict[str, Any] = {"messages": told(spoken, self._options())}
+        payload = super()._get_request_payload(list(messages))
+        body: dict[str, Any] = {"messages": with_instructions(payload["messages"], self._options())}
         if tools:
-            asked["tools"] = strict_tools(format_tools(tools))
-        return cast(int, self._tokenize(asked)["count"])
+            body["tools"] = strict_tools(format_tools(tools))
+        return cast(int, self._tokenize(body)["count"])
 
-    def _tokenize(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Asks the server's tokenizer, which listens beside "/v1"."""
+    def _tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Calls the server's tokenizer, whose address is beside "/v1"."""
         with clear_errors(self.base_urls):
-            found: Any = self.root_client.post(
+            answer: Any = self.root_client.post(
                 f"{self.base_urls[0]}/tokenize",
-                body={"model": self.model_name, **asked},
+                body={"model": self.model_name, **body},
                 cast_to=dict[str, Any],
             )
-        return cast(dict[str, Any], found)
+        return cast(dict[str, Any], answer)

@@ -2,14 +2,14 @@
 
     vllm serve MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor
 
-A request asks for it by `SamplingParams.extra_args`, over HTTP by `vllm_xargs`: `eos_reward` is 1
-(or true), and the fields of `EosReward` go by `eos_reward_start`, `eos_reward_strength` and so on.
-The budget is the request's `max_tokens`; EOS are the ids that tokenizer and generation config name,
-not the request's own stop ids. For requests that do not ask nothing is done. The score rule is that
-of `EosTokenRewardLogitsProcessor`, decided as the text comes: there is no hindsight in a server
-whose tokens are given away one by one.
+A request turns it on by `SamplingParams.extra_args`, over HTTP by `vllm_xargs`: `eos_reward` is 1
+(or true), and the fields of `EosReward` are `eos_reward_start`, `eos_reward_strength` and so on.
+The budget is the request's `max_tokens`. EOS are the ids that the tokenizer and the generation
+config name, not the request's own stop ids. Other requests are left as they are. The rule is that
+of `EosTokenRewardLogitsProcessor` without hindsight, as a server sends each token at once.
 
-vLLM has two runners with interfaces of their own; one class serves both.
+vLLM has two model runners with different interfaces, V1 and V2; one class serves both. A slot is
+the index that vLLM gives a request: of its row in the batch (V1), or of its buffers (V2).
 """
 
 from __future__ import annotations
@@ -32,18 +32,12 @@ from langchain_llama_stop.vllm.xargs import request_reward
 
 
 class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]
-    """Rewards EOS in the rows of requests that ask for it, for both of vLLM's runners."""
+    """Rewards EOS in the requests that turn it on, for both of vLLM's model runners."""
 
     def __init__(
         self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool = False
     ) -> None:
-        """Loads the tokenizer; called by vLLM.
-
-        Args:
-            vllm_config: The engine's config.
-            device_or_states: The device (V1), or the buffers of all requests (V2).
-            is_pin_memory: Not used.
-        """
+        """Loads the tokenizer. vLLM gives the device (V1) or the buffers of all requests (V2)."""
         config = vllm_config.model_config
         self._tokenizer = AutoTokenizer.from_pretrained(
             config.tokenizer,
@@ -53,15 +47,12 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         eos = config.try_get_generation_config().get("eos_token_id")
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
         self._states = device_or_states
-        # By place in the batch (V1) or slot (V2): the processor, and the live list of ids (V1).
-        self._rows: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int]]] = {}
+        # By slot: the request's processor, and the list that V1 appends its output ids to.
+        self._requests: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int]]] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuses a request with a bad option, before it is admitted.
-
-        Args:
-            sampling_params: The request's.
+        """Refuses a request with a bad option before it is admitted.
 
         Raises:
             ValueError: If an option is unknown or out of its range.
@@ -69,58 +60,46 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         request_reward(sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
-        """Says that greedy choices may change."""
+        """Returns False: greedy choices may change."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follows the requests through the batch (V1).
-
-        Args:
-            batch_update: Which were removed, added and moved, in this order; None if none.
-        """
+        """Follows requests that are removed, added and moved, in this order (V1)."""
         if batch_update is None:
             return
-        for place in batch_update.removed:
-            self._rows.pop(place, None)
-        for place, params, _, output_ids in batch_update.added:
-            self._place(place, params, output_ids)
+        for slot in batch_update.removed:
+            self._requests.pop(slot, None)
+        for slot, params, _, output_ids in batch_update.added:
+            self._add(slot, params, output_ids)
         for a, b, direction in batch_update.moved:
-            first, second = self._rows.pop(a, None), self._rows.pop(b, None)
+            first, second = self._requests.pop(a, None), self._requests.pop(b, None)
             if first:
-                self._rows[b] = first
+                self._requests[b] = first
             if second and direction == MoveDirectionality.SWAP:
-                self._rows[a] = second
+                self._requests[a] = second
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """Takes a request into a slot (V2).
-
-        Args:
-            req_idx: The slot; what it held before is over.
-            sampling_params: The request's.
-
-        Returns:
-            Whether its scores may be changed.
-        """
-        return self._place(req_idx, sampling_params, [])
+        """Takes a request into a slot, and returns whether its scores may change (V2)."""
+        return self._add(req_idx, sampling_params, [])
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
-        """Lifts the scores of rows that may end, or have to, in place.
+        """Changes the scores of rows in their landing zone, in place.
 
         Args:
             logits: Next-token scores, (rows, vocab).
-            ctx: Which rows belong to which slots (V2); None where they are places (V1).
+            ctx: Which rows belong to which slots (V2); None where each slot is a row (V1).
 
         Returns:
             `logits`.
         """
-        if not self._rows:
+        if not self._requests:
             return logits
-        # All rows at once: each step of each by itself would wait for the device.
-        found = list(self._in_places() if ctx is None else self._in_slots(ctx))
-        return edit_rows_(logits, found)
+        # All rows in one call: one by one, each would wait for the device at each step.
+        edits = list(self._v1_edits() if ctx is None else self._v2_edits(ctx))
+        return edit_rows_(logits, edits)
 
-    def _place(self, place: int, params: SamplingParams, output_ids: list[int]) -> bool:
-        self._rows.pop(place, None)
+    def _add(self, slot: int, params: SamplingParams, output_ids: list[int]) -> bool:
+        self._requests.pop(slot, None)
         reward = request_reward(params.extra_args)
         eos = sorted(params.all_stop_token_ids & (self._eos | {params.eos_token_id}))
         if reward is None or params.ignore_eos or not eos or not params.max_tokens:
@@ -132,40 +111,44 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             eos_token_id=eos,
             reward=reward,
         )
-        self._rows[place] = (processor, output_ids)
+        self._requests[slot] = (processor, output_ids)
         return True
 
-    def _in_places(self) -> Iterator[RowEdit]:
-        """The rows in their landing zone, by V1's places."""
-        for place, (processor, output_ids) in self._rows.items():
-            # -1 stands for a token that the host has not seen yet.
-            unseen = output_ids[-1:] == [-1]
-            generated = output_ids.index(-1) if unseen else len(output_ids)
+    def _v1_edits(self) -> Iterator[RowEdit]:
+        """The edits of rows in their landing zone; each slot is a row."""
+        for slot, (processor, output_ids) in self._requests.items():
+            # -1 stands for a token that has not been copied from the device yet.
+            pending = output_ids[-1:] == [-1]
+            generated = output_ids.index(-1) if pending else len(output_ids)
             if processor.zone <= generated < processor.max_new_tokens:
-                yield processor.row_edit(place, output_ids[:generated])
+                yield processor.row_edit(slot, output_ids[:generated])
 
-    def _in_slots(self, ctx: Any) -> Iterator[RowEdit]:
-        """The same for V2: what the rows have generated is read from the runner's buffers."""
-        prompts, asked = self._states.prompt_len.np, {}
+    def _v2_edits(self, ctx: Any) -> Iterator[RowEdit]:
+        """The same for V2, which keeps the generated tokens in buffers on the device."""
+        prompt_lengths, processors = self._states.prompt_len.np, {}
         for slot, most in zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True):
-            # Known on the host: outside of the landing zone nothing waits for the device.
-            if (row := self._rows.get(int(slot))) and most - prompts[slot] >= row[0].zone:
-                asked[int(slot)] = row[0]
-        if not asked:
+            request = self._requests.get(int(slot))
+            # The host has these bounds: outside the landing zone nothing waits for the device.
+            if request and most - prompt_lengths[slot] >= request[0].zone:
+                processors[int(slot)] = request[0]
+        if not processors:
             return
-        # All rows at once, for each copy waits for the device.
-        slots = torch.tensor(list(asked), device=self._states.total_len.gpu.device)
-        counts = self._states.total_len.gpu[slots].tolist()
-        tokens = self._states.all_token_ids.gpu[slots, : max(counts)].tolist()
-        known = dict(zip(asked, zip(counts, tokens, strict=True), strict=True))
-        owners = ctx.expanded_idx_mapping.tolist()
-        fed = list(zip(owners, ctx.pos.tolist(), ctx.input_ids.tolist(), strict=True))
-        for row_, (slot, place, _) in enumerate(fed):
-            if slot not in asked:
+        # All slots in one copy, as each copy waits for the device.
+        slots = torch.tensor(list(processors), device=self._states.total_len.gpu.device)
+        lengths = self._states.total_len.gpu[slots].tolist()
+        tokens = self._states.all_token_ids.gpu[slots, : max(lengths)].tolist()
+        sequences = {
+            slot: ids[:length]
+            for slot, length, ids in zip(processors, lengths, tokens, strict=True)
+        }
+        row_slots = ctx.expanded_idx_mapping.tolist()
+        inputs = list(zip(row_slots, ctx.pos.tolist(), ctx.input_ids.tolist(), strict=True))
+        for row, (slot, position, _) in enumerate(inputs):
+            if slot not in processors:
                 continue
-            processor, (committed, ids), prompt = asked[slot], known[slot], int(prompts[slot])
-            # Draft tokens, under speculative decoding, stand in the rows before.
-            drafts = [i for owner, at, i in fed if owner == slot and committed <= at <= place]
-            seen = [*ids[prompt:committed], *drafts][: place + 1 - prompt]
-            if processor.zone <= len(seen) < processor.max_new_tokens:
-                yield processor.row_edit(row_, seen)
+            processor, ids, prompt_length = processors[slot], sequences[slot], prompt_lengths[slot]
+            # With speculative decoding, the rows before hold the draft tokens of this slot.
+            drafts = [i for s, at, i in inputs if s == slot and len(ids) <= at <= position]
+            output_ids = [*ids, *drafts][prompt_length : position + 1]
+            if processor.zone <= len(output_ids) < processor.max_new_tokens:
+                yield processor.row_edit(row, output_ids)

@@ -1,4 +1,4 @@
-"""Servers of one model: tried in turn by the HTTP clients of `openai`, and why they failed."""
+"""Several servers of one model: HTTP clients that try one after another, and clear errors."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import socket
 import ssl
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
 from langchain_openai.chat_models import base
 
-_CONNECT = 5.0  # seconds until a server that cannot be reached is given up
+_CONNECT = 5.0
+"""Seconds until the next server is tried where one cannot be reached. Not tuned: time for two more
+SYN packets (sent after 1 and 3 seconds), far below the default timeout of 600 seconds."""
 
 
 def server_root(url: object) -> str:
-    """Reads one of `base_url`.
-
-    Args:
-        url: Where a server listens, with or without "/v1" at its end.
-
-    Returns:
-        The address without it.
+    """Returns an address of `base_url` without "/v1" at its end.
 
     Raises:
         ValueError: If it is no HTTP address, or holds more than host, port and path.
@@ -39,7 +35,7 @@ def server_root(url: object) -> str:
     if parsed.userinfo:
         raise ValueError("`base_url` may hold no user or password: give `api_key`.")
     if parsed.query or parsed.fragment:
-        raise ValueError(f"`base_url` may hold nothing behind its path, but is {url!r}.")
+        raise ValueError(f"`base_url` may hold nothing after its path, but is {url!r}.")
     return str(parsed).rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -55,20 +51,13 @@ _KINDS = {
 def _model_error(
     error: openai.APIError | httpx2.TransportError | TimeoutError, roots: Sequence[str]
 ) -> Exception:
-    """Says in one sentence or two why a request has failed for good, and what to do.
+    """The error of langchain-openai, a `ModelError`, for a request that failed for good.
 
-    Args:
-        error: What openai's client has raised, or LangChain for it; older ones let errors of the
-            connection through in the midst of a stream.
-        roots: Addresses as `server_root` gives them.
-
-    Returns:
-        The error to raise: one of langchain-openai's, which are LangChain's `ModelError`s and
-        openai's errors at once.
+    Its message says why the request failed and what to do. It is an error of openai's client, too.
     """
     tried = " or ".join(roots)
     request = httpx2.Request("POST", f"{roots[0]}/v1/chat/completions")
-    if isinstance(error, TimeoutError):  # no chunk of an awaited stream for too long
+    if isinstance(error, TimeoutError):  # LangChain's: an awaited stream gave no chunk in time
         return _timed_out(request, f"`stream_chunk_timeout` ran out while {tried} was answering.")
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
@@ -87,7 +76,7 @@ def _model_error(
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message") or error.message)
     status = error.status_code if isinstance(error, openai.APIStatusError) else body.get("code")
-    status = status if isinstance(status, int) else 500  # in a stream it stands in the body
+    status = status if isinstance(status, int) else 500  # a stream has its status in the body
     refused = 400 <= status < 500 and status not in (408, 429)
     text = f"{tried} {'refuses' if refused else 'fails'} the request (status {status}): {message}"
     kind: type[openai.APIStatusError] = _KINDS.get(status, base.OpenAIAPIError)
@@ -100,7 +89,7 @@ def _model_error(
 
 
 def _timed_out(request: httpx2.Request, text: str) -> Exception:
-    """The error of a time-out, whose class takes no message, with one."""
+    """A time-out error with a message, which its class does not take."""
     error = base.OpenAITimeoutError(request)
     error.message, error.args = text, (text,)
     return error
@@ -108,10 +97,11 @@ def _timed_out(request: httpx2.Request, text: str) -> Exception:
 
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 _ASYNC_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
-"""A kept connection belongs to its event loop and would break the next one's first request."""
+"""As many connections as openai's clients have. asyncio's are not kept: a connection belongs to its
+event loop, and would break the first request in the next loop."""
 
 _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if sys.platform == "linux":  # a server whose machine has gone is noticed after two minutes
+if sys.platform == "linux":  # notices after two minutes that a server's machine is gone
     _KEEPALIVE += [
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
@@ -121,60 +111,71 @@ if sys.platform == "linux":  # a server whose machine has gone is noticed after 
 _BUSY = (429, *range(500, 600))
 
 _LATE = (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout)
-"""The whole `timeout` is used up: the client's next try begins with the next server."""
+"""The whole `timeout` is used up: this try ends, the next one starts with the next server."""
 
 
 class _Servers:
-    """Which server comes next: the one that answered last, then those behind it in the list."""
+    """The servers in their order, and which one is tried first: the one that answered last."""
 
     def __init__(self, roots: Sequence[str]) -> None:
         self._roots = roots
         self._first = 0
 
-    def turns(self, request: httpx2.Request) -> Iterator[tuple[int, bool]]:
-        """Directs a request at the servers in turn; gives the number of each, and if it is last.
+    async def send(
+        self,
+        request: httpx2.Request,
+        send_once: Callable[[httpx2.Request], Awaitable[httpx2.Response]],
+        close: Callable[[httpx2.Response], Awaitable[None]],
+    ) -> httpx2.Response:
+        """Sends a request, written for the first of the list, to one server after another.
 
-        The request is written for the first of the list. One that a redirect has sent elsewhere is
-        left alone.
+        Returns:
+            The first answer that is not "busy", else that of the last server.
+
+        Raises:
+            httpx2.TransportError: If the last server cannot be reached, or `timeout` runs out.
         """
         path = str(request.url).removeprefix(f"{self._roots[0]}/")
-        if path == str(request.url):
-            yield -1, True
-            return
+        if path == str(request.url):  # a redirect leads to another server
+            return await send_once(request)
         count, first = len(self._roots), self._first
         for turn in range(count):
-            index = (first + turn) % count
+            index, is_last = (first + turn) % count, turn == count - 1
             request.url = httpx2.URL(f"{self._roots[index]}/{path}")
             request.headers["Host"] = request.url.netloc.decode("ascii")
-            yield index, turn == count - 1
+            try:
+                response = await send_once(request)
+            except httpx2.TransportError as error:
+                self._leave(index)
+                if is_last or isinstance(error, _LATE):
+                    raise
+                continue
+            if response.status_code not in _BUSY:
+                self._first = index
+                return response
+            self._leave(index)
+            if is_last:
+                return response
+            await close(response)
+        raise AssertionError("The last server returns or raises.")
 
-    def settles(self, index: int, last: bool, outcome: httpx2.Response | Exception) -> bool:
-        """Notes what came of a server; whether the request ends with it."""
-        if index < 0:
-            return True
-        if isinstance(outcome, Exception) or outcome.status_code in _BUSY:
-            if self._first == index:
-                self._first = (index + 1) % len(self._roots)
-            return last or isinstance(outcome, _LATE)
-        self._first = index
-        return True
+    def _leave(self, index: int) -> None:
+        """Makes the next server the first, unless another thread has done so."""
+        if self._first == index:
+            self._first = (index + 1) % len(self._roots)
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """The authorities that HTTPS trusts; reading them takes longer than all else here."""
+    """The certificates that HTTPS trusts; cached, as reading them is slow."""
     return httpx2.create_ssl_context()
 
 
 class ServersInTurn(httpx2.BaseTransport):
-    """Sends each request to the first server that takes it."""
+    """Sends each request to the first server that answers it."""
 
     def __init__(self, roots: Sequence[str]) -> None:
-        """Opens no connection yet.
-
-        Args:
-            roots: Addresses as `server_root` gives them.
-        """
+        """Opens no connection yet; `roots` are addresses as `server_root` returns them."""
         self._servers = _Servers(roots)
         self._inner = httpx2.HTTPTransport(
             verify=_certificates(), limits=_LIMITS, socket_options=_KEEPALIVE
@@ -182,29 +183,20 @@ class ServersInTurn(httpx2.BaseTransport):
         weakref.finalize(self, self._inner.close)  # nobody closes a chat model
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends a request.
+        """Sends a request by `_Servers.send`, with functions that block."""
 
-        Args:
-            request: It; its body can be sent again.
+        async def send_once(request: httpx2.Request) -> httpx2.Response:
+            return self._inner.handle_request(request)
 
-        Returns:
-            The answer of the first server that has one, else of the last.
-
-        Raises:
-            httpx2.TransportError: If the last cannot be reached, or one lets `timeout` run out.
-        """
-        turns = self._servers.turns(request)
-        while True:
-            index, last = next(turns)
-            try:
-                response = self._inner.handle_request(request)
-            except httpx2.TransportError as error:
-                if self._servers.settles(index, last, error):
-                    raise
-                continue
-            if self._servers.settles(index, last, response):
-                return response
+        async def close(response: httpx2.Response) -> None:
             response.close()
+
+        # Nothing in it waits, so its first step is its last, and needs no event loop.
+        try:
+            self._servers.send(request, send_once, close).send(None)
+        except StopIteration as finished:
+            return cast(httpx2.Response, finished.value)
+        raise AssertionError("A function that blocks has waited.")
 
     def close(self) -> None:
         """Closes the connections."""
@@ -215,50 +207,29 @@ class AsyncServersInTurn(httpx2.AsyncBaseTransport):
     """The same for asyncio."""
 
     def __init__(self, roots: Sequence[str]) -> None:
-        """Opens no connection yet.
-
-        Args:
-            roots: Addresses as `server_root` gives them.
-        """
+        """Opens no connection yet; `roots` are addresses as `server_root` returns them."""
         self._servers = _Servers(roots)
         self._inner = httpx2.AsyncHTTPTransport(
             verify=_certificates(), limits=_ASYNC_LIMITS, socket_options=_KEEPALIVE
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """As `ServersInTurn.handle_request`."""
-        turns = self._servers.turns(request)
-        while True:
-            index, last = next(turns)
-            try:
-                response = await self._inner.handle_async_request(request)
-            except httpx2.TransportError as error:
-                if self._servers.settles(index, last, error):
-                    raise
-                continue
-            if self._servers.settles(index, last, response):
-                return response
-            await response.aclose()
+        """Sends a request by `_Servers.send`."""
+        inner = self._inner
+        return await self._servers.send(request, inner.handle_async_request, httpx2.Response.aclose)
 
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._inner.aclose()
 
 
-_MADE: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Clients of our making: a copy of a model with other servers gets new ones."""
+_OURS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Clients made here. A copy of a model with other servers gets new ones."""
 
 
 @contextmanager
 def clear_errors(roots: Sequence[str]) -> Iterator[None]:
-    """Makes what openai's client raises one of LangChain's errors, which says what to do.
-
-    Args:
-        roots: Addresses as `server_root` gives them.
-
-    Raises:
-        ModelError: In place of the client's own error.
-    """
+    """Turns errors of openai's client into LangChain's `ModelError`s, which say what to do."""
     try:
         yield
     except (openai.APIError, httpx2.TransportError, TimeoutError) as error:
@@ -266,53 +237,36 @@ def clear_errors(roots: Sequence[str]) -> Iterator[None]:
 
 
 def http_clients(roots: Sequence[str], http_client: Any, http_async_client: Any) -> dict[str, Any]:
-    """Gives the HTTP clients of a model.
+    """Returns the HTTP clients of a model by name: the user's own, else new ones.
 
     Args:
-        roots: Addresses as `server_root` gives them.
-        http_client: The user's own, one that was made here for a model of other servers, or None.
+        roots: Addresses as `server_root` returns them.
+        http_client: The user's own, or one made here for a model with other servers, or None.
         http_async_client: The same for asyncio.
 
-    Returns:
-        Both by name: the user's own, else new ones.
-
     Raises:
-        ValueError: If the user has an own one for several servers.
+        ValueError: If there are several servers and a client of the user's own.
     """
-    given = {"http_client": http_client, "http_async_client": http_async_client}
-    own = {name: it for name, it in given.items() if it is not None and not made_here(it)}
+    clients = {"http_client": http_client, "http_async_client": http_async_client}
+    own = {name: it for name, it in clients.items() if it is not None and not are_ours(it)}
     if own and len(roots) > 1:
         raise ValueError(
             f"`{next(iter(own))}` cannot go with several of `base_url`, which are tried in turn by "
             "a client of this class: give one of them."
         )
-    made = {
+    new = {
         "http_client": openai.DefaultHttpx2Client(transport=ServersInTurn(roots)),
         "http_async_client": openai.DefaultAsyncHttpx2Client(transport=AsyncServersInTurn(roots)),
     }
-    _MADE.update(made.values())
-    return {**made, **own}
+    _OURS.update(new.values())
+    return {**new, **own}
 
 
-def made_here(*clients: Any) -> bool:
-    """Says whether HTTP clients are those that `http_clients` makes.
-
-    Args:
-        *clients: HTTP clients.
-
-    Returns:
-        Whether all of them are.
-    """
-    return all(client in _MADE for client in clients)
+def are_ours(*clients: Any) -> bool:
+    """Returns whether `http_clients` made all of these clients."""
+    return all(client in _OURS for client in clients)
 
 
 def timeouts(seconds: float) -> httpx2.Timeout:
-    """Gives the limits of a request.
-
-    Args:
-        seconds: How long it may take.
-
-    Returns:
-        The same as httpx has it: a server that cannot be reached is given up sooner.
-    """
+    """Returns the limits of a request, with a lower one for the time until a server is reached."""
     return httpx2.Timeout(seconds, connect=min(_CONNECT, seconds))
