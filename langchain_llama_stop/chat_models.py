@@ -31,7 +31,7 @@ from langchain_llama_stop._langchain.tools import format_choice, format_tools, t
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat.template import chat_template, turn_end_ids
 from langchain_llama_stop.chat.tool_formats import call_begins
-from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
+from langchain_llama_stop.options import ALIASES, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
 
@@ -146,23 +146,18 @@ class ChatLlamaStop(
         return {"model": self.model, **self._model_params(self.pipeline)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        # The call is not checked here: `_generate` does that, once.
-        options = self._options()
-        call = resolve_aliases({k: v for k, v in kwargs.items() if k in (*ALIASES, *OPTIONS)})
-        stops = (item for given in (call.get("stop"), stop) for item in given or ())
+        values = self._call_values(stop, kwargs)
         params = LangSmithParams(
             ls_provider="llama_stop",
             ls_model_name=kwargs.get("model") or self.model_name,
             ls_model_type="chat",
         )
-        temperature = call.get("temperature", options.temperature)
-        if temperature is not None:
-            params["ls_temperature"] = temperature
-        budget = call.get("max_new_tokens", options.max_new_tokens)
-        if budget is not None:
-            params["ls_max_tokens"] = budget
-        if all_stops := [*dict.fromkeys([*options.stop, *stops])]:
-            params["ls_stop"] = all_stops
+        if values["temperature"] is not None:
+            params["ls_temperature"] = values["temperature"]
+        if values["max_new_tokens"] is not None:
+            params["ls_max_tokens"] = values["max_new_tokens"]
+        if values["stop"]:
+            params["ls_stop"] = values["stop"]
         return params
 
     def get_token_ids(self, text: str) -> list[int]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import BaseModel, PrivateAttr, model_validator
 
 from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.loading.quantization import quantization_name
-from langchain_llama_stop.options import OPTIONS, GenerationOptions, ModelOptions
+from langchain_llama_stop.options import (
+    ALIASES,
+    OPTIONS,
+    GenerationOptions,
+    ModelOptions,
+    resolve_aliases,
+)
 
 if TYPE_CHECKING:
     from langchain_llama_stop.engine.sequence import GenerationResponse
@@ -24,11 +30,45 @@ OBJECTS = tuple(option.name for option in OPTIONS.values() if option.is_object)
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 
-class OptionFields(ModelOptions):
-    """The options of a generation, for the constructor of a LangChain model."""
+class ParsedOptionsMixin(BaseModel):
+    """Keeps the options that the fields stand for, so that a call parses its own only."""
 
     _parsed_options: tuple[dict[str, Any], GenerationOptions] | None = PrivateAttr(default=None)
-    """The fields that were given when they were parsed last, and what came of them."""
+    """The fields that were given when they were parsed last, and the options they gave."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Calls the next class's: the one that Pydantic makes for private fields does not."""
+        super().model_post_init(context)
+
+    def _given(self) -> dict[str, Any]:
+        """The options that were given to the constructor."""
+        raise NotImplementedError
+
+    def _options(self) -> GenerationOptions:
+        """The constructor's options; parsed again only after a field was changed."""
+        given = self._given()
+        if self._parsed_options is None or self._parsed_options[0] != given:
+            self._remember(GenerationOptions.parse(given))
+        assert self._parsed_options is not None
+        return self._parsed_options[1]
+
+    def _remember(self, options: GenerationOptions) -> None:
+        """Keeps the options that the fields stand for, with copies of what can be changed."""
+        given = self._given().items()
+        kept = {k: copy.copy(v) if isinstance(v, (list, dict)) else v for k, v in given}
+        self._parsed_options = (kept, options)
+
+    def _call_values(self, stop: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one call for a trace, unchecked: the call itself checks them, once."""
+        own = {k: v for k, v in call.items() if k in (*ALIASES, *OPTIONS)}
+        values = {**self._options().__dict__, **resolve_aliases(own)}
+        lists = (self._options().stop, own.get("stop"), stop)
+        stops = [item for given in lists if isinstance(given, (list, tuple)) for item in given]
+        return {**values, "stop": [item for i, item in enumerate(stops) if item not in stops[:i]]}
+
+
+class OptionFields(ParsedOptionsMixin, ModelOptions):
+    """The options of a generation, for the constructor of a LangChain model."""
 
     if TYPE_CHECKING:  # type checkers see arguments of the constructor; there are no such fields
         max_tokens: int | None = None
@@ -43,10 +83,6 @@ class OptionFields(ModelOptions):
     def model_name(self) -> str:
         """The model's name, as it stands in metadata and traces."""
         raise NotImplementedError
-
-    def model_post_init(self, context: Any) -> None:
-        """Calls the next class's: the one that Pydantic makes for private fields does not."""
-        super().model_post_init(context)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,20 +103,6 @@ class OptionFields(ModelOptions):
             for name, value in values
             if value is not None and (name in own or value != table[name].default)
         }
-
-    def _options(self) -> GenerationOptions:
-        """The constructor's options; parsed again only after a field was changed."""
-        given = self._given()
-        if self._parsed_options is None or self._parsed_options[0] != given:
-            self._remember(GenerationOptions.parse(given))
-        assert self._parsed_options is not None
-        return self._parsed_options[1]
-
-    def _remember(self, options: GenerationOptions) -> None:
-        """Keeps the options that the fields stand for, with copies of what can be changed."""
-        given = self._given().items()
-        kept = {k: copy.copy(v) if isinstance(v, (list, dict)) else v for k, v in given}
-        self._parsed_options = (kept, options)
 
     def _asked(self, stop: list[str] | None, call: dict[str, Any]) -> GenerationOptions:
         """The options of one call; stops of the constructor stay in force."""

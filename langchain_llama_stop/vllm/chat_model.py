@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx2
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -20,18 +20,18 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from langchain_llama_stop._checks import check_number, refuse_unknown
-from langchain_llama_stop._langchain.fields import model_profile
+from langchain_llama_stop._langchain.fields import ParsedOptionsMixin, model_profile
 from langchain_llama_stop._langchain.messages import check_last
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
 from langchain_llama_stop._langchain.structured_output import BindingMixin
 from langchain_llama_stop._langchain.tools import format_choice, format_response, format_tools
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.options import (
     ALIASES,
     DEFAULT_MAX_NEW_TOKENS,
     OPTIONS,
     GenerationOptions,
+    RequestOptions,
     resolve_aliases,
 )
 from langchain_llama_stop.vllm.request import (
@@ -79,7 +79,9 @@ _CALL = (
 _OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # `timeout` is here that of the HTTP request
 
 
-class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):  # type: ignore[misc]
+class ChatLlamaStopServer(  # type: ignore[misc]
+    ChatSerializationMixin, ParsedOptionsMixin, BindingMixin, RequestOptions, BaseChatOpenAI
+):
     r"""A chat model on a vLLM server, whose answers end and stop where the options say.
 
     Example:
@@ -99,27 +101,23 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
 
     model_name: str = Field(alias="model")
     """The name under which the server serves the model."""
-    base_urls: tuple[str, ...]
+    base_urls: tuple[str, ...] = ()
     """Where the servers listen, without "/v1": the argument is `base_url`, an address or a list of
     them. Each request goes to the one that answered last, and on to the next where that fails."""
-    top_k: int | None = None
-    """Draw from the k best tokens; 0 is off."""
-    repetition_penalty: float | None = None
-    """Over 1 discourages repetition; 1 is off."""
-    stop_token_ids: list[int] | list[list[int]] | None = None
-    """Stop ids."""
-    eos_reward: EosReward | bool = True
-    """Rewards EOS where the answer may end as the budget runs out, without hindsight."""
-    answer_hint: str | None = None
-    """A sentence at the end of the user's turn ("Answer in {sentences} sentences or fewer.")."""
     default_headers: Mapping[str, str] | None = Field(default=None, repr=False)
     """Headers of each request."""
     default_query: Mapping[str, object] | None = Field(default=None, repr=False)
-    """What stands behind "?" in the address of each request."""
-    json_schema: dict[str, Any] | None = None
-    """A JSON schema that the answer has to fit."""
-    grammar: str | None = None
-    """The same as a grammar in llguidance's Lark form."""
+    """What stands after "?" in the address of each request."""
+    if TYPE_CHECKING:  # type checkers see arguments of the constructor
+        base_url: str | Sequence[str] | None = None
+        api_key: SecretStr | str | None = None
+        max_new_tokens: int | None = None
+    else:
+
+        @property
+        def max_new_tokens(self) -> int | None:
+            """Another name of `max_tokens`."""
+            return self.max_tokens
 
     @model_validator(mode="before")
     @classmethod
@@ -193,11 +191,6 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         }
 
     @property
-    def max_new_tokens(self) -> int | None:
-        """Another name of `max_tokens`."""
-        return self.max_tokens
-
-    @property
     def _llm_type(self) -> str:
         return "chat_llama_stop_server"
 
@@ -207,9 +200,9 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         profile = model_profile(self.model_name, None)
         return cast(ModelProfile, {**profile, "structured_output": False})
 
-    def _options(self) -> GenerationOptions:
+    def _given(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in REQUEST_OPTIONS}
-        return GenerationOptions.parse({k: v for k, v in values.items() if v is not None})
+        return {k: v for k, v in values.items() if v is not None}
 
     def _request_info(self, stop: list[str] | None, call: Mapping[str, Any]) -> RequestInfo:
         return RequestInfo.of(self._call_options(stop, call), call, self.extra_body or {})
@@ -232,17 +225,22 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         return {"model": self.model_name, **arguments, **stops, **other}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        options = self._call_options(stop, kwargs)
-        params = super()._get_ls_params(stop=list(options.stop) or None, **kwargs)
+        values = self._call_values(stop, kwargs)
+        params = super()._get_ls_params(stop=values["stop"] or None, **kwargs)
         params["ls_provider"] = "llama_stop"
-        params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        params["ls_max_tokens"] = values["max_new_tokens"] or DEFAULT_MAX_NEW_TOKENS
         return params
 
     def _get_request_payload(
-        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
+        self,
+        input_: LanguageModelInput,
+        *,
+        stop: list[str] | None = None,
+        _parsed: GenerationOptions | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Writes one call as arguments of openai's client."""
-        options = self._call_options(stop, kwargs)
+        options = _parsed or self._call_options(stop, kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
@@ -301,9 +299,10 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        info = self._request_info(stop, kwargs)
         with clear_errors(self.base_urls):
-            result = super()._generate(messages, stop, run_manager, **kwargs)
-        return finish_result(result, self._request_info(stop, kwargs))
+            result = super()._generate(messages, stop, run_manager, _parsed=info.options, **kwargs)
+        return finish_result(result, info)
 
     async def _agenerate(
         self,
@@ -312,9 +311,12 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        info = self._request_info(stop, kwargs)
         with clear_errors(self.base_urls):
-            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        return finish_result(result, self._request_info(stop, kwargs))
+            result = await super()._agenerate(
+                messages, stop, run_manager, _parsed=info.options, **kwargs
+            )
+        return finish_result(result, info)
 
     def _stream(
         self,
@@ -323,9 +325,10 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        tail = StreamTail(self._request_info(stop, kwargs))
+        info = self._request_info(stop, kwargs)
+        tail = StreamTail(info)
         with clear_errors(self.base_urls):
-            for chunk in super()._stream(messages, stop, **kwargs):
+            for chunk in super()._stream(messages, stop, _parsed=info.options, **kwargs):
                 if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
                         run_manager.on_llm_new_token(ready.text, chunk=ready)
@@ -342,9 +345,10 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        tail = StreamTail(self._request_info(stop, kwargs))
+        info = self._request_info(stop, kwargs)
+        tail = StreamTail(info)
         with clear_errors(self.base_urls):
-            async for chunk in super()._astream(messages, stop, **kwargs):
+            async for chunk in super()._astream(messages, stop, _parsed=info.options, **kwargs):
                 if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
                         await run_manager.on_llm_new_token(ready.text, chunk=ready)

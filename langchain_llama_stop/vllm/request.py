@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_llama_stop._langchain.messages import schema_message, with_text
 from langchain_llama_stop.chat.template import Message, merged
-from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, OPTIONS, GenerationOptions
 from langchain_llama_stop.vllm.xargs import reward_args
 
-REQUEST_OPTIONS = (
-    *("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"),
-    *("stop", "stop_token_ids", "eos_reward", "answer_hint", "json_schema", "grammar"),
-    *("logprobs", "top_logprobs"),
-)
+REQUEST_OPTIONS = tuple(option.name for option in OPTIONS.values() if option.request)
 """The options of a generation that a request carries."""
 
 _TAKEN = {
@@ -27,8 +23,8 @@ _TAKEN = {
 _MAY_CUT = ("ignore_eos", "min_tokens", "structured_outputs", "logit_bias")
 """Settings of vLLM under which an answer may be cut although the reward is on."""
 
-_IN_PROCESS = "it needs the model in this process: use `ChatLlamaStop`"
 _ELSEWHERE = {
+    "pipeline": "it needs the model in this process: use `ChatLlamaStop`",
     "quantization": "start the server with `vllm serve --quantization`",
     "adapter": "start the server with `vllm serve --enable-lora --lora-modules NAME=FOLDER` and "
     "give `model=NAME`",
@@ -37,23 +33,20 @@ _ELSEWHERE = {
     "revision": "start the server with `vllm serve --revision`",
     "token": "give the server's environment an `HF_TOKEN`, and this class an `api_key`",
     "trust_remote_code": "start the server with `vllm serve --trust-remote-code`",
-    "batch_size": "start the server with `vllm serve --max-num-seqs`",
-    "prefix_cache": "start the server with `vllm serve --enable-prefix-caching`, its default",
-    "prompt_lookup_num_tokens": "vLLM runs no logits processors of ours beside guessed tokens",
-    "assistant_model": "vLLM runs no logits processors of ours beside guessed tokens",
-    "logits_processor": "start the server with `vllm serve --logits-processors`",
-    "stopping_criteria": "give `stop` or `stop_token_ids`",
-    "pipeline_kwargs": "give `extra_body`",
     "model_kwargs": "give `extra_body`",
-    "max_calls": "start the server with `vllm serve --max-num-seqs`",
-    "on_timeout": "an answer of a server that takes too long is always an error",
-    "pipeline": _IN_PROCESS,
-    "on_length": _IN_PROCESS,
-    "thinking_tokens": _IN_PROCESS,
-    "return_full_text": _IN_PROCESS,
-    "split_special_tokens": _IN_PROCESS,
+    # `timeout` is an argument of the client too.
+    **{o.name: o.server for o in OPTIONS.values() if o.server and o.name != "timeout"},
 }
-"""Options of `ChatLlamaStop` that a request does not carry, and what to do instead."""
+"""Arguments of `ChatLlamaStop` that a request does not carry, and what to do instead."""
+
+_WRITERS: dict[str, Callable[[Any], Any]] = {
+    "stop": list,
+    "stop_token_ids": lambda sequences: [token_id for (token_id,) in sequences],
+    "eos_reward": reward_args,
+    "json_schema": lambda schema: {"json": schema},
+    "grammar": lambda grammar: {"grammar": grammar.lark},
+}
+"""How a request writes those options that it does not take as they are."""
 
 
 def refuse_server_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,36 +92,18 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
                 f"`stop_token_ids` has to hold single ids, as vLLM takes no sequences, but holds "
                 f"{list(sequence)!r}: give its text as `stop`."
             )
-    schema, grammar = options.json_schema, options.grammar
-    xargs = {**xargs, **reward_args(options.eos_reward)}
-    body = {
-        "top_k": options.top_k,
-        "repetition_penalty": options.repetition_penalty,
-        "stop_token_ids": [i for (i,) in options.stop_token_ids] or None,
-        "structured_outputs": (
-            {"json": schema}
-            if schema is not None
-            else {"grammar": grammar.lark}
-            if grammar
-            else None
-        ),
-        "vllm_xargs": xargs or None,
-    }
-    arguments = {
-        "max_completion_tokens": options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "stop": list(options.stop) or None,
-        "logprobs": options.logprobs or None,
-        "top_logprobs": options.top_logprobs,
-        "extra_body": {**extra_body, **_without_none(body)} or None,
-    }
-    return _without_none(arguments)
-
-
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    arguments: dict[str, Any] = {"max_completion_tokens": DEFAULT_MAX_NEW_TOKENS}
+    body = dict(extra_body)
+    for option in OPTIONS.values():
+        value = getattr(options, option.name)
+        where, _, name = option.request.partition(".")
+        if value is None or value is False or value == () or where in ("", "messages"):
+            continue
+        written = _WRITERS[option.name](value) if option.name in _WRITERS else value
+        (body if name else arguments)[name or where] = written
+    if xargs:
+        body["vllm_xargs"] = {**xargs, **body["vllm_xargs"]}
+    return {**arguments, "extra_body": body} if body else arguments
 
 
 class RequestInfo(NamedTuple):
