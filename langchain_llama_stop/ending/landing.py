@@ -35,29 +35,18 @@ if TYPE_CHECKING:
 
 
 class _Position(NamedTuple):
-    """A position where an answer might end.
+    """A position where an answer might end."""
 
-    Attributes:
-        tokens: Tokens of the answer before it.
-        gaps: Nats by which each recorded token lies under the best token.
-    """
-
-    tokens: int
-    gaps: list[float]
+    tokens: int  # of the answer before it
+    gaps: list[float]  # nats by which each recorded token lies under the best token
 
 
 class _Candidate(NamedTuple):
-    """An end that is possible.
+    """An end that is possible."""
 
-    Attributes:
-        cost: In nats.
-        tokens: Tokens of the answer that stay.
-        closing: Ids appended to them, EOS included.
-    """
-
-    cost: float
-    tokens: int
-    closing: tuple[int, ...]
+    cost: float  # in nats
+    tokens: int  # of the answer that stay
+    closing: tuple[int, ...]  # ids appended to them, EOS included
 
 
 _NO_END = _Candidate(math.inf, 0, ())

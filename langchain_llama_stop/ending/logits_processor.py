@@ -30,21 +30,13 @@ _SAMPLE = 4096
 
 
 class RowEdit(NamedTuple):
-    """A row of scores, and how it has to be changed.
-
-    Attributes:
-        batch_index: Its index in the batch.
-        processor: The processor whose options apply.
-        nudge: What the row needs at this step.
-        left: Tokens that may still come, the next one included.
-        ids: Returns the token ids of the answer so far.
-    """
+    """How the scores of one row have to be changed."""
 
     batch_index: int
-    processor: EosTokenRewardLogitsProcessor
+    processor: EosTokenRewardLogitsProcessor  # whose options apply
     nudge: Nudge
-    left: int
-    ids: Callable[[], list[int]]
+    left: int  # tokens that may still come, the next one included
+    ids: Callable[[], list[int]]  # returns the token ids of the answer so far
 
 
 class EosTokenRewardLogitsProcessor(LogitsProcessor):

@@ -42,8 +42,8 @@ PLANNED_TOKENS = 8
 # --- decided when the budget is used up: landing
 
 HINDSIGHT = 2.0
-"""The reward's factor in landing, where no end of the model's own is at stake. Tuned: answers use
-more of their budgets, and their tails cost the same."""
+"""The reward's factor in landing, where no end of the model's own is at stake. Answers use more
+of their budgets and their tails cost the same as with 1: `make bench-termination`."""
 ADDED_TERMINATOR_NATS = 11.0
 """Assumed cost of EOS after a terminator that we add: about as after the model's own."""
 UNSEEN_NATS = 12.0

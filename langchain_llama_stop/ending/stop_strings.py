@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+S = TypeVar("S", str, tuple[int, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,11 @@ def find_stop(text: str, stops: Sequence[str], searched: int = 0) -> StopMatch |
 def held_back(text: str, stops: Sequence[str]) -> int:
     """Number of characters at the end of `text` that may still become a stop string.
 
-    It is the length of the longest suffix of `text`, which holds no whole stop, that is a proper
-    prefix of a stop.
+    Args:
+        text: Generated text that holds no whole stop.
+        stops: The stop strings.
     """
-    longest = 0
-    for stop in stops:
-        for length in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:length]):
-                longest = length
-                break
-    return longest
+    return _longest_start(text, stops)
 
 
 def match_token_ids(
@@ -84,10 +82,15 @@ def match_token_ids(
 
 def held_back_ids(ids: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> int:
     """Number of ids at the end of `ids` that may still become a stop sequence."""
+    return _longest_start(tuple(ids), sequences)
+
+
+def _longest_start(generated: S, stops: Sequence[S]) -> int:
+    """Length of the longest suffix of `generated` that is a proper prefix of a stop, or 0."""
     longest = 0
-    for sequence in sequences:
-        for length in range(min(len(sequence) - 1, len(ids)), longest, -1):
-            if tuple(ids[-length:]) == sequence[:length]:
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(generated)), longest, -1):
+            if generated[-length:] == stop[:length]:
                 longest = length
                 break
     return longest
