@@ -108,7 +108,7 @@ def chat_ids(
     """
     fmt = tool_format(template)
     if knows_tools(template):
-        fmt = FORMATS[0]  # for calls that a template refuses although it knows tools
+        fmt = FORMATS[0]  # only for calls that the template refuses: `_views` writes them as text
     elif tools:
         _log.debug("The chat template knows no tools: a system message describes %d", len(tools))
         count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))

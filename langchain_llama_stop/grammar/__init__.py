@@ -1,1 +1,1 @@
-"""Answers held to a schema, complete within the budget."""
+"""Answers that fit a grammar or a JSON schema, complete within the budget."""

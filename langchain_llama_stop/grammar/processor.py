@@ -118,10 +118,10 @@ class GrammarProcessor(LogitsProcessor):
             left = self.max_new_tokens - len(ids) - 1  # without EOS
             allowed = self._allowed(state.matcher, scores.shape[1]).to(scores.device)  # (vocab,)
             if len(state.completion) >= left and not (complete and self.unconstrained):
-                allowed = self._only(state.completion[:1] or self._eos, allowed)
+                allowed = _only(state.completion[:1] or self._eos, allowed)
             elif complete and ids and not allowed[scores[row].argmax()]:
                 # The model's favourite cannot follow a complete answer: the answer ends.
-                allowed = self._only(self._eos, allowed)
+                allowed = _only(self._eos, allowed)
             elif len(state.completion) + self._reserve >= left:
                 top = scores[row].masked_fill(~allowed, -torch.inf).topk(self._top).indices.tolist()
                 top = [token for token in top if allowed[token]]
@@ -131,7 +131,7 @@ class GrammarProcessor(LogitsProcessor):
                 else:
                     in_time = [token for token in top if token not in late]
                     ends = self._eos if complete else []
-                    allowed = self._only([*in_time, *ends] or state.completion[:1], allowed)
+                    allowed = _only([*in_time, *ends] or state.completion[:1], allowed)
             scores[row, ~allowed] = -torch.inf
         self._states = states
         return scores
@@ -182,11 +182,12 @@ class GrammarProcessor(LogitsProcessor):
         allowed[self._eos] = matcher.is_accepting()
         return allowed
 
-    def _only(self, ids: list[int], allowed: torch.Tensor) -> torch.Tensor:
-        """A mask like `allowed` that allows only these ids."""
-        only = torch.zeros_like(allowed)
-        only[ids] = True
-        return only
+
+def _only(ids: list[int], allowed: torch.Tensor) -> torch.Tensor:
+    """A mask like `allowed` that allows only these ids."""
+    only = torch.zeros_like(allowed)
+    only[ids] = True
+    return only
 
 
 def _completes(matcher: LLMatcher, ids: list[int]) -> bool:

@@ -42,13 +42,12 @@ def call_grammar(
     )
     calls += f"\ncall: {' | '.join(f'call_{i}' for i in range(len(demanded or functions)))}"
     begin, between, close = map(fmt.rule, (fmt.trigger, fmt.between, fmt.close))
-    one = f"start: {begin} call {close}".rstrip() + f"\n{calls}"
+    one = f"start: {begin} call {close}\n{calls}"
     parts = [one, *(part for f in functions for part in json_grammar(f["parameters"]).parts)]
     make = partial(Grammar, argument="`tools`")
     if demanded:
         return make(one, tuple(parts))
     rest = f"call ({between} call)* {close}" if several else f"call {close}"
-    rest = rest.rstrip()
     if choice == "any":
         return make(f"start: {begin} {rest}\n{calls}", tuple(parts))
     if schema is not None:
@@ -66,6 +65,6 @@ def call_grammar(
 
 
 def _not_beginning_with(prefix: str) -> str:
-    """A regular expression for texts that do not begin with another."""
-    ways = [f"{re.escape(prefix[:i])}([^{re.escape(c)}](.|\\n)*)?" for i, c in enumerate(prefix)]
-    return "|".join(ways)
+    """A regular expression for texts that do not begin with `prefix`."""
+    texts = [f"{re.escape(prefix[:i])}([^{re.escape(c)}](.|\\n)*)?" for i, c in enumerate(prefix)]
+    return "|".join(texts)
