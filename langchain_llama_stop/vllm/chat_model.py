@@ -116,7 +116,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
     default_headers: Mapping[str, str] | None = Field(default=None, repr=False)
     """Headers of each request."""
     default_query: Mapping[str, object] | None = Field(default=None, repr=False)
-    """What stands behind "?" in the address of each request."""
+    """What comes after "?" in the address of each request."""
     json_schema: dict[str, Any] | None = None
     """A JSON schema that the answer has to fit."""
     grammar: str | None = None
