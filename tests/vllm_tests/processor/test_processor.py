@@ -22,10 +22,10 @@ def config(folder):
     return SimpleNamespace(model_config=model)
 
 
-def asking(budget, eos=2, **extra):
-    found = params(budget, eos_reward=1, **extra)
-    found.update_from_generation_config({}, eos)
-    return found
+def rewarded(budget, eos=2, **extra):
+    request = params(budget, eos_reward=1, **extra)
+    request.update_from_generation_config({}, eos)
+    return request
 
 
 TEXT = "The lamp of a lighthouse turns all night. It warns ships of rocks. They keep away."
@@ -33,7 +33,7 @@ TEXT = "The lamp of a lighthouse turns all night. It warns ships of rocks. They 
 
 @pytest.fixture
 def states(tokenizer):
-    """Beginnings of an answer and, for each, random scores: what all implementations are fed."""
+    """The beginnings of an answer, each with random scores."""
     ids = tokenizer(TEXT)["input_ids"]
     torch.manual_seed(0)
     return [(ids[:n], torch.randn(len(tokenizer))) for n in range(1, len(ids) + 1)]
@@ -56,9 +56,9 @@ def test_v1_gives_the_scores_of_the_transformers_processor(tokenizer, folder, st
         processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
         output = []
         processor.update_state(
-            BatchUpdate(3, [], [(0, params(9), [5], [7]), (2, asking(budget), [5], output)], [])
+            BatchUpdate(3, [], [(0, params(9), [5], [7]), (2, rewarded(budget), [5], output)], [])
         )
-        output += ids  # the list is live
+        output += ids  # as vLLM does
         logits = torch.stack([scores, scores, scores])
         found = processor.apply(logits.clone())
         assert torch.equal(found[:2], logits[:2])
@@ -66,12 +66,12 @@ def test_v1_gives_the_scores_of_the_transformers_processor(tokenizer, folder, st
 
 
 def test_v1_lifts_rows_of_all_lengths_at_once(tokenizer, folder, states):
-    """As each alone, whatever budgets and lengths stand beside it."""
+    """Each row gets what it would get alone."""
     processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
     budgets = [len(states) + 1 - n % 3 for n in range(len(states))]
     added = [
-        (place, asking(budget), None, ids)
-        for place, (budget, (ids, _)) in enumerate(zip(budgets, states, strict=True))
+        (slot, rewarded(budget), None, ids)
+        for slot, (budget, (ids, _)) in enumerate(zip(budgets, states, strict=True))
     ]
     processor.update_state(BatchUpdate(len(states), [], added, []))
     logits = torch.stack([scores for _, scores in states])
@@ -85,11 +85,11 @@ def test_v1_lifts_rows_of_all_lengths_at_once(tokenizer, folder, states):
 def test_v1_follows_moves(tokenizer, folder, states):
     ids, scores = states[-1]
     processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
-    added = [(0, asking(len(ids) + 1), None, ids), (1, params(5), None, [3])]
+    added = [(0, rewarded(len(ids) + 1), None, ids), (1, params(5), None, [3])]
     processor.update_state(BatchUpdate(2, [], added, []))
     lifted = expected(tokenizer, ids, scores, len(ids) + 1)
     assert not torch.equal(lifted, scores)
-    for update, place in (
+    for update, slot in (
         (None, 0),
         (BatchUpdate(2, [], [], [(0, 1, MoveDirectionality.SWAP)]), 1),
         (BatchUpdate(1, [0], [], [(1, 0, MoveDirectionality.UNIDIRECTIONAL)]), 0),
@@ -98,7 +98,7 @@ def test_v1_follows_moves(tokenizer, folder, states):
         processor.update_state(update)
         found = processor.apply(torch.stack([scores, scores]))
         for row in range(2):
-            assert torch.equal(found[row], lifted if row == place else scores)
+            assert torch.equal(found[row], lifted if row == slot else scores)
 
 
 def test_v2_reads_the_runners_buffers(tokenizer, folder, states):
@@ -113,7 +113,7 @@ def test_v2_reads_the_runners_buffers(tokenizer, folder, states):
         prompt_len=SimpleNamespace(np=lengths),
     )
     processor = EosRewardLogitsProcessor(config(folder), buffers)
-    assert processor.add_request(3, asking(budget)) and not processor.add_request(1, params(9))
+    assert processor.add_request(3, rewarded(budget)) and not processor.add_request(1, params(9))
     lengths[[1, 3]] = len(prompt)
     whole = states[-1][0]
     for drafts in (0, 2):
@@ -135,25 +135,28 @@ def test_v2_reads_the_runners_buffers(tokenizer, folder, states):
             assert torch.equal(found[0], scores)
             for offset in range(1 + drafts):
                 seen = whole[: len(ids) + offset]
-                wanted = expected(tokenizer, seen, scores, budget)
-                assert torch.equal(found[1 + offset], wanted), (len(ids), offset)
-    processor.add_request(3, params(9))  # the slot has another occupant
+                right = expected(tokenizer, seen, scores, budget)
+                assert torch.equal(found[1 + offset], right), (len(ids), offset)
+    processor.add_request(3, params(9))  # another request takes the slot
     assert torch.equal(processor.apply(logits.clone(), context), logits)
 
 
-def test_eos_is_what_the_model_ends_by(folder):
-    """Not what this request stops at besides, nor what it is told to ignore."""
+def test_eos_is_what_the_model_ends_by(tokenizer, folder):
+    """Not the request's own stop ids, and none where it ignores EOS."""
     processor = EosRewardLogitsProcessor(config(folder), torch.device("cpu"), False)
-    wanted = params(9, eos_reward=1)
-    wanted.stop_token_ids = [30]
-    wanted.update_from_generation_config({"eos_token_id": [2, 7]}, 2)
-    wanted._all_stop_token_ids.add(30)
-    assert processor.add_request(0, wanted)
-    assert list(processor._rows[0][0].eos_token_ids) == [2, 7]
+    request = params(2, eos_reward=1)
+    request.stop_token_ids = [30]
+    request.update_from_generation_config({"eos_token_id": [2, 7]}, 2)
+    request._all_stop_token_ids.add(30)
+    processor.update_state(BatchUpdate(1, [], [(0, request, None, [11])], []))
+    scores = torch.zeros(1, len(tokenizer))
+    scores[0, [2, 7, 30]] = torch.tensor([1.0, 3.0, 9.0])
+    assert processor.apply(scores).argmax() == 7  # the last token has to be EOS
+    assert processor.add_request(1, request)
     ignoring = params(9, eos_reward=1)
     ignoring.ignore_eos = True
     ignoring.update_from_generation_config({}, 2)
-    assert not processor.add_request(1, ignoring)
+    assert not processor.add_request(2, ignoring)
 
 
 def test_a_bad_option_is_refused():

@@ -29,19 +29,19 @@ def magic(number: int) -> int:
     return number
 
 
-def mostly(found, wanted):
-    """Whether answers are the same: kernels of two engines may round one tie apart."""
-    return sum(a == b for a, b in zip(found, wanted, strict=True)) >= len(wanted) - 1
+def mostly_equal(results, expected):
+    """Whether all but one are equal: kernels of two engines may round a tie differently."""
+    return sum(a == b for a, b in zip(results, expected, strict=True)) >= len(expected) - 1
 
 
 @pytest.mark.parametrize("budget", [32, 64])
 def test_the_same_answers_as_in_process(chat, local, budget):
     ours = [local.invoke(question, max_tokens=budget) for question in QUESTIONS]
     theirs = [chat.invoke(question, max_tokens=budget) for question in QUESTIONS]
-    assert mostly([a.content for a in theirs], [a.content for a in ours])
+    assert mostly_equal([a.content for a in theirs], [a.content for a in ours])
     names = ("input_tokens", "output_tokens", "total_tokens")
     counts = [[{n: a.usage_metadata[n] for n in names} for a in group] for group in (theirs, ours)]
-    assert mostly(*counts)
+    assert mostly_equal(*counts)
     for mine, other in zip(ours, theirs, strict=True):
         assert other.response_metadata["finish_reason"] == "stop"
         assert other.response_metadata["stop_reason"] is None
@@ -73,10 +73,10 @@ def test_an_answer_that_the_model_ends_says_so(chat):
 def test_each_option_does_what_it_does_in_process(chat, local, options):
     ours = [local.invoke(question, **options) for question in QUESTIONS[:3]]
     theirs = [chat.invoke(question, **options) for question in QUESTIONS[:3]]
-    assert mostly([a.content for a in theirs], [a.content for a in ours])
+    assert mostly_equal([a.content for a in theirs], [a.content for a in ours])
     for name in ("finish_reason", "stop_reason"):
         facts = [[a.response_metadata[name] for a in group] for group in (theirs, ours)]
-        assert mostly(*facts), name
+        assert mostly_equal(*facts), name
 
 
 def test_sampling_options_reach_the_server(chat):
@@ -104,7 +104,7 @@ def test_the_same_prompt_as_in_process(chat, local, tools):
     assert chat.get_token_ids("A lamp.") == local.get_token_ids("A lamp.")
 
 
-def test_a_begun_answer_goes_on(chat, local):
+def test_a_begun_answer_continues(chat, local):
     begun = [HumanMessage("Name a river in France."), AIMessage("A river in France is")]
     wanted = local.invoke(begun, continue_final_message=True).content
     assert chat.invoke(begun, continue_final_message=True).content == wanted
@@ -134,7 +134,7 @@ async def test_64_streams_at_once(chat):
 
     together = await asyncio.gather(*map(streamed, asked))
     alone = [await chat.ainvoke(question) for question in asked[:6]]
-    assert mostly([a.content for a in together[:6]], [a.content for a in alone])
+    assert mostly_equal([a.content for a in together[:6]], [a.content for a in alone])
     assert all(a.response_metadata["finish_reason"] == "stop" for a in together)
     assert sum(may_end(a.content) for a in together) >= 60
     assert all(a.usage_metadata["output_tokens"] <= 32 for a in together)
@@ -175,7 +175,7 @@ def test_the_example(server):
 
 
 def running(server):
-    """How many requests the server works at."""
+    """How many requests the server is running."""
     lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:num_requests_running{"))
 
@@ -186,11 +186,11 @@ def test_a_closed_stream_ends_the_servers_work(chat, server):
     assert running(server) == 3
     for stream in streams:
         stream.close()
-    for _ in range(100):  # far less than 1,500 tokens take
+    for _ in range(100):  # far less time than 1,500 tokens take
         if running(server) == 0:
             return
         time.sleep(0.05)
-    raise AssertionError("the server goes on")
+    raise AssertionError("the server continues")
 
 
 def test_a_cut_call_is_no_call(chat):
