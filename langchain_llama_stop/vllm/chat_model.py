@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from langchain_llama_stop._checks import check_number, refuse_unknown
 from langchain_llama_stop._langchain.fields import model_profile
 from langchain_llama_stop._langchain.messages import check_last
-from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
+from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, explicit_fields
 from langchain_llama_stop._langchain.structured_output import BindingMixin
 from langchain_llama_stop._langchain.tools import format_choice, format_response, format_tools
 from langchain_llama_stop._version import __version__
@@ -186,7 +186,7 @@ class ChatLlamaStopServer(ChatSerializationMixin, BindingMixin, BaseChatOpenAI):
         secrets = self.default_headers or self.default_query  # there may be some in them
         if not made or secrets or seconds is None or limits != timeouts(seconds):
             raise TypeError("Clients and what they send along have no form in JSON.")
-        given = given_fields(self, *_DERIVED, refused=())
+        given = explicit_fields(self, *_DERIVED, refused=())
         own = {"model": self.model_name, "base_url": self.base_urls, "timeout": seconds}
         return {**given, **own}
 
