@@ -89,10 +89,8 @@ class BindingMixin:
         json_schema = _json_schema(schema)
         is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
         grammar = json_grammar(json_schema, "`schema`")
-        chat, trace = (
-            cast(BaseChatModel, self),
-            {"kwargs": {"method": method}, "schema": json_schema},
-        )
+        chat = cast(BaseChatModel, self)
+        trace = {"kwargs": {"method": method}, "schema": json_schema}
         # The constructor's `grammar` and `json_schema` do not apply to these answers.
         options = {"grammar": None, "json_schema": None, **kwargs}
         parser: Runnable[Any, Any]
