@@ -1,8 +1,7 @@
-"""On paper: what H100 GPUs would serve, from the bandwidth of their memory and the measured reward.
+"""What H100 GPUs would serve, estimated from their memory bandwidth and the measured reward.
 
-A decode step reads all weights and the keys and values of all rows once; a prompt is bound by
-arithmetic. The reward's work is measured here, on the CPU that runs this. `make bench-capacity`
-runs it.
+A decode step reads all weights and all rows' keys and values once; prefill is bound by arithmetic.
+The cost of the reward is measured on the CPU that runs this. `make bench-capacity` runs it.
 """
 
 import random
@@ -23,13 +22,13 @@ EXCHANGE = 12e-6  # seconds of an all-reduce between GPUs of one machine; two pe
 
 @dataclass
 class Model:
-    """What counts of a model, in bfloat16.
+    """The sizes of a model that matter here, in bfloat16.
 
     Attributes:
         name: Its name.
         weights: Parameters.
         layers: Layers.
-        cached: Numbers that a token leaves in the cache, per layer: keys and values of all heads.
+        cached: Numbers per token and layer in the KV cache: keys and values of all heads.
         gpus: GPUs that share it.
     """
 
@@ -48,7 +47,7 @@ MODELS = (
 
 
 def reward_seconds(rows: int, vocabulary: int = 32_000, steps: int = 200) -> float:
-    """Seconds of the reward per step, for rows that are anywhere in their answers."""
+    """Seconds of the reward per step, for rows at random positions in their answers."""
     tokenizer = load_pipeline("demo").tokenizer
     text = "The lamp of a lighthouse turns all night. It warns ships of rocks. They keep away. "
     ids = tokenizer(text * 20)["input_ids"][:ANSWER]
@@ -82,7 +81,7 @@ def main() -> None:
         weights, cached = 2 * model.weights, 2 * model.layers * model.cached
         room = USED * MEMORY * model.gpus - weights
         rows = min(256, int(room / (cached * (PROMPT + ANSWER))))
-        # Rows are half-way through their answers on average.
+        # On average a row is half-way through its answer.
         read = weights + rows * cached * (PROMPT + ANSWER / 2)
         exchange = 2 * model.layers * EXCHANGE if model.gpus > 1 else 0.0
         step = read / (REACHED * BANDWIDTH * model.gpus) + exchange

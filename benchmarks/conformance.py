@@ -1,8 +1,8 @@
 """Which checks of our `testing` hold, for our classes and for others: `make bench-conformance`.
 
 The suites run on the demo model in NF4, greedy, with `HuggingFacePipeline` and `ChatHuggingFace` of
-langchain-huggingface set up as well as their options allow: a budget for the pipeline, greedy, the
-answer without its prompt, and the budget among `pipeline_kwargs` too, as `from_model_id` has it.
+langchain-huggingface set up as well as their options allow: greedy, with a budget, and answers
+without the prompt; the budget is in `pipeline_kwargs` too, as `from_model_id` puts it there.
 Prints a Markdown table. A few minutes.
 """
 
@@ -30,14 +30,14 @@ PIPELINE: Any = None
 
 
 class OnDemoModel:
-    """What all four have in common: the model, and its forward passes counted."""
+    """What all four classes share: the model, and a count of its forward passes."""
 
     passes = 0
 
     @pytest.fixture(autouse=True)
     def counted(self) -> Iterator[None]:
         """Counts forward passes."""
-        torch.set_num_threads(1)  # at one row of so small a model, a second thread costs time
+        torch.set_num_threads(1)  # for one row of so small a model a second thread costs time
         hook = PIPELINE.model.register_forward_pre_hook(self.count)
         yield
         hook.remove()
@@ -131,18 +131,18 @@ class Collector:
     """Collects outcomes by class and check, while pytest runs."""
 
     def __init__(self) -> None:
-        """Begins with nothing."""
+        """Starts with no rows."""
         self.rows: list[dict[str, str]] = []
 
-    def said(self, report: pytest.TestReport) -> str:
-        """What a check says, or the error that came up in it."""
+    def message(self, report: pytest.TestReport) -> str:
+        """The message of a check, or the error that was raised in it."""
         if isinstance(report.longrepr, tuple):  # of a skipped one: file, line, reason
             return report.longrepr[2].removeprefix("Skipped: ")
         crash = getattr(report.longrepr, "reprcrash", None)
         return str(crash.message if crash else report.longrepr).removeprefix("Failed: ")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keeps what became of a test."""
+        """Stores the outcome of a test."""
         if report.when == "call" or report.outcome != "passed" and report.when == "setup":
             _, name, check = report.nodeid.split("::")
             check, _, case = check.removeprefix("test_").partition("[")
@@ -152,13 +152,13 @@ class Collector:
                     "check": check,
                     "case": case.removesuffix("]"),
                     "outcome": report.outcome,
-                    "message": "" if report.passed else self.said(report),
+                    "message": "" if report.passed else self.message(report),
                 }
             )
 
 
 def cell(rows: list[dict[str, str]]) -> str:
-    """What stands in the table for the cases of a check."""
+    """The table's cell for the cases of a check."""
     counted = [row["outcome"] == "passed" for row in rows if row["outcome"] != "skipped"]
     if not counted:
         return "–"
@@ -187,9 +187,11 @@ def main() -> None:
     """Runs the suites, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
-    parser.add_argument("--messages", action="store_true", help="print what failing checks say")
+    parser.add_argument(
+        "--messages", action="store_true", help="print the messages of failing checks"
+    )
     args = parser.parse_args()
-    # pytest imports this file under its own name; what it is to find there is put there.
+    # pytest imports this file as a second module, which needs the pipeline too.
     import conformance
 
     conformance.PIPELINE = load_pipeline("demo", quantization="nf4")
@@ -209,8 +211,8 @@ def main() -> None:
             if row["outcome"] == "failed":
                 print(f"\n{row['class']} {row['check']} [{row['case']}]\n  {row['message']}")
     if args.json:
-        found = {"versions": versions, "machine": platform.machine(), "outcomes": collector.rows}
-        args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        report = {"versions": versions, "machine": platform.machine(), "outcomes": collector.rows}
+        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

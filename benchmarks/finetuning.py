@@ -1,9 +1,9 @@
 """Fine-tuning on a CPU or a GPU, measured before and after: `make finetune-demo`.
 
 The demo model (NF4, QLoRA) learns to end its answers within 128 tokens, on the project's own short
-answers or on those of a JSONL file; rows in another language than English, where the file says so,
-are left out. Measured are answers to prompts that were held out, and to open questions, which the
-model by itself hardly ever ends. All of it is greedy and without any reward.
+answers or on those of a JSONL file. Rows whose `lang` is not "en" are left out. It measures answers
+to prompts that were held out, and to open questions, which the untrained model hardly ever ends.
+All answers are greedy and without the EOS reward.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     own = HERE.parent / "examples" / "short_answers.jsonl"
     parser.add_argument("--data", type=Path, default=own, help="JSONL file (default: our own)")
     parser.add_argument("--output-dir", default="adapter", help="folder for the adapter")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

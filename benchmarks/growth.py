@@ -53,14 +53,14 @@ def answers(pipeline: Any, prompts: list[str], tokens: int, repeats: int) -> dic
 def measure(
     pipeline: Any, name: str, size: int, words: Iterator[str], repeats: int
 ) -> dict[str, Any]:
-    """One point of a sweep: seconds of each side, and tokens that are produced in them."""
+    """One point of a sweep: seconds of each side, and the tokens that it produces."""
     if name == "history":
         times = new_turns(pipeline, size, words, repeats, limit=CACHE, peer=False)
         return {"size": size, "tokens": 1, "seconds": times}
     length = size if name == "prompt" else PROMPT
     rows = size if name == "batch" else 1
     tokens = size if name == "answer" else ANSWER[name]
-    # A first word of its own for each: no two rows share a beginning.
+    # Each prompt has its own first word, so that no two rows share a prefix.
     texts = [passage(pipeline.tokenizer, length - 2, start) for start in range(rows)]
     prompts = [f"{next(words)}: {text}" for text in texts]
     times = answers(pipeline, prompts, tokens, repeats)
@@ -86,7 +86,7 @@ def title(name: str, points: list[dict]) -> str:
 
 
 def draw(report: dict, folder: Path) -> None:
-    """Draws a picture of each sweep: medians, and the range of the repeats behind them."""
+    """Draws each sweep: the medians, and the range of the repeats."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def table(report: dict) -> str:
 
 
 def main() -> None:
-    """Measures or reads, prints, writes, draws."""
+    """Measures, or reads a report; then prints, writes and draws it."""
     parser = arguments(__doc__.split("\n")[0], list(SIZES))
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write the pictures to it")
     parser.add_argument(

@@ -64,7 +64,7 @@ def load(args: argparse.Namespace) -> Any:
 def save_random_model(shape: str, folder: str, device: str) -> None:
     """Writes a model of random bfloat16 weights, with the demo model's tokenizer, into a folder.
 
-    What it says is noise, but it takes the time and the memory of a real model of its shape.
+    Its answers are noise, but it needs the time and memory of a real model of its shape.
     """
     tokenizer = load_pipeline("demo").tokenizer
     config = transformers.LlamaConfig(
@@ -83,9 +83,9 @@ def save_random_model(shape: str, folder: str, device: str) -> None:
 def machine(args: argparse.Namespace) -> str:
     """The machine and the versions that figures belong to."""
     cuda = args.device.startswith("cuda")
-    place = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
     return (
-        f"{args.shape or 'demo model'}, {platform.machine()}, {place}, {args.dtype}, "
+        f"{args.shape or 'demo model'}, {platform.machine()}, {hardware}, {args.dtype}, "
         f"torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
@@ -100,14 +100,14 @@ def synchronize() -> None:
 def alternate(
     works: dict[str, Callable[[], Any]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Runs works alternately, after one run of each that does not count.
+    """Runs works alternately, after one warm-up run of each.
 
     Args:
-        works: What is to be timed, by name.
+        works: What to time, by name.
         repeats: How often each is timed in both orders, so that drift cancels out.
 
     Returns:
-        Seconds of each work, the mean of both orders for each repeat; and what its runs gave.
+        Seconds of each work, for each repeat the mean of both orders; and its results.
     """
     for work in works.values():
         work()
@@ -128,7 +128,7 @@ def alternate(
 
 @contextmanager
 def forward_rows(model: Any) -> Iterator[list[int]]:
-    """Notes the rows of each forward pass."""
+    """Collects the number of rows of each forward pass."""
     rows: list[int] = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda module, inputs, output: rows.append(output.shape[0])
@@ -140,7 +140,7 @@ def forward_rows(model: Any) -> Iterator[list[int]]:
 
 
 def peak_growth(work: Callable[[], object], device: str) -> int:
-    """Bytes by which memory grows at most while a work is done."""
+    """Bytes of peak memory that a work adds."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -151,7 +151,7 @@ def peak_growth(work: Callable[[], object], device: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of loading, is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading has set
     before = status("VmRSS")
     work()
     return status("VmHWM") - before
@@ -170,8 +170,8 @@ def compare(
     """One line of the table.
 
     Args:
-        work: What is done.
-        peer: By whom else.
+        work: What was measured.
+        peer: The name of the other side.
         theirs: The peer's figures, one for each repeat; less is better.
         ours: Ours.
         unit: Of both.
@@ -179,7 +179,7 @@ def compare(
         under: The aim for our figure.
 
     Returns:
-        All of that, with the ratios and whether the median meets the aim.
+        These values, the ratios, and whether the median meets the aim.
     """
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     aim, met = "–", None
@@ -192,7 +192,7 @@ def compare(
 
 
 def equal(what: str, texts: list[str], others: list[str]) -> dict[str, Any]:
-    """A note on whether two sides gave the same texts, which in float32 they have to."""
+    """A note on whether two sides gave the same texts, which they must in float32."""
     same = sum(a == b for a, b in zip(texts, others, strict=True))
     return {"note": f"{what}: {same} of {len(texts)} texts equal", "equal": same == len(texts)}
 

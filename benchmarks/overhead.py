@@ -52,10 +52,10 @@ class ListIndexing(LogitsProcessor):
 
 
 class Look:
-    """Landing in hindsight, which is what `LlamaStopLLM` does by default: a batch, to its ends.
+    """Landing in hindsight, the default of `LlamaStopLLM`: for a batch, up to its ends.
 
     Unlike the other cases it is one call per zone: the texts are judged at the end of the budget.
-    As in decoding the answers are lists and the favourites are known: greedy decoding chose them.
+    As in decoding, the answers are lists, and greedy decoding has already chosen the best tokens.
     """
 
     def __init__(self, tokenizer, rows: torch.Tensor, scores: torch.Tensor) -> None:
@@ -105,14 +105,14 @@ At night the tower is lit for five minutes at every full hour, which is best see
 
 
 def answer_rows(tokenizer, batch: int, length: int) -> torch.Tensor:
-    """Prompts and answers of real sentences, each row elsewhere in the text, (batch, length)."""
+    """Prompts and answers of real sentences, (batch, length); each row starts elsewhere."""
     ids = tokenizer(TEXT * 20, add_special_tokens=False)["input_ids"]
     starts = [(row * 37) % 500 for row in range(batch)]
     return torch.tensor([[ids[0]] * PROMPT + ids[s : s + length] for s in starts])
 
 
 def finish(ours: EosTokenRewardLogitsProcessor, steps: list[torch.Tensor], eos: int) -> None:
-    """Pads each row from the step on at which its end was decided, as decoding does."""
+    """Pads each row after the step at which its end was decided, as decoding does."""
     ended = torch.zeros(len(steps[0]), dtype=torch.bool)
     for ids in steps:
         decided = [n.decided for n in ours.nudges(ids)]
@@ -121,7 +121,7 @@ def finish(ours: EosTokenRewardLogitsProcessor, steps: list[torch.Tensor], eos: 
 
 
 def processors(tokenizer) -> list[dict]:
-    """Times each processor in each place; inside the zone as the mean over all of its steps."""
+    """Times each processor outside and inside the zone; inside, the mean over all of its steps."""
     results = []
     eos = tokenizer.eos_token_id
     for vocabulary in VOCABULARIES:
@@ -202,8 +202,8 @@ def main() -> None:
     steps = processors(pipeline.tokenizer)
     table = Table(title=f"µs per step (aim: {AIM_OUTSIDE:g} outside, {AIM_INSIDE:g} inside)")
     table.add_column("processor")
-    places = [(v, b) for v in VOCABULARIES for b in BATCHES]
-    for vocabulary, batch in places:
+    sizes = [(v, b) for v in VOCABULARIES for b in BATCHES]
+    for vocabulary, batch in sizes:
         table.add_column(f"{vocabulary // 1000}k x {batch}", justify="right")
     for name in dict.fromkeys(s["processor"] for s in steps):
         row = [s["us"] for s in steps if s["processor"] == name]

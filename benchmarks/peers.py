@@ -48,7 +48,7 @@ GREEDY = {"temperature": 0, "eos_reward": False}
 
 
 def passage(tokenizer: Any, tokens: int, start: int = 0) -> str:
-    """A text of real sentences, so many tokens long, that begins with a sentence of its own."""
+    """A text of real sentences, `tokens` long, that begins with sentence number `start`."""
     start %= len(SENTENCES)
     sentences = cycle([*SENTENCES[start:], *SENTENCES[:start]])
     text = " ".join(next(sentences) for _ in range(tokens // 8 + 1))
@@ -63,9 +63,9 @@ def first_words(tokenizer: Any) -> Iterator[str]:
 
 
 class EndsAt(LogitsProcessor):
-    """Ends each row at a length of its own, which is found by the row's first token.
+    """Ends each row at a length of its own, which is looked up by the row's first token.
 
-    The place of a row in the batch says nothing: rows that have ended may leave it.
+    Not by its index in the batch: rows that have ended may leave the batch.
     """
 
     def __init__(self, tokenizer: Any, lengths: dict[str, int]) -> None:
@@ -75,7 +75,7 @@ class EndsAt(LogitsProcessor):
         self.ends = {ids[0]: len(ids) + length for ids, length in encoded}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Forbids EOS before a row's own length and makes it the favourite there."""
+        """Forbids EOS before a row's own length and gives it the highest score there."""
         scores = scores.clone()
         for row, ids in enumerate(input_ids.tolist()):
             begin = next(n for n, token in enumerate(ids) if token != self.pad)
@@ -99,20 +99,20 @@ def peer_chat(pipeline: Any) -> ChatHuggingFace:
 
 
 def peer_options(tokens: int, **settings: Any) -> dict[str, Any]:
-    """A call's options for langchain-huggingface: greedy, so many tokens, without the prompt."""
+    """Call options for langchain-huggingface: greedy, at most `tokens`, without the prompt."""
     kwargs = {"max_new_tokens": tokens, "do_sample": False, "return_full_text": False, **settings}
     return {"pipeline_kwargs": kwargs}
 
 
 def exactly(tokens: int) -> dict[str, Any]:
-    """Options of our classes: greedy, exactly so many tokens, nothing kept and nothing guessed."""
+    """Options of our classes: greedy, exactly `tokens`, no prefix cache and no draft tokens."""
     plain = {"prefix_cache": 0, "prompt_lookup_num_tokens": 0}
     fixed = {"max_new_tokens": tokens, "pipeline_kwargs": {"min_new_tokens": tokens}}
     return {**GREEDY, **plain, **fixed}
 
 
 def bare_generate(pipeline: Any, prompts: list[str], tokens: int, **settings: Any) -> list[str]:
-    """What `model.generate` gives for a left-padded batch, at most so many tokens."""
+    """Answers of `model.generate` for a left-padded batch, at most `tokens` each."""
     tokenizer = pipeline.tokenizer
     inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(pipeline.model.device)
     width = inputs["input_ids"].shape[1]
@@ -125,16 +125,16 @@ def bare_generate(pipeline: Any, prompts: list[str], tokens: int, **settings: An
 
 def conversation(tokenizer: Any, tokens: int, word: str) -> list[tuple[str, str]]:
     """A conversation of some `tokens` tokens that begins with `word` and asks for an answer."""
-    told, asked = passage(tokenizer, tokens // 2), passage(tokenizer, tokens // 2, start=7)
+    first, second = passage(tokenizer, tokens // 2), passage(tokenizer, tokens // 2, start=7)
     return [
         ("human", f"{word} is my name. What do you know of the town?"),
-        ("ai", told),
-        ("human", f"I have read this: {asked} What should I see first?"),
+        ("ai", first),
+        ("human", f"I have read this: {second} What should I see first?"),
     ]
 
 
 def first_token_seconds(chat: Any, messages: list[tuple[str, str]], **options: Any) -> float:
-    """Seconds until a chat model's stream gives a text; the stream is read to its end."""
+    """Seconds until a chat model's stream yields text; the stream is read to its end."""
     synchronize()
     begin, seconds = time.perf_counter(), None
     for chunk in chat.stream(messages, **options):
@@ -151,11 +151,11 @@ def new_turns(
     """Times the first token of a new turn, after a history whose last turn has been answered.
 
     Args:
-        pipeline: The pipeline.
-        tokens: Tokens of the history; 0 for none, so that the new turn is the first.
-        words: Where the first word of each history comes from: none is asked about twice.
+        pipeline: The loaded pipeline.
+        tokens: Tokens of the history; with 0 the new turn is the first one.
+        words: First words for the histories, so that no two share a prefix.
         repeats: How many histories.
-        limit: Tokens of the prefix cache.
+        limit: Size of the prefix cache, in tokens.
         peer: Whether to time `ChatHuggingFace` as well.
 
     Returns:

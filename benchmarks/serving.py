@@ -1,7 +1,7 @@
-"""Answers at once: in this process, from vLLM's server, and from it with the EOS reward.
+"""Concurrent answers: in this process, from vLLM's server, and from vLLM with the EOS reward.
 
-Every answer is as long as its budget (EOS is barred until then), so that all sides compute the same
-tokens and the reward's work is all that the servers differ by. `make bench-serving` runs it.
+Every answer is as long as its budget (EOS is forbidden before), so that all sides compute equally
+many tokens and the servers differ only in the reward's work. `make bench-serving` runs it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ QUESTIONS = Path(__file__).with_name("prompts.jsonl")
 
 
 def at_once(chat: Any, questions: list[str]) -> tuple[float, list[float]]:
-    """Seconds until all answers are there, and until the first token of each."""
+    """Seconds until all answers are complete, and until the first token of each."""
     begin = time.perf_counter()
 
     def answer(question: str) -> float:
@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device, args.dtype, args.shape = "cpu", "float32", None
     lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
-    asked = [json.loads(line)["prompt"] for line in lines]
+    prompts = [json.loads(line)["prompt"] for line in lines]
     settings = {"temperature": 0, "max_tokens": args.tokens}
     pipeline = load(args)
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def main() -> None:
             )
 
         def measured(chat: Any, questions: list[str]) -> tuple[float, list[float]]:
-            """The others stand still meanwhile: idle ones take a part of the processor."""
+            """Runs one side with the other servers paused: idle ones use the CPU too."""
             server = servers.get(getattr(chat, "base_urls", [""])[0])
             if server:
                 server.resume()
@@ -105,7 +105,7 @@ def main() -> None:
         print("|--:|---|--:|--:|--:|--:|", flush=True)
         figures = []
         for count in args.concurrent:
-            questions = list(itertools.islice(itertools.cycle(asked), count))
+            questions = list(itertools.islice(itertools.cycle(prompts), count))
             works = {name: partial(measured, chat, questions) for name, chat in sides.items()}
             times, results = alternate(works, args.repeats)  # seconds around resume and pause too
             for name in sides:

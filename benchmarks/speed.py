@@ -1,8 +1,9 @@
 """What the same work costs beside peers: `make bench`.
 
-Every comparison is a ratio of runs in one process, alternating: langchain-huggingface, bare
-transformers, or our own classes set otherwise, over ours. A ratio of 2 says that ours takes half of
-the time. Nothing here is a test: figures depend on the machine. Twenty minutes on two cores.
+Every comparison is a ratio of alternating runs in one process: the time of langchain-huggingface,
+of bare transformers, or of our own classes with other options, over ours. A ratio of 2 means that
+ours takes half the time. Nothing here is a test: figures depend on the machine. Twenty minutes on
+two cores.
 """
 
 import argparse
@@ -159,7 +160,7 @@ def uneven(pipeline: Any, args: argparse.Namespace) -> list[dict]:
 
 
 def conversation(pipeline: Any, args: argparse.Namespace) -> list[dict]:
-    """The first token of a new turn behind a history of 1,500 tokens."""
+    """The first token of a new turn after a history of 1,500 tokens."""
     tokens = 150 if args.quick else 1500
     words = first_words(pipeline.tokenizer)
     times = new_turns(pipeline, tokens, words, args.repeats, limit=4096)
@@ -173,7 +174,7 @@ def conversation(pipeline: Any, args: argparse.Namespace) -> list[dict]:
 def rag(pipeline: Any, args: argparse.Namespace) -> list[dict]:
     """An answer that quotes its context."""
     tokens = 12 if args.quick else 96
-    # The demo model quotes this passage; one that begins elsewhere it may retell instead.
+    # The demo model quotes this passage; others it may retell in its own words.
     text = passage(pipeline.tokenizer, 100 if args.quick else 440, start=9)
     question = f"Repeat the passage word for word.\n\nPassage: {text}"
     prompt = pipeline.tokenizer.apply_chat_template(
@@ -199,7 +200,7 @@ def rag(pipeline: Any, args: argparse.Namespace) -> list[dict]:
 
 
 def timed(work: Callable[..., Any], *args: argparse.Namespace) -> tuple[str, float]:
-    """The text of an answer, and when it was there."""
+    """The text of an answer, and the time at which it was complete."""
     return work(*args).content, time.perf_counter()
 
 
@@ -351,13 +352,15 @@ WORKS = {
 
 
 def main() -> None:
-    """Does the works, prints the table and the notes beneath it."""
+    """Runs the works, prints the table and the notes below it."""
     parser = arguments(__doc__.split("\n")[0], list(WORKS))
     parser.add_argument("--memory-of", help="only print the peak memory of this side's batch of 8")
     args = parser.parse_args()
     pipeline = load(args)
     if args.memory_of:
-        bare_generate(pipeline, ["The town"], 2)  # what the first pass sets up is no one's
+        bare_generate(
+            pipeline, ["The town"], 2
+        )  # the first pass allocates memory that belongs to no side
         print(peak_growth(batch_works(pipeline, args.quick)[args.memory_of], args.device))
         return
     found: list[dict] = []

@@ -1,8 +1,8 @@
-"""How answers end under each known method: `make bench-termination`.
+"""How answers end with each method: `make bench-termination`.
 
-Every prompt is answered by the demo model (float32) under every method, at several budgets, greedy
-and at temperature 0.7. An answer has *landed* if it ends by EOS, at a true end, with nothing left
-open. Half of the prompts (every second one) served for tuning; the other half is reported.
+The demo model (float32) answers every prompt with every method, at several budgets, greedy and at
+temperature 0.7. An answer has *landed* if it ends by EOS, at a true end, with nothing left open.
+Every second prompt was used for tuning; only the others are reported.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from langchain_llama_stop.ending.boundaries import is_true_end, last_end, open_c
 
 HERE = Path(__file__).parent
 HINT = "Answer in {sentences} sentences or fewer."
-TAIL, PUSHED = 16, 3.0  # tokens whose cost is measured; nats against the model's wish
+TAIL, PUSHED = 16, 3.0  # tokens whose cost is measured; nats below the most likely token
 CLOSING = set(".!?。！？…\"')]}*`_”’»」")
 
 
@@ -30,7 +30,7 @@ class ArticleReward(LogitsProcessor):
     """The article's formula: from 80% of the length on, EOS gets 100 times the ratio."""
 
     def __init__(self, eos: int, budget: int) -> None:
-        """Takes the EOS id and the token budget; the prompt's length shows at the first call."""
+        """Takes the EOS id and the token budget; the first call shows the prompt's length."""
         self.eos, self.budget, self.max_length = eos, budget, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -111,8 +111,8 @@ def tail_scores(pipeline, prompt: str, ids: list[int]) -> tuple[float, list[floa
     """The plain model's cost of an answer's tail.
 
     Returns:
-        Mean negative log-likelihood of the last tokens and of EOS after them, in nats; and how
-        far each of the last four tokens lay under the model's favourite.
+        Mean negative log-likelihood of the last tokens and of EOS after them, in nats; and for
+        each of the last four tokens, how far it is below the most likely token.
     """
     tokenizer = pipeline.tokenizer
     prompt_ids = tokenizer(prompt)["input_ids"]
@@ -127,7 +127,7 @@ def tail_scores(pipeline, prompt: str, ids: list[int]) -> tuple[float, list[floa
 
 
 def judge(answer: dict, natural: bool) -> bool:
-    """Whether an answer has landed; one that the model ended itself may end in a bare "42."."""
+    """Whether an answer has landed; if the model ended it itself, a bare "42." is an end too."""
     text = answer["text"] + ("\n" if natural else "")
     return answer["eos"] and is_true_end(text) and not open_constructs(text)
 
@@ -176,7 +176,7 @@ def trim(tokenizer, row: dict) -> dict:
 
 
 def summary(pipeline, chats: list[str], plain: list[dict], rows: list[dict], budget: int) -> dict:
-    """Puts the measures of one method together."""
+    """Computes the measures of one method."""
     natural = [i for i, row in enumerate(plain) if row["eos"]]
     over = [i for i, row in enumerate(plain) if not row["eos"]]
     kept = [rows[i]["ids"] == plain[i]["ids"] and rows[i]["eos"] for i in natural]
@@ -240,7 +240,7 @@ def print_table(console: Console, title: str, results: dict[str, dict]) -> None:
 
 
 def chart(report: dict, file: Path) -> None:
-    """Draws landed and used, a bar for each method, a panel for each budget (greedy only)."""
+    """Draws landed and used: one bar per method, one panel per budget (greedy only)."""
     import matplotlib.pyplot as plt
 
     greedy = {k: v for k, v in report["results"].items() if k.endswith(" 0")}
@@ -249,13 +249,13 @@ def chart(report: dict, file: Path) -> None:
         axes if len(greedy) > 1 else [axes], greedy.items(), strict=True
     ):
         names = list(results)[::-1]
-        places = range(len(names))
+        positions = range(len(names))
         colours = ["#1b7f5c" if n.startswith("ours") else "#8896a5" for n in names]
-        axis.barh(places, [100 * results[n]["landed"] for n in names], color=colours)
+        axis.barh(positions, [100 * results[n]["landed"] for n in names], color=colours)
         axis.scatter(
-            [100 * results[n]["used"] for n in names], places, color="#c0392b", s=16, zorder=3
+            [100 * results[n]["used"] for n in names], positions, color="#c0392b", s=16, zorder=3
         )
-        axis.set_yticks(places, names, fontsize=8)
+        axis.set_yticks(positions, names, fontsize=8)
         axis.set_title(f"budget {key.split()[0]}", fontsize=10)
         axis.set_xlim(0, 104)
         axis.grid(axis="x", alpha=0.3)

@@ -2,8 +2,8 @@
 
     python examples/agent.py
 
-The model chooses: a call begins where it writes one, and is held to the tools and their arguments
-from there on; behind the result it answers. The second question is streamed through LangGraph.
+The model decides when to call a tool. Once a call has begun, decoding is constrained to the tools
+and their arguments. After the result it answers. The second question is streamed by LangGraph.
 """
 
 from langchain.agents import create_agent
@@ -28,7 +28,7 @@ def get_weather(location: str) -> str:
 
 
 def show(message: AnyMessage) -> None:
-    """Prints what one step of the agent has said."""
+    """Prints one message of the agent."""
     if isinstance(message, AIMessage) and message.tool_calls:
         call = message.tool_calls[0]
         print(f"  calls {call['name']}({call['args']})")

@@ -1,6 +1,6 @@
 """A chain: prompt | LLM | parser, streamed with one question, then called with a batch of them.
 
-Run it with `python examples/chain.py`. The prompt is the model's chat template with a gap in it.
+Run it with `python examples/chain.py`. The prompt is the chat template with a variable in it.
 """
 
 from langchain_core.output_parsers import StrOutputParser
@@ -24,7 +24,7 @@ def main() -> list[str]:
         print(piece, end="", flush=True)
         answers[0] += piece
 
-    answers += chain.batch([{"thing": "a library"}, {"thing": "an echo"}])  # padded, together
+    answers += chain.batch([{"thing": "a library"}, {"thing": "an echo"}])  # as one padded batch
     for answer in answers[1:]:
         print(f"\n---\n{answer}")
     return answers

@@ -21,11 +21,11 @@ RULES = [
 
 
 def main(question: str = "When is breakfast?") -> tuple[Document, Generation]:
-    """Prints and returns the document that was found, and the answer."""
+    """Prints and returns the best document and the answer."""
     llm = LlamaStopLLM.from_model_id("demo", quantization="nf4", max_new_tokens=48, temperature=0)
     store = InMemoryVectorStore(HuggingFaceEmbeddings(model_name=str(get_model_path())))
     store.add_texts(RULES)
-    [found] = store.similarity_search(question, k=1)  # a larger model can take more than one
+    [document] = store.similarity_search(question, k=1)  # a larger model can take more than one
 
     template = llm.pipeline.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Here is what the house rules say:\n{rule}\n\n{question}"}],
@@ -33,12 +33,12 @@ def main(question: str = "When is breakfast?") -> tuple[Document, Generation]:
         add_generation_prompt=True,
     )
     prompt = PromptTemplate.from_template(template).format(
-        rule=found.page_content, question=question
+        rule=document.page_content, question=question
     )
-    answer = llm.generate([prompt]).generations[0][0]  # `generate` tells how the answer ended
-    print(f"Question: {question}\nFound:    {found.page_content}\nAnswer:   {answer.text}")
+    answer = llm.generate([prompt]).generations[0][0]  # `generate` returns how the answer ended
+    print(f"Question: {question}\nFound:    {document.page_content}\nAnswer:   {answer.text}")
     print({name: answer.generation_info[name] for name in ("finish_reason", "eos_source")})
-    return found, answer
+    return document, answer
 
 
 if __name__ == "__main__":

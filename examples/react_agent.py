@@ -11,8 +11,8 @@ from langchain_core.tools import tool
 
 from langchain_llama_stop import LlamaStopLLM
 
-# A model of 135 million parameters needs to see how it is done; larger ones need no examples.
-# The "I" at the end is for it, too: LangChain's scratchpad ends in a space, which throws it off.
+# A model of 135 million parameters needs examples in its prompt; larger ones need none.
+# So is the "I" at the end: LangChain's scratchpad ends in a space, which confuses a small model.
 PROMPT = """Answer each question with the help of one of these tools: {tool_names}.
 {tools}
 
@@ -47,22 +47,22 @@ class Outputs(BaseCallbackHandler):
     """Prints and collects what the LLM writes, before anything parses it."""
 
     def __init__(self) -> None:
-        """Begins with nothing."""
+        """Starts with no texts."""
         self.texts: list[str] = []
 
     def on_llm_end(self, response: LLMResult, **kwargs: object) -> None:
-        """Takes one answer of the LLM."""
+        """Adds one answer of the LLM."""
         self.texts.append(response.generations[0][0].text)
-        print(f"--- the LLM goes on: I{self.texts[-1]}\n")
+        print(f"--- the LLM continues: I{self.texts[-1]}\n")
 
 
 def main(question: str = "When does the Louvre open?") -> dict[str, list[str]]:
-    """Prints what the agent's LLM writes, first without the stop and then with it; returns both."""
+    """Prints and returns what the agent's LLM writes, first without the stop, then with it."""
     llm = LlamaStopLLM.from_model_id(
         "demo", quantization="nf4", max_new_tokens=64, temperature=0, stop=["\nQuestion:"]
     )
     prompt = PromptTemplate.from_template(PROMPT)
-    written = {}
+    texts = {}
     for name, stop in {"without": False, "with": ["\nObservation:"]}.items():
         print(f"======== {name} the stop")
         agent = create_react_agent(llm, [opening_hours], prompt, stop_sequence=stop)
@@ -72,9 +72,9 @@ def main(question: str = "When does the Louvre open?") -> dict[str, list[str]]:
         outputs = Outputs()
         result = executor.invoke({"input": question}, {"callbacks": [outputs]})
         print(f"The agent answers: {result['output']}\n")
-        written[name] = outputs.texts
-    assert not any("Observation:" in text for text in written["with"])
-    return written
+        texts[name] = outputs.texts
+    assert not any("Observation:" in text for text in texts["with"])
+    return texts
 
 
 if __name__ == "__main__":

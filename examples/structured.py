@@ -2,8 +2,8 @@
 
     python examples/structured.py
 
-The second budget is small: what is still owed is kept in reserve, so that the object is closed in
-time. The third one is too small for any object of the class and is refused before generating.
+The second budget is small: enough tokens are kept in reserve to complete the object. The third one
+is too small for any object of the class, and is refused before anything is generated.
 """
 
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ class Trip(BaseModel):
 
 
 def main() -> list[Trip]:
-    """Asks twice; returns both objects."""
+    """Asks with each budget; returns the objects."""
     model = ChatLlamaStop(model="demo", quantization="nf4", temperature=0, max_tokens=80)
     question = "Plan a trip to Paris."
     trips = []

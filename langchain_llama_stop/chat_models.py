@@ -22,9 +22,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from langchain_llama_stop._checks import refuse_unknown
 from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
-from langchain_llama_stop._langchain.fields import OBJECTS, OptionFields, check_task, model_profile
+from langchain_llama_stop._langchain.fields import OptionFields, check_task, model_profile
 from langchain_llama_stop._langchain.messages import answer_fields
-from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
+from langchain_llama_stop._langchain.serialization import ChatSerializationMixin
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._langchain.structured_output import BindingMixin
 from langchain_llama_stop._langchain.tools import format_choice, format_tools, tool_call_chunks
@@ -36,7 +36,7 @@ from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
 
 if TYPE_CHECKING:
-    from langchain_llama_stop._langchain.request import Task
+    from langchain_llama_stop._langchain.request import ChatRequest
     from langchain_llama_stop.engine.sequence import GenerationResponse
 
 
@@ -117,10 +117,7 @@ class ChatLlamaStop(
         return found
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        if self.given_pipeline is not None:
-            raise TypeError("A pipeline has no form in JSON.")
-        token = self._check_written(self._loaded(self.model))
-        return {**given_fields(self, "shared_pipelines", refused=OBJECTS), **token}
+        return self._arguments_by_name(self.model, self.given_pipeline or self._loaded(self.model))
 
     def _resolve_model_profile(self) -> ModelProfile:
         pipeline = self.given_pipeline or self._loaded(self.model)
@@ -211,17 +208,17 @@ class ChatLlamaStop(
         check_options(self.pipeline, options)
         return options
 
-    def _task(
+    def _request(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> Task:
-        """What a call asks for."""
-        from langchain_llama_stop._langchain.request import task
+    ) -> ChatRequest:
+        """The request of one call."""
+        from langchain_llama_stop._langchain.request import build_request
 
         kwargs = {k: v for k, v in kwargs.items() if k != "ls_structured_output_format"}
         tools = format_tools(kwargs.pop("tools", None) or [])
         choice = format_choice(kwargs.pop("tool_choice", None), tools)
         prefill = kwargs.pop("continue_final_message", False)
-        return task(
+        return build_request(
             self.pipeline,
             messages,
             self._call_options(stop, kwargs),
@@ -254,7 +251,7 @@ class ChatLlamaStop(
     ) -> ChatResult:
         from langchain_llama_stop.engine.generate import generate
 
-        prompt, options, names = self._task(messages, stop, kwargs)
+        prompt, options, names = self._request(messages, stop, kwargs)
         content, fields = self._message_parts(generate(self.pipeline, [prompt], options)[0], names)
         info = fields["response_metadata"]
         return ChatResult(
@@ -273,7 +270,7 @@ class ChatLlamaStop(
     ) -> Iterator[ChatGenerationChunk]:
         from langchain_llama_stop.engine.generate import stream_generate
 
-        prompt, options, names = self._task(messages, stop, kwargs)
+        prompt, options, names = self._request(messages, stop, kwargs)
         text, emitted = "", 0
         for piece in stream_generate(self.pipeline, prompt, options):
             text += piece.text

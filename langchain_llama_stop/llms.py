@@ -14,8 +14,8 @@ from pydantic import model_validator
 
 from langchain_llama_stop._checks import refuse_unknown
 from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
-from langchain_llama_stop._langchain.fields import OBJECTS, OptionFields, check_task
-from langchain_llama_stop._langchain.serialization import SerializationMixin, given_fields
+from langchain_llama_stop._langchain.fields import OptionFields, check_task
+from langchain_llama_stop._langchain.serialization import SerializationMixin
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
@@ -189,10 +189,7 @@ class LlamaStopLLM(
             return prompt_ids(self.pipeline.tokenizer, text)
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        if self._loaded(self.model_id) is not self.pipeline:
-            raise TypeError("A pipeline has no form in JSON.")
-        token = self._check_written(self.pipeline)
-        return {**given_fields(self, "pipeline", "shared_pipelines", refused=OBJECTS), **token}
+        return self._arguments_by_name(self.model_id, self.pipeline)
 
     @property
     def model_name(self) -> str:

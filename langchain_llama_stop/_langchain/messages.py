@@ -1,4 +1,4 @@
-"""LangChain's messages in the form that chat templates take, and answers back."""
+"""LangChain's messages as chat templates take them, and answers as LangChain's messages."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from langchain_llama_stop.chat.template import Message
 from langchain_llama_stop.chat.tool_formats import parse_tool_calls
 
 _ROLES = ("system", "user", "assistant")
-_LEFT_OUT = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking")
-"""Blocks of earlier answers: calls stand in `tool_calls` too, thoughts are not told again."""
+_SKIPPED_BLOCKS = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking")
+"""Blocks of earlier answers: calls are in `tool_calls` too, and thoughts are not repeated."""
 
 
 def template_message(message: BaseMessage) -> Message:
-    """One LangChain message as a chat template takes it.
-
-    Args:
-        message: The message; its content is text, as a string or in blocks.
-
-    Returns:
-        A dict of role and content, with tool calls in OpenAI's form.
-
-    Raises:
-        ValueError: If it is of another kind, or holds what is no text.
-    """
-    content = _text(message.content)
+    """One message as a chat template takes it: role, content, tool calls in OpenAI's form."""
+    content = content_text(message.content)
+    if content is None:
+        kinds = (
+            block.get("type")
+            for block in message.content
+            if not isinstance(block, str) and _block_text(block) is None
+        )
+        raise ValueError(
+            f"A message's content has to be text, but holds a block of type "
+            f"{next(kinds)!r}: this model reads text only."
+        )
     if isinstance(message, SystemMessage):
         return {"role": "system", "content": content}
     if isinstance(message, HumanMessage):
@@ -49,9 +49,9 @@ def template_message(message: BaseMessage) -> Message:
             "tool_call_id": message.tool_call_id,
         }
     if isinstance(message, AIMessage):
-        spoken: Message = {"role": "assistant", "content": content}
+        answer: Message = {"role": "assistant", "content": content}
         if message.tool_calls:
-            spoken["tool_calls"] = [
+            answer["tool_calls"] = [
                 {
                     "type": "function",
                     "id": call["id"],
@@ -59,7 +59,7 @@ def template_message(message: BaseMessage) -> Message:
                 }
                 for call in message.tool_calls
             ]
-        return spoken
+        return answer
     if isinstance(message, ChatMessage):
         if message.role not in _ROLES:
             raise ValueError(
@@ -74,27 +74,20 @@ def template_message(message: BaseMessage) -> Message:
 
 
 def schema_message(schema: Mapping[str, Any]) -> Message:
-    """Tells the model which schema its answer has to fit.
-
-    Args:
-        schema: The JSON schema.
-
-    Returns:
-        A message of the system.
-    """
+    """A system message that tells the model which JSON schema its answer has to fit."""
     text = f"Answer with JSON that fits this schema:\n{json.dumps(schema)}"
     return {"role": "system", "content": text}
 
 
 def with_text(message: Message, text: str) -> Message:
-    """Puts a paragraph at the end of a message.
+    """Adds a paragraph to the end of a message, in a copy; "" adds none.
 
     Args:
-        message: Its content is a text, or a list of blocks.
-        text: The paragraph; "" for none.
+        message: Its content is a string or a list of blocks.
+        text: The paragraph.
 
     Returns:
-        A message like it.
+        The copy.
     """
     if not text:
         return message
@@ -105,14 +98,15 @@ def with_text(message: Message, text: str) -> Message:
 
 
 def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) -> None:
-    """Refuses conversations that leave nothing to answer, or nothing to continue.
+    """Refuses conversations that leave nothing to answer or nothing to continue.
 
     Args:
-        messages: The messages.
-        continue_final_message: Whether the last one is an answer that has begun.
+        messages: The conversation.
+        continue_final_message: Whether the model is to continue the last message, an answer.
 
     Raises:
-        ValueError: If they do.
+        ValueError: If there is no message, if the last one is an answer that is not to be
+            continued, or if it is to be continued but is no answer with text.
     """
     if not isinstance(continue_final_message, bool):
         raise ValueError(
@@ -121,69 +115,87 @@ def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) ->
     if not messages:
         raise ValueError("`messages` has to hold at least one message, but is empty.")
     last = messages[-1]
-    answer = isinstance(last, AIMessage) or getattr(last, "role", "") == "assistant"
-    begun = answer and last.text and not getattr(last, "tool_calls", None)
-    if continue_final_message and not begun:
+    is_answer = isinstance(last, AIMessage) or getattr(last, "role", "") == "assistant"
+    can_continue = is_answer and last.text and not getattr(last, "tool_calls", None)
+    if continue_final_message and not can_continue:
         raise ValueError(
             "The last of `messages` has to be an AI message with a text and no tool calls for "
             f"`continue_final_message=True`, but is {last!r}."
         )
-    if answer and not continue_final_message:
+    if is_answer and not continue_final_message:
         raise ValueError(
             "The last of `messages` has to be a human's or a tool's, but is an AI message: there "
             "is nothing to answer. `continue_final_message=True` goes on with it."
         )
 
 
-def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
-    """The text of a message's content."""
-    if isinstance(content, str):
-        return content
+def content_text(content: str | Sequence[str | Mapping[str, Any]] | None) -> str | None:
+    """The text of a message's content.
+
+    Args:
+        content: A string, a list of strings and blocks, or None.
+
+    Returns:
+        The text, one line per block, without thoughts and tool calls; None if a block holds
+        something other than text, such as an image.
+
+    Raises:
+        ValueError: If a block of type "text" holds no string.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
     texts = []
     for block in content:
-        if isinstance(block, str):
-            texts.append(block)
-        elif block.get("type") == "text":
-            if not isinstance(block.get("text"), str):
-                raise ValueError(
-                    f"A block of type 'text' has to hold a string under `text`, but is {block!r}."
-                )
-            texts.append(block["text"])
-        elif block.get("type") == "json":
-            texts.append(json.dumps(block.get("json"), ensure_ascii=False))
-        elif block.get("type") not in _LEFT_OUT:
-            raise ValueError(
-                f"A message's content has to be text, but holds a block of type "
-                f"{block.get('type')!r}: this model reads text only."
-            )
+        text = _block_text(block)
+        if text is None:
+            return None
+        if isinstance(block, str) or block.get("type") not in _SKIPPED_BLOCKS:
+            texts.append(text)
     return "\n".join(texts)
 
 
+def _block_text(block: str | Mapping[str, Any]) -> str | None:
+    """The text of one block, "" of a skipped one; None if it is not text."""
+    if isinstance(block, str):
+        return block
+    kind = block.get("type")
+    if kind == "text":
+        text = block.get("text")
+        if not isinstance(text, str):
+            raise ValueError(
+                f"A block of type 'text' has to hold a string under `text`, but is {block!r}."
+            )
+        return text
+    if kind == "json":
+        return json.dumps(block.get("json"), ensure_ascii=False)
+    return "" if kind in _SKIPPED_BLOCKS else None
+
+
 def answer_fields(
-    text: str, info: dict[str, Any], names: Sequence[str]
+    text: str, info: dict[str, Any], tool_names: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Takes an answer apart into what an `AIMessage` holds.
+    """Splits an answer into the content and the other fields of its `AIMessage`.
 
     Args:
-        text: The answer; where it may call tools without the prompt, with its special tokens.
+        text: The answer; with its special tokens where it may call tools.
         info: Its metadata, `usage_metadata` among them.
-        names: The tools that it may call.
+        tool_names: The tools that it may call.
 
     Returns:
         The content, and the message's other fields.
     """
     fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
-    found = parse_tool_calls(text, names) if names else None
-    if found and (found.calls or found.invalid):
-        text = found.content
-        if found.calls:
+    parsed = parse_tool_calls(text, tool_names) if tool_names else None
+    if parsed and (parsed.calls or parsed.invalid):
+        text = parsed.content
+        if parsed.calls:
             info["finish_reason"] = "tool_calls"
         fields["tool_calls"] = [
             {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
-            for name, args in found.calls
+            for name, args in parsed.calls
         ]
         fields["invalid_tool_calls"] = [
             {"name": None, "args": body, "id": None, "error": error}
-            for body, error in found.invalid
+            for body, error in parsed.invalid
         ]
     return text, {**fields, "response_metadata": info}

@@ -1,4 +1,4 @@
-"""A conversation of LangChain's messages into what a generation is asked for."""
+"""Turns a conversation of LangChain's messages into one request for the engine."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
-class Task(NamedTuple):
-    """What a call of a chat model asks for.
+class ChatRequest(NamedTuple):
+    """One call of a chat model, as the engine takes it.
 
     Attributes:
-        ids: The prompt.
-        options: The options, with the grammar that tools make.
-        names: The tools that an answer may call.
+        prompt_ids: Token ids of the rendered conversation.
+        options: The call's options; with tools, their grammar is among them.
+        tool_names: The tools that the answer may call.
     """
 
-    ids: list[int]
+    prompt_ids: list[int]
     options: GenerationOptions
-    names: list[str]
+    tool_names: list[str]
 
 
-def task(
+def build_request(
     pipeline: Any,
     messages: Sequence[BaseMessage],
     options: GenerationOptions,
@@ -43,33 +43,33 @@ def task(
     tools: Sequence[Mapping[str, Any]],
     choice: str | None,
     continue_final_message: bool,
-) -> Task:
-    """Puts together what a call asks for.
+) -> ChatRequest:
+    """Checks and encodes one call of a chat model.
 
     Args:
-        pipeline: The pipeline.
-        messages: The messages.
+        pipeline: The loaded pipeline.
+        messages: The conversation.
         options: The call's options.
         template: The chat template (Jinja).
-        tools: Tools in OpenAI's form; [] where none may be called.
-        choice: As for `call_grammar`.
-        continue_final_message: Whether the last message is an answer that has begun.
+        tools: Tools in OpenAI's form; [] if none may be called.
+        choice: The tool choice, as `format_choice` returns it.
+        continue_final_message: Whether to continue the last message, an answer.
 
     Returns:
-        The task.
+        The request.
 
     Raises:
-        ValueError: If the messages leave nothing to answer or cannot be rendered, two tools have
-            one name, or things are asked for that do not go together.
+        ValueError: If there is nothing to answer, the messages cannot be rendered, two tools have
+            one name, or options exclude each other.
     """
     check_last(messages, continue_final_message)
-    names = [tool["function"]["name"] for tool in tools]
-    if twice := [name for name in names if names.count(name) > 1]:
+    tool_names = [tool["function"]["name"] for tool in tools]
+    if repeated := [name for name in tool_names if tool_names.count(name) > 1]:
         raise ValueError(
-            f"Each of `tools` has to have a name of its own, but {len(twice)} are called "
-            f"{twice[0]!r}: rename or leave out the others."
+            f"Each of `tools` has to have a name of its own, but {len(repeated)} are called "
+            f"{repeated[0]!r}: rename or leave out the others."
         )
-    free = choice not in ("any", *names)
+    must_call = choice in ("any", *tool_names)
     if tools and options.grammar:
         raise ValueError(
             "`grammar` and `tools` cannot go together, as tools make a grammar of their own: give "
@@ -80,18 +80,18 @@ def task(
             "`return_full_text` has to be False with `tools`, but is True: a prompt that tells of "
             "tools is full of calls."
         )
-    if continue_final_message and (options.answer_grammar or not free):
+    if continue_final_message and (options.answer_grammar or must_call):
         raise ValueError(
             "`continue_final_message` has to be False with `json_schema`, `grammar` or a demanded "
             "tool, but is True: what they allow begins with the answer. Leave one of them out."
         )
-    ids = conversation_ids(
+    prompt_ids = conversation_ids(
         pipeline,
         messages,
         options,
         template=template,
         tools=tools,
-        show_example=free,
+        show_example=not must_call,
         continue_final_message=continue_final_message,
     )
     if tools:
@@ -103,7 +103,7 @@ def task(
             schema=options.json_schema,
         )
         options = options.replaced(json_schema=None, grammar=grammar)
-    return Task(ids, options, names)
+    return ChatRequest(prompt_ids, options, tool_names)
 
 
 def conversation_ids(
@@ -116,26 +116,27 @@ def conversation_ids(
     show_example: bool = True,
     continue_final_message: bool = False,
 ) -> list[int]:
-    """Renders and encodes a conversation.
+    """Renders and encodes a conversation, with the hint and the JSON schema of the options.
 
     Args:
-        pipeline: The pipeline.
-        messages: The messages, at least one.
-        options: Their hint and JSON schema are told to the model.
+        pipeline: The loaded pipeline.
+        messages: The conversation, at least one message.
+        options: The call's options.
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form.
-        show_example: As for `chat_ids`.
-        continue_final_message: Whether the last message is an answer that has begun.
+        show_example: As in `chat_ids`.
+        continue_final_message: Whether to continue the last message, an answer.
 
     Returns:
-        The ids, up to where the answer begins or goes on; up to the end where it is given.
+        The ids of the prompt. It ends where the answer begins or continues, or after the last
+        message if that is a finished answer.
 
     Raises:
-        ValueError: If one cannot be rendered.
+        ValueError: If a message cannot be rendered.
     """
-    spoken = [template_message(message) for message in messages]
+    conversation = [template_message(message) for message in messages]
     if options.json_schema is not None:
-        spoken.insert(0, schema_message(options.json_schema))
+        conversation.insert(0, schema_message(options.json_schema))
     settings: dict[str, Any] = {
         "template": template,
         "tools": tools,
@@ -144,9 +145,9 @@ def conversation_ids(
         "split_special_tokens": options.split_special_tokens is not False,
     }
     with tokenizer_lock(pipeline.tokenizer):
-        ids = chat_ids(pipeline.tokenizer, spoken, **settings)
-        if options.answer_hint and spoken[-1]["role"] == "user":
+        ids = chat_ids(pipeline.tokenizer, conversation, **settings)
+        if options.answer_hint and conversation[-1]["role"] == "user":
             budget = token_budget(pipeline, options, len(ids), first=True)
-            spoken[-1] = with_text(spoken[-1], options.hint(budget))
-            ids = chat_ids(pipeline.tokenizer, spoken, **settings)
+            conversation[-1] = with_text(conversation[-1], options.hint(budget))
+            ids = chat_ids(pipeline.tokenizer, conversation, **settings)
     return ids

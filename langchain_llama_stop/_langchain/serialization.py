@@ -1,4 +1,4 @@
-"""What LangChain's `dumpd` writes of a model: the arguments of its constructor."""
+"""How LangChain's `dumpd` writes a model: as the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from pydantic import SecretStr
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.options import OPTIONS
 
-_KEYS = ("token", "api_key", "openai_api_key")
+_SECRETS = ("token", "api_key", "openai_api_key")
 
 
 class SerializationMixin:
-    """Lets `load` make a model again that `dumpd` has written, if it was given by name.
+    """Lets `dumpd` write a model that is loaded by name, and `load` create it again.
 
-    What cannot be written as JSON (a ready pipeline, processors, a `BitsAndBytesConfig`) is not
-    left out: a model that has some of it is "not implemented", and `load` refuses it.
+    Nothing is left out silently: a model with a part that JSON cannot hold (a ready pipeline,
+    processors, a `BitsAndBytesConfig`) is written as "not implemented", which `load` refuses.
     """
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **values: Any) -> None:
         """Takes the fields as arguments, by their names or their aliases."""
-        # Pydantic's errors hold what they were given.
-        hidden = {k: SecretStr(v) for k, v in given.items() if k in _KEYS and isinstance(v, str)}
-        super().__init__(**{**given, **hidden})
+        # Pydantic's errors quote the values, so secrets are hidden before it sees them.
+        secrets = {
+            k: SecretStr(v) for k, v in values.items() if k in _SECRETS and isinstance(v, str)
+        }
+        super().__init__(**{**values, **secrets})
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -42,94 +44,84 @@ class SerializationMixin:
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
-        """Where `load` finds the class: in the package itself, whichever of its files holds it."""
+        """Where `load` finds the class: in the package, so that the class may change its file."""
         package, *path = cls.__module__.split(".")
         return [package] if package == __name__.partition(".")[0] else [package, *path]
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Writes the model as the arguments of its constructor.
-
-        Returns:
-            LangChain's form of it; secrets by name only.
-        """
+        """Writes the model as the arguments of its constructor, secrets by name only."""
         written: dict[str, Any] = {}
         try:
-            # What LangChain adds: whether the class may be written, secrets, the model's name.
+            # LangChain decides whether the class may be written, and adds secrets and the name.
             written = dict(super().to_json())  # type: ignore[misc]
             if written["type"] == "constructor":
-                kwargs, names = written["kwargs"], _secrets(self)
+                kwargs, names = written["kwargs"], _secret_names(self)
                 secrets = {name: kwargs[name] for name in names if name in kwargs}
-                given = self._constructor_arguments()
-                plain = {name: value for name, value in given.items() if name not in names}
+                arguments = self._constructor_arguments()
+                plain = {name: value for name, value in arguments.items() if name not in names}
                 written["kwargs"] = {**_json_form(plain), **secrets}
-        except Exception:  # a call is not to fail because of what is written into its trace
+        except Exception:  # LangChain traces every call: an error here must not fail the call
             name = {"name": written["name"]} if "name" in written else {}
             written = {**to_json_not_implemented(self), **name}
         return cast(SerializedConstructor, written)
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        """What was given to the constructor.
-
-        Raises:
-            TypeError: If that is not all, as the model was not given by name.
-        """
+        """The arguments that make this model again; TypeError if no arguments can."""
         raise NotImplementedError
 
-    def model_copy(self, **how: Any) -> Self:
+    def model_copy(self, **kwargs: Any) -> Self:
         """Copies the model; see pydantic's `BaseModel.model_copy`."""
-        copied: Self = super().model_copy(**how)  # type: ignore[misc]
-        copied.__dict__.pop("_serialized", None)  # where LangChain keeps what it has written
+        copied: Self = super().model_copy(**kwargs)  # type: ignore[misc]
+        copied.__dict__.pop("_serialized", None)  # LangChain's cache of the original's `dumpd`
         return copied
 
 
 class ChatSerializationMixin(SerializationMixin):
-    """The same for chat models, whose cache LangChain would key by what `dumpd` writes."""
+    """The same for chat models, with a cache key of their own."""
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # An answer depends on more than that: on what the model's own configuration says.
+        # LangChain's key is what `dumpd` writes; answers depend on the model's configuration too.
         model = cast(BaseChatModel, self)
-        asked = {**model._get_invocation_params(stop=stop, **kwargs), **kwargs}
-        return str(sorted(asked.items()))
+        parameters = {**model._get_invocation_params(stop=stop, **kwargs), **kwargs}
+        return str(sorted(parameters.items()))
 
 
-def given_fields(model: Serializable, *left_out: str, refused: tuple[str, ...]) -> dict[str, Any]:
-    """Gives the fields of a model that were set.
+def explicit_fields(
+    model: Serializable, *excluded: str, refused: tuple[str, ...]
+) -> dict[str, Any]:
+    """Collects the fields of a model that were set explicitly.
 
     Args:
         model: The model.
-        *left_out: Fields that are written otherwise.
-        refused: Fields that no `dumpd` writes, but without which a model answers otherwise.
+        *excluded: Fields to leave out, as the caller writes them in another form.
+        refused: Fields that cannot be written, but that change the answers.
 
     Returns:
-        Their values by name. Of options all that were given: one that says the default wins over
-        `pipeline_kwargs`. Of other fields those that do not have their default.
+        Values by field name. Options are included even with their default value, since that wins
+        over `pipeline_kwargs`; other fields only if they differ from their default.
 
     Raises:
-        TypeError: If a refused one is set, or something that is no field.
+        TypeError: If a refused field is set, or an attribute that is not a field.
     """
-    fields, given = type(model).model_fields, {}
-    for name in sorted(model.model_fields_set - {*left_out}):
+    fields, explicit = type(model).model_fields, {}
+    for name in sorted(model.model_fields_set - {*excluded}):
         value = getattr(model, name)
         if name not in fields or (name in refused and value):
             raise TypeError(f"`{name}` cannot be written.")
-        written = name in OPTIONS or try_neq_default(value, name, model)
-        if not fields[name].exclude and written and value is not None:
-            given[name] = value
-    return given
+        counts = name in OPTIONS or try_neq_default(value, name, model)
+        if not fields[name].exclude and counts and value is not None:
+            explicit[name] = value
+    return explicit
 
 
-def _secrets(model: Any) -> set[str]:
-    """The arguments that are secrets, as all classes of a model say.
-
-    Raises:
-        TypeError: If one is a part of an argument.
-    """
+def _secret_names(model: Any) -> set[str]:
+    """The secret arguments that any class of a model declares; TypeError for parts of arguments."""
     names = {*model.lc_secrets}
     classes: list[Any] = [*type(model).__mro__]
     for cls in classes[: classes.index(Serializable)]:
         names |= {*super(cls, model).lc_secrets}
     if any("." in name for name in names):
-        raise TypeError("Secrets within arguments cannot be told apart from the rest.")
+        raise TypeError("A secret within an argument cannot be separated from the rest of it.")
     return names
 
 
@@ -140,11 +132,7 @@ def as_text(value: Any) -> Any:
 
 
 def _json_form(value: Any) -> Any:
-    """A value as JSON has it; the options that have another form are written in that.
-
-    Raises:
-        TypeError: If it has no such form.
-    """
+    """A value in the types of JSON: an `EosReward` as a dict, a dtype or path as text."""
     if isinstance(value, EosReward):
         return asdict(value)
     value = as_text(value)

@@ -1,4 +1,4 @@
-"""Where both LangChain classes get a pipeline from that is given by name."""
+"""How both LangChain classes load a model by name, once for all of their copies."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
+from langchain_core.load.serializable import Serializable
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
-from langchain_llama_stop._langchain.serialization import as_text
+from langchain_llama_stop._langchain.fields import OBJECTS
+from langchain_llama_stop._langchain.serialization import as_text, explicit_fields
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.pipeline import copied
 from langchain_llama_stop.options import OPTIONS
 
 _LOADING = threading.Lock()
-_SOURCE = (
+_LOADER_FIELDS = (
     *("quantization", "adapter", "dtype", "device_map", "revision", "token"),
     *("trust_remote_code", "model_kwargs"),
 )
 COPIED = ("shared_pipelines", "given_pipeline")
-"""Fields that only copies are given."""
+"""Fields that users do not give, but LangChain does when it copies a model by its fields."""
 
 
 @dataclass(slots=True)
 class SharedPipelines:
-    """The pipelines that a model and its copies have loaded, each with what loaded it."""
+    """The pipelines that a model and its copies have loaded, with the arguments that did it."""
 
     loaded: list[tuple[dict[str, Any], Any]] = field(default_factory=list, repr=False)
 
 
 class ModelSource(BaseModel):
-    """How a model that is given by name is loaded, as fields."""
+    """The fields that say how to load a model by name."""
 
     quantization: Any = None
     """None, "nf4", "int8", or a `BitsAndBytesConfig`."""
@@ -41,14 +43,14 @@ class ModelSource(BaseModel):
     dtype: Any = "auto"
     """"auto", a name such as "bfloat16", or a `torch.dtype`."""
     device_map: Any = None
-    """Where the model goes, as transformers takes it. None: the first GPU, else the CPU."""
+    """Where to put the model, in transformers' form. None: the first GPU, else the CPU."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    if TYPE_CHECKING:  # a plain text is taken too, and becomes a secret
+    if TYPE_CHECKING:  # a string is allowed too, and becomes a secret
         token: SecretStr | str | bool | None = None
     else:
         token: SecretStr | bool | None = Field(default=None, exclude=True, repr=False)
-        """Access token for gated models; False for none, not even the one you logged in with."""
+        """Access token for gated models. False: none, not even the one you logged in with."""
     trust_remote_code: bool = False
     """Whether code from the hub may run."""
     model_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
@@ -56,13 +58,13 @@ class ModelSource(BaseModel):
     shared_pipelines: SharedPipelines = Field(
         default_factory=SharedPipelines, exclude=True, repr=False
     )
-    """Where a model's copies find what is loaded: `configurable_fields` makes one per call."""
+    """Shared with the model's copies: `configurable_fields` copies the model for each call."""
 
     @model_validator(mode="after")
-    def _given_as_to_the_original(self) -> Self:
-        """Leaves it to `pipeline_kwargs` to say what was not given to the model copied.
+    def _unset_copied_defaults(self) -> Self:
+        """Marks options with default values as not set in a copy, so that `pipeline_kwargs` wins.
 
-        Copies by all fields, which `configurable_fields` makes, are given defaults too.
+        `configurable_fields` copies a model with all of its fields, set or not.
         """
         if "shared_pipelines" in self.model_fields_set:
             for name in self.model_fields_set & set(OPTIONS):
@@ -72,73 +74,81 @@ class ModelSource(BaseModel):
 
     @property
     def lc_secrets(self) -> dict[str, str]:
-        """Under which name `load` is given the token."""
+        """The name under which `load` looks up the token."""
         return {"token": "HF_TOKEN"} if isinstance(self.token, (SecretStr, str)) else {}
 
     def _loaded(self, model: Any) -> Any:
-        """The pipeline of this name and these fields; None before it is loaded."""
-        asked = _comparable(self._arguments(model))
-        known = (pipeline for given, pipeline in self.shared_pipelines.loaded if given == asked)
-        return next(known, None)
+        """The pipeline of this name and these fields; None if it is not loaded yet."""
+        arguments = _comparable(self._loader_arguments(model))
+        for key, pipeline in self.shared_pipelines.loaded:
+            if key == arguments:
+                return pipeline
+        return None
 
     def _load(self, model: Any) -> Any:
         """The same, loaded on first use."""
         with _LOADING:
-            found = self._loaded(model)
-            if found is None:
-                arguments = self._arguments(model)
+            pipeline = self._loaded(model)
+            if pipeline is None:
+                arguments = self._loader_arguments(model)
                 token = arguments["token"]
                 plain = token.get_secret_value() if isinstance(token, SecretStr) else token
-                given = _comparable(arguments)
-                found = load_pipeline(**{**arguments, "token": plain})
-                self.shared_pipelines.loaded.append((given, found))
-            return found
+                key = _comparable(arguments)  # before loading, which may change dicts in place
+                pipeline = load_pipeline(**{**arguments, "token": plain})
+                self.shared_pipelines.loaded.append((key, pipeline))
+            return pipeline
 
     def _was_loaded_here(self, pipeline: Any) -> bool:
-        """Whether a pipeline is one of those that this model or its copies have loaded."""
-        return any(known is pipeline for _, known in self.shared_pipelines.loaded)
+        """Whether this model or one of its copies has loaded a pipeline."""
+        return any(loaded is pipeline for _, loaded in self.shared_pipelines.loaded)
 
-    def _arguments(self, model: Any) -> dict[str, Any]:
-        return {"model": model, **{name: getattr(self, name) for name in _SOURCE}}
+    def _loader_arguments(self, model: Any) -> dict[str, Any]:
+        return {"model": model, **{name: getattr(self, name) for name in _LOADER_FIELDS}}
 
-    def _check_written(self, pipeline: Any) -> dict[str, Any]:
-        """What is written of the token: that there is to be none; else it is a secret.
+    def _arguments_by_name(self, model: Any, pipeline: Any) -> dict[str, Any]:
+        """The constructor's arguments of a model that is loaded by name, for `dumpd`.
+
+        Args:
+            model: The name; None if there is none.
+            pipeline: The pipeline in use; None if none is loaded yet.
+
+        Returns:
+            Values by field name. Of the token only False: a real one is written as a secret.
 
         Raises:
-            TypeError: If a loaded model has adapters, but was loaded with none.
+            TypeError: If the pipeline was not loaded by that name, or adapters were added to it
+                after loading.
         """
-        if pipeline is not None and self.adapter is None:
-            if getattr(pipeline.model, "peft_config", None):
-                raise TypeError("An adapter that was put on later has no form in JSON.")
-        return {"token": False} if self.token is False else {}
+        if pipeline is not self._loaded(model):
+            raise TypeError("A pipeline has no form in JSON.")
+        if self.adapter is None and getattr(getattr(pipeline, "model", None), "peft_config", None):
+            raise TypeError("An adapter that was put on later has no form in JSON.")
+        fields = explicit_fields(
+            cast(Serializable, self), "pipeline", "shared_pipelines", refused=OBJECTS
+        )
+        return {**fields, "token": False} if self.token is False else fields
 
 
 def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same in one form each: by its settings, its text, its name; lists and dicts copied."""
+    """The arguments in forms that `==` compares by content; lists and dicts are copied."""
 
-    def form(value: Any) -> Any:
+    def comparable(value: Any) -> Any:
         if isinstance(value, SecretStr):
             return value.get_secret_value()
-        if hasattr(value, "to_dict"):  # configurations of one kind are equal as objects
+        if hasattr(value, "to_dict"):  # such as a `BitsAndBytesConfig`, compared by its settings
             return value.to_dict()
         return as_text(copied(value))
 
-    return {name: form(value) for name, value in arguments.items()}
+    return {name: comparable(value) for name, value in arguments.items()}
 
 
 def check_source(values: Mapping[str, Any]) -> None:
-    """Refuses to be told how to load what is loaded already.
-
-    Args:
-        values: The arguments of a constructor.
-
-    Raises:
-        ValueError: If one of them loads a model, and a pipeline is given too.
-    """
-    if values.get("pipeline") is None or "shared_pipelines" in values:  # which copies are given
+    """Refuses constructor arguments that say how to load a model beside a loaded `pipeline`."""
+    is_copy = "shared_pipelines" in values
+    if values.get("pipeline") is None or is_copy:
         return
-    for name in _SOURCE:
-        # `HuggingFacePipeline` takes `model_kwargs` beside a pipeline, and does nothing with them.
+    for name in _LOADER_FIELDS:
+        # `HuggingFacePipeline` allows `model_kwargs` beside a pipeline, and ignores them.
         default = ModelSource.model_fields[name].default
         if name != "model_kwargs" and values.get(name, default) not in (default, None):
             raise ValueError(

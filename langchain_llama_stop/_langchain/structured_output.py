@@ -1,4 +1,4 @@
-"""Tools and answers as objects: what a chat model is bound to, and the parser behind it."""
+"""`bind_tools` and `with_structured_output` of our chat models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _METHODS = ("json_schema", "json_mode", "function_calling")
 
 
 class BindingMixin:
-    """How our chat models are given tools, and schemas that their answers have to fit."""
+    """Binds a chat model to tools, or to a schema that its answers have to fit."""
 
     def bind_tools(
         self,
@@ -37,19 +37,19 @@ class BindingMixin:
 
         Args:
             tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
-            tool_choice: None or "auto" leaves it to the model, "none" calls none, "any" (also
-                "required", True) calls some of them, a name calls that one. A call is always one
-                of these tools with arguments of its schema: decoding is constrained to it.
-            **kwargs: Options of the generation, `response_format` in OpenAI's form among them: a
-                JSON schema that an answer has to fit which calls no tool.
+            tool_choice: None or "auto": the model decides. "none": it calls no tool. "any",
+                "required" or True: it calls at least one. A name: it calls that tool. Decoding is
+                constrained: each call is to one of these tools, with arguments of its schema.
+            **kwargs: Options of the generation. Also `response_format` in OpenAI's form: a JSON
+                schema for answers that call no tool.
 
         Returns:
             The model with its tools.
 
         Raises:
-            ValueError: If a tool cannot be described, or `tool_choice` names none of them.
+            ValueError: If a tool cannot be converted, or `tool_choice` names none of them.
         """
-        kwargs.pop("strict", None)  # decoding is always held to the schemas
+        kwargs.pop("strict", None)  # decoding is always constrained to the schemas
         if (response_format := kwargs.pop("response_format", None)) is not None:
             kwargs["json_schema"] = format_response(response_format)
         formatted = format_tools(tools)
@@ -68,101 +68,89 @@ class BindingMixin:
 
         Args:
             schema: A Pydantic class, TypedDict, or JSON schema.
-            method: "json_schema": the answer is the object. "function_calling": it is the
-                arguments of a tool call. "json_mode": as "json_schema", but the model is not told
-                the schema; the prompt has to say it.
-            include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
+            method: "json_schema": the answer is the object. "function_calling": the object is
+                the arguments of a tool call. "json_mode": as "json_schema", but the schema is not
+                added to the prompt; the user's own prompt has to describe it.
+            include_raw: Whether to return a dict of "raw", "parsed" and "parsing_error" instead.
             **kwargs: Options of the generation.
 
         Returns:
-            A runnable that gives an instance of the class, else a dict.
+            A runnable that returns an instance of the class, or a dict if `schema` is no Pydantic
+            class.
 
         Raises:
-            ValueError: If `method` is another one.
+            ValueError: If `method` is none of the three, or `schema` cannot be used.
         """
-        kwargs.pop("strict", None)
-        return structured_output(cast(BaseChatModel, self), schema, method, include_raw, kwargs)
-
-
-def structured_output(
-    chat: BaseChatModel,
-    schema: Any,
-    method: str,
-    include_raw: bool,
-    options: dict[str, Any],
-) -> Runnable[Any, Any]:
-    """Builds what `ChatLlamaStop.with_structured_output` gives.
-
-    Args:
-        chat: The model.
-        schema: A Pydantic class, TypedDict, or JSON schema.
-        method: "json_schema", "json_mode" or "function_calling".
-        include_raw: Whether to give {"raw", "parsed", "parsing_error"}.
-        options: Options of the generation.
-
-    Returns:
-        A runnable that gives an instance of the class, else a dict.
-
-    Raises:
-        ValueError: If `method` is another one, or `schema` cannot be used.
-    """
-    if method not in _METHODS:
-        raise ValueError(
-            f"`method` has to be one of {', '.join(map(repr, _METHODS))}, but is {method!r}."
-        )
-    wanted, known = _json_schema(schema), isinstance(schema, type) and is_basemodel_subclass(schema)
-    grammar = json_grammar(wanted, "`schema`")
-    traced = {"kwargs": {"method": method}, "schema": wanted}
-    # What the constructor asks of all answers does not hold for these.
-    options = {"grammar": None, "json_schema": None, **options}
-    parser: Runnable[Any, Any]
-    llm: Runnable[Any, Any]
-    if method == "function_calling":
-        if wanted.get("type", "object") != "object":
+        kwargs.pop("strict", None)  # as in `bind_tools`
+        if method not in _METHODS:
             raise ValueError(
-                f"`schema` has to describe an object for 'function_calling', but its type is "
-                f"{wanted['type']!r}: use method='json_schema'."
+                f"`method` has to be one of {', '.join(map(repr, _METHODS))}, but is {method!r}."
             )
-        name = str(wanted.get("title") or getattr(schema, "__name__", "answer"))
-        said = {key: wanted[key] for key in ("description",) if key in wanted}
-        parameters = {k: v for k, v in wanted.items() if k not in ("title", "description")}
-        tool = {"type": "function", "function": {"name": name, **said, "parameters": parameters}}
-        options |= {"tool_choice": name, "ls_structured_output_format": traced}
-        llm = chat.bind_tools([tool], **options)
-        parser = (
-            PydanticToolsParser(tools=[schema], first_tool_only=True)
-            if known
-            else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        json_schema = _json_schema(schema)
+        is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
+        pydantic_class: Any = schema if is_pydantic else None
+        grammar = json_grammar(json_schema, "`schema`")
+        chat = cast(BaseChatModel, self)
+        trace = {"kwargs": {"method": method}, "schema": json_schema}
+        # The constructor's `grammar` and `json_schema` do not apply to these answers.
+        options = {"grammar": None, "json_schema": None, **kwargs}
+        parser: Runnable[Any, Any]
+        llm: Runnable[Any, Any]
+        if method == "function_calling":
+            if json_schema.get("type", "object") != "object":
+                raise ValueError(
+                    f"`schema` has to describe an object for 'function_calling', but its type is "
+                    f"{json_schema['type']!r}: use method='json_schema'."
+                )
+            name = str(json_schema.get("title") or getattr(schema, "__name__", "answer"))
+            function: dict[str, Any] = {"name": name}
+            if "description" in json_schema:
+                function["description"] = json_schema["description"]
+            function["parameters"] = {
+                k: v for k, v in json_schema.items() if k not in ("title", "description")
+            }
+            tool = {"type": "function", "function": function}
+            options |= {"tool_choice": name, "ls_structured_output_format": trace}
+            llm = chat.bind_tools([tool], **options)
+            parser = (
+                PydanticToolsParser(tools=[pydantic_class], first_tool_only=True)
+                if pydantic_class
+                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            )
+        else:
+            if method == "json_schema":
+                options["json_schema"] = json_schema
+            else:  # "json_mode": the same constraint, but nothing is added to the prompt
+                options["grammar"] = grammar
+            llm = chat.bind(ls_structured_output_format=trace, **options)
+            parser = (
+                PydanticOutputParser(pydantic_object=pydantic_class)
+                if pydantic_class
+                else JsonOutputParser()
+            )
+        parser = RunnableGenerator(_complete_answers, _acomplete_answers) | parser
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
         )
-    else:
-        # In JSON mode the prompt tells the schema; decoding is held to it all the same.
-        told = method == "json_schema"
-        options["json_schema" if told else "grammar"] = wanted if told else grammar
-        llm = chat.bind(ls_structured_output_format=traced, **options)
-        parser = PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
-    parser = RunnableGenerator(_whole, _awhole) | parser
-    if not include_raw:
-        return llm | parser
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-    )
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    both = parsed.with_fallbacks([failed], exception_key="parsing_error")
-    return RunnableMap(raw=llm) | both
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        both = parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return RunnableMap(raw=llm) | both
 
 
-def _whole(answers: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    """Refuses an answer that was cut: parsers would complete what is there of it."""
+def _complete_answers(answers: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    """Raises for an answer that was cut: LangChain's parsers would close its JSON silently."""
     for answer in answers:
-        yield _uncut(answer)
+        yield _require_complete(answer)
 
 
-async def _awhole(answers: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+async def _acomplete_answers(answers: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
     async for answer in answers:
-        yield _uncut(answer)
+        yield _require_complete(answer)
 
 
-def _uncut(answer: BaseMessage) -> BaseMessage:
+def _require_complete(answer: BaseMessage) -> BaseMessage:
     if answer.response_metadata.get("finish_reason") == "length":
         raise OutputParserException(
             "The answer was cut before its object was complete: give more `max_tokens`.",
@@ -172,18 +160,18 @@ def _uncut(answer: BaseMessage) -> BaseMessage:
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:
-    """The JSON schema of what is given as one: a class, a tool, or a JSON schema itself."""
+    """The JSON schema of a class or a tool, or a copy of one that is a JSON schema already."""
     if isinstance(schema, Mapping) and not schema.keys() & {"name", "function", "toolSpec"}:
         if not schema:
             raise ValueError("`schema` has to describe the answers, but is {}.")
         return dict(schema)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         own = schema.model_json_schema()
-        if "$ref" in str(own.get("$defs")):  # LangChain leaves out what refers to itself
+        if "$ref" in str(own.get("$defs")):  # LangChain drops schemas that refer to themselves
             return own
     try:
         return convert_to_json_schema(schema)
-    except Exception as error:  # LangChain raises what it meets
+    except Exception as error:  # LangChain raises errors of many types
         raise ValueError(
             f"`schema` has to be a Pydantic class, a TypedDict or a JSON schema, but is "
             f"{schema!r}: {error}"

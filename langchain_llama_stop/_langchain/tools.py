@@ -1,4 +1,4 @@
-"""Tools, and what goes with them, in OpenAI's form, however they are given."""
+"""Reads tools, `tool_choice` and `response_format`, whichever form the user writes them in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from langchain_llama_stop.grammar.schema import json_grammar
 
 
 def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Writes tools in OpenAI's form.
+    """Converts tools into OpenAI's form.
 
     Args:
         tools: Pydantic classes, functions, LangChain tools, or dicts in OpenAI's form.
 
     Returns:
-        One dict per tool, with name and parameters.
+        One dict per tool, `{"type": "function", "function": {"name": …, "parameters": …}}`.
 
     Raises:
-        ValueError: If one cannot be described, has no name, no schema, or one that cannot be
-            compiled.
+        ValueError: If a tool cannot be converted, has no name or no schema, or has a schema that
+            llguidance cannot compile.
     """
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise ValueError(f"`tools` has to be a list of tools, but is {tools!r}.")
@@ -30,7 +30,7 @@ def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     for tool in tools:
         try:
             described = convert_to_openai_tool(tool)
-        except Exception as error:  # LangChain raises what it meets
+        except Exception as error:  # LangChain raises errors of many types
             raise ValueError(
                 f"`tools` has to hold functions with a docstring, Pydantic classes, LangChain "
                 f"tools or dicts in OpenAI's form, but holds {tool!r}: {error}"
@@ -54,47 +54,41 @@ def format_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str | None
     """Reads `tool_choice`.
 
     Args:
-        choice: As LangChain, OpenAI and Anthropic write it.
+        choice: What the user gave, in LangChain's, OpenAI's or Anthropic's form.
         tools: The tools, in OpenAI's form.
 
     Returns:
         None, "auto", "none", "any", or the name of a tool.
 
     Raises:
-        ValueError: If it names none of the tools, or demands a call where there are none.
+        ValueError: If it names none of the tools, or demands a call where there are no tools.
     """
     names = [tool["function"]["name"] for tool in tools]
-    known = choice
+    name = choice
     if isinstance(choice, Mapping):  # {"type": "function", "function": …}, {"type": "any"}
-        known = choice.get("function", choice)
-        known = known.get("name", choice.get("type")) if isinstance(known, Mapping) else choice
-    if isinstance(known, bool):
-        known = "any" if known else None
-    known = "any" if known == "required" else known
+        function = choice.get("function", choice)
+        name = function.get("name", choice.get("type")) if isinstance(function, Mapping) else choice
+    if isinstance(name, bool):
+        name = "any" if name else None
+    name = "any" if name == "required" else name
     allowed = ["auto", "none", *(["any", *names] if names else [])]
-    if known is not None and known not in allowed:
+    if name is not None and name not in allowed:
         where = "" if names else " where `tools` is empty"
         raise ValueError(
             f"`tool_choice` has to be one of {', '.join(map(repr, allowed))}{where}, but is "
             f"{choice!r}."
         )
-    return None if known is None else str(known)
+    return None if name is None else str(name)
 
 
 def format_response(response_format: Any) -> dict[str, Any]:
-    """Reads `response_format`.
-
-    Args:
-        response_format: As OpenAI writes it.
-
-    Returns:
-        Its JSON schema.
+    """Returns the JSON schema in a `response_format` of OpenAI's form.
 
     Raises:
-        ValueError: If it holds none.
+        ValueError: If there is none in it.
     """
-    given = response_format if isinstance(response_format, Mapping) else {}
-    inner = given.get("json_schema")
+    fields = response_format if isinstance(response_format, Mapping) else {}
+    inner = fields.get("json_schema")
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if not isinstance(schema, dict):
         raise ValueError(
@@ -107,17 +101,12 @@ def format_response(response_format: Any) -> dict[str, Any]:
 def tool_call_chunks(
     calls: Sequence[Mapping[str, Any]], invalid: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Writes tool calls as the chunks of a stream, each whole in one.
+    """Writes the tool calls of an `AIMessage` for an `AIMessageChunk`, one chunk per call.
 
-    Args:
-        calls: Tool calls of an `AIMessage`.
-        invalid: Its invalid ones. LangChain finds them in the chunks: their tags are no JSON.
-
-    Returns:
-        Chunks for an `AIMessageChunk`.
+    Invalid calls are chunks too: LangChain sees that they are invalid, as they are no JSON.
     """
-    written = [{**call, "args": json.dumps(call["args"])} for call in calls]
+    as_json = [{**call, "args": json.dumps(call["args"])} for call in calls]
     return [
         {"name": c["name"], "args": c["args"], "id": c["id"], "index": index}
-        for index, c in enumerate([*written, *invalid])
+        for index, c in enumerate([*as_json, *invalid])
     ]

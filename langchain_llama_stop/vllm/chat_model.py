@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from langchain_llama_stop._checks import check_number, refuse_unknown
 from langchain_llama_stop._langchain.fields import ParsedOptionsMixin, model_profile
 from langchain_llama_stop._langchain.messages import check_last
-from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, given_fields
+from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, explicit_fields
 from langchain_llama_stop._langchain.structured_output import BindingMixin
 from langchain_llama_stop._langchain.tools import format_choice, format_response, format_tools
 from langchain_llama_stop._version import __version__
@@ -182,7 +182,7 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         may_hold_secrets = self.default_headers or self.default_query
         if not ours or may_hold_secrets or seconds is None or limits != timeouts(seconds):
             raise TypeError("Clients and what they send along have no form in JSON.")
-        fields = given_fields(self, *_DERIVED, refused=())
+        fields = explicit_fields(self, *_DERIVED, refused=())
         return {
             **fields,
             "model": self.model_name,

@@ -281,7 +281,7 @@ def test_the_profile_is_that_of_the_models_config():
 def test_control_tokens_in_messages_are_text_unless_asked_otherwise():
     eos = TOKENIZER.eos_token
     plain, read = (
-        chat(split_special_tokens=value)._task([HumanMessage(eos)], None, {}).ids
+        chat(split_special_tokens=value)._request([HumanMessage(eos)], None, {}).prompt_ids
         for value in (None, False)
     )
     assert read.count(TOKENIZER.eos_token_id) == plain.count(TOKENIZER.eos_token_id) + 1

@@ -62,19 +62,19 @@ LOCAL = ("chat", "llm")
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Tiny models instead of those of the hub; gives what was asked for."""
-    asked = []
+    """Loads tiny models instead of those of the hub; returns the arguments of each load."""
+    loaded = []
 
     def load_pipeline(**arguments):
-        asked.append(copied(arguments))
+        loaded.append(copied(arguments))
         pipeline = tiny()
-        time.sleep(0.01)  # so that two threads would both be at it
+        time.sleep(0.01)  # so that two threads would both load
         return pipeline
 
     template = "{{ messages[-1]['content'] }}"
     monkeypatch.setattr(TOKENIZERS["bytes"], "chat_template", template)  # which tiny models share
     monkeypatch.setattr("langchain_llama_stop._langchain.source.load_pipeline", load_pipeline)
-    return asked
+    return loaded
 
 
 def again(model, **how):
@@ -381,7 +381,7 @@ def test_copies_from_elsewhere_load_their_own_once(kind, loads):
     other = model.configurable_fields(revision=ConfigurableField(id="r"))
     for _ in range(3):
         other.with_config(configurable={"r": "v2"}).invoke("Why?", max_new_tokens=2)
-    assert [asked["revision"] for asked in loads] == [None, "v2"]
+    assert [arguments["revision"] for arguments in loads] == [None, "v2"]
     assert model.pipeline is first
 
 
