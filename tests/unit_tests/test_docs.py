@@ -99,7 +99,7 @@ def test_files_exist(path):
             assert any((root / name).exists() for root in roots) or name in MADE, name
 
 
-MADE = {"site/", "data/", "test_loading.py"}
+MADE = {"site/", "data/", "conftest.py", "test_loading.py"}
 """What only some machines have, or what is named without its folder."""
 
 
@@ -143,7 +143,7 @@ def test_options_become_a_table():
     }
     first, second = hooks().options_table(options).splitlines()[2:]
     names = '<span id="budget"></span>`budget`<br>(`most`)'
-    assert first == f"| {names} | `int \\| None` | What it is. | none | yes |"
+    assert first == f"| {names} | `int | None` | What it is. | none | yes |"
     assert second == '| <span id="rows"></span>`rows` | `int` | Rows. | `16` | no: set it |'
 
 
