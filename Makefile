@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores, at most four: each loads the demo model.
 TESTS := -n auto --maxprocesses 4 --dist loadscope
-EXTRAS := train,examples,bench,test,vllm
+EXTRAS := train,examples,bench,test,vllm,docs
 
-.PHONY: help install demo test lint unit reliability integration test-reliability test-lowest audit \
+.PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit \
 	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
 	bench-termination bench-serving bench-capacity finetune-demo clean
 
@@ -32,11 +32,14 @@ demo: $(STAMP) ## two answers of the demo model, side by side
 
 test: lint unit reliability integration ## lint, types, unit tests, reliability, integration tests
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) docs ## ruff, mypy, and whether the docs can be built
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy --strict tests/typed_usage.py
+
+docs: $(STAMP) ## the docs as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 
 unit: $(STAMP) ## tests on fakes and tiny models, seconds
 	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests
@@ -120,5 +123,5 @@ bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM
 	@LLAMA_STOP_VLLM=$(CURDIR)/$(VLLM)/bin/python PYTHONPATH=. $(BIN)/python \
 		benchmarks/serving.py $(ARGS)
 
-clean: ## remove .venv and caches of tools
-	rm -rf $(VENV) .venv-vllm .venv-lowest .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, the built docs and caches of tools
+	rm -rf site $(VENV) .venv-vllm .venv-lowest .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,8 @@ from langchain_llama_stop._langchain import source as model_source
 from langchain_llama_stop.ending.boundaries import may_end
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
 
 
 @pytest.fixture
@@ -167,10 +168,30 @@ def test_our_own_answers_are_short_and_end():
     assert len(letters) == 2 and len(open_ended) == 3  # and "12.", which may be a list's marker
 
 
+def run_first_block(path, capsys):
+    """Runs the first Python block of a page; what it has printed comes in pieces, one an answer."""
+    block = path.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    exec(compile(block, path.name, "exec"), {})
+    return re.split("(?=Bonjour!)", capsys.readouterr().out)[1:]
+
+
 def test_the_first_lines_of_the_readme(capsys):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("```python\n")[2].partition("```")[0]
-    exec(compile(block, "README.md", "exec"), {})
+    first, stopped, streamed = run_first_block(ROOT / "README.md", capsys)
+    landed, reason = first.rstrip("\n").rsplit("\n", 1)
+    assert may_end(landed) and "Louvre" in landed and reason == "stop"
+    assert stopped.endswith("to the \n")
+    assert may_end(streamed) and landed.startswith(streamed[:100])
+
+
+def test_the_first_lines_of_the_docs():
+    readme, start = (path.read_text("utf-8") for path in (ROOT / "README.md", DOCS / "index.md"))
+    assert re.findall("```python\n.*?```", start, re.DOTALL)[0] in readme
+
+
+def test_the_lines_about_the_llm_class(capsys):
+    page = DOCS / "index.md"
+    block = re.findall("```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(compile(block, page.name, "exec"), {})
     landed, stopped, *rest = re.split("(?=Bonjour!)", capsys.readouterr().out)[1:]
     assert may_end(landed) and "Louvre" in landed
     assert stopped.endswith("to the \n")
@@ -178,3 +199,21 @@ def test_the_first_lines_of_the_readme(capsys):
     assert may_end(streamed) and landed.startswith(streamed[:100])
     answers = ast.literal_eval(f"[{batch}{''.join(rest[1:])}")
     assert len(answers) == 2 and all(map(may_end, answers))
+
+
+RUN = [DOCS / "why-not-stop.md", *sorted((DOCS / "how-to").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
+def test_what_the_docs_show(path, demo_pipeline, monkeypatch, capsys):
+    def load(*, model, quantization, **kwargs):
+        assert (model, quantization) == ("demo", "nf4")
+        return demo_pipeline
+
+    monkeypatch.setattr(model_source, "load_pipeline", load)
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall("(<!-- not run -->\n)?```python\n(.*?)```", text, re.DOTALL)
+    for marked, block in blocks:
+        if not marked:
+            exec(compile(block, path.name, "exec"), {"__name__": path.stem})
+            assert capsys.readouterr().out.strip()
