@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         "--system", metavar="TEXT", help="system prompt (default: the template's own)"
     )
     parser.add_argument("--raw", action="store_true", help="do not apply the model's chat template")
-    add_option_flags(parser)
+    add_option_flags(parser, max_new_tokens=256, temperature=0.0)
 
 
 def run_ask(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop.cli.console import chat_prompt, load, require_text, show_stages
-from langchain_llama_stop.cli.flags import add_budget_flag, add_command, add_quantization_flag
+from langchain_llama_stop.cli.flags import add_command, add_option_flag, add_quantization_flag
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     """Adds the command and its arguments."""
     parser = add_command(commands, "demo", run_demo, _PURPOSE, _EPILOG)
     parser.add_argument("--question", default=_QUESTION, help="what to ask (default: %(default)s)")
-    add_budget_flag(parser, 96)
+    add_option_flag(parser, "max_new_tokens", 96)
     add_quantization_flag(parser)
     parser.add_argument("--svg", metavar="FILE", help="write the table to FILE as a picture, too")
 

@@ -11,8 +11,8 @@ from langchain_llama_stop.cli.console import load, show_stages
 from langchain_llama_stop.cli.flags import (
     add_adapter_flag,
     add_command,
+    add_option_flag,
     add_quantization_flag,
-    add_stop_flag,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ examples:
 
 The exit status is 1 if there is an error among the findings.
 """
+_OPTIONS = ("max_new_tokens", "repetition_penalty", "stop")
+"""Options as the user gives them to the model, which findings are about."""
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "green"}
 
 
@@ -36,9 +38,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", help='"demo", local folder, .gguf file or hub id')
     add_adapter_flag(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="a prompt to check, as you send it")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the budget you use")
-    parser.add_argument("--repetition-penalty", type=float, metavar="X", help="the one you use")
-    add_stop_flag(parser)
+    for name in _OPTIONS:
+        add_option_flag(parser, name)
     add_quantization_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
@@ -47,8 +48,7 @@ def run_diagnose(args: argparse.Namespace) -> int:
     """Prints findings about a model; returns 1 if there is an error among them, else 0."""
     from langchain_llama_stop.options import GenerationOptions
 
-    names = ("max_new_tokens", "repetition_penalty", "stop")
-    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
     GenerationOptions.parse(options)  # refuses wrong values before anything is loaded
     with show_stages(transient=True) as begin_stage:
         pipeline = load(args.model, args.quantization, args.adapter, begin_stage)

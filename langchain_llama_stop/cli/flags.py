@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from langchain_llama_stop.loading.quantization import QUANTIZATIONS
 
@@ -32,49 +32,65 @@ def add_command(
     return parser
 
 
-def add_option_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds flags for generation options."""
-    add_budget_flag(parser, 256)
-    add_stop_flag(parser)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--seed", type=int, help="make sampling repeatable (default: random)")
-    parser.add_argument(
-        "--no-eos-reward",
-        dest="eos_reward",
-        action="store_false",
-        help="leave the model alone when the budget runs out (default: land at a sentence end)",
+_NO_FLAG = ("logprobs", "top_logprobs", "batch_size", "max_calls", "prefix_cache")
+"""Options that make no difference to one question whose text is printed."""
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+def add_option_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Adds a flag for each option of the table that can be written in a shell.
+
+    Args:
+        parser: The command's parser.
+        **defaults: Defaults that the command has of its own.
+    """
+    from langchain_llama_stop.options import OPTIONS
+
+    for name in OPTIONS:
+        if name not in _NO_FLAG:
+            add_option_flag(parser, name, defaults.get(name))
+
+
+def add_option_flag(parser: argparse.ArgumentParser, name: str, default: Any = None) -> None:
+    """Adds the flag of one option, if its type is one that a shell can write.
+
+    Args:
+        parser: The command's parser.
+        name: The option's name.
+        default: The command's own default; None leaves the option out, as if it was not given.
+    """
+    from langchain_llama_stop.options import OPTIONS
+
+    option = OPTIONS[name]
+    flag = "--" + name.replace("_", "-")
+    text = option.doc.replace("%", "%%") + (
+        " (default: %(default)s)" if default is not None else ""
     )
+    parts = get_args(option.annotation) or (option.annotation,)
+    scalar = next((kind for kind in (int, float, str) if kind in parts), None)
+    if bool in parts or option.annotation is bool:
+        switch = option.default is True
+        if switch:
+            flag, text = f"--no-{flag[2:]}", f"Turn off what is on by default. {text}"
+        how: dict[str, Any] = {"action": "store_const", "const": not switch, "dest": name}
+    elif get_origin(option.annotation) is Literal:
+        how = {"choices": parts}
+    elif list[str] in parts:
+        how = {"action": "append", "type": _unescape, "metavar": "STR"}
+        text += r" Repeatable; \n and \t in it are newline and tab."
+    elif scalar:
+        how = {"type": scalar, "metavar": _METAVARS[scalar]}
+    else:
+        return
+    parser.add_argument(flag, default=default, help=text, **how)
 
 
 def options_from(args: argparse.Namespace) -> GenerationOptions:
-    """Reads the flags of `add_option_flags`."""
-    from langchain_llama_stop.options import GenerationOptions
+    """Reads the flags of options."""
+    from langchain_llama_stop.options import OPTIONS, GenerationOptions
 
-    names = ("max_new_tokens", "temperature", "seed", "stop", "eos_reward")
-    return GenerationOptions.parse({name: getattr(args, name) for name in names})
-
-
-def add_budget_flag(parser: argparse.ArgumentParser, default: int) -> None:
-    """Adds `--max-new-tokens`."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=default,
-        metavar="N",
-        help="token budget of an answer (default: %(default)s)",
-    )
-
-
-def add_stop_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds `--stop`."""
-    parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        type=_unescape,
-        metavar="STR",
-        help=r"end the answer before STR; repeatable; \n and \t in it are newline and tab",
-    )
+    values = {name: getattr(args, name, None) for name in OPTIONS}
+    return GenerationOptions.parse({k: v for k, v in values.items() if v is not None})
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
