@@ -88,7 +88,7 @@ class BindingMixin:
             )
         json_schema = _json_schema(schema)
         is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
-        pydantic_class: Any = schema if is_pydantic else None
+        model_class: Any = schema if is_pydantic else None
         grammar = json_grammar(json_schema, "`schema`")
         chat = cast(BaseChatModel, self)
         trace = {"kwargs": {"method": method}, "schema": json_schema}
@@ -113,8 +113,8 @@ class BindingMixin:
             options |= {"tool_choice": name, "ls_structured_output_format": trace}
             llm = chat.bind_tools([tool], **options)
             parser = (
-                PydanticToolsParser(tools=[pydantic_class], first_tool_only=True)
-                if pydantic_class
+                PydanticToolsParser(tools=[model_class], first_tool_only=True)
+                if model_class
                 else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
             )
         else:
@@ -124,8 +124,8 @@ class BindingMixin:
                 options["grammar"] = grammar
             llm = chat.bind(ls_structured_output_format=trace, **options)
             parser = (
-                PydanticOutputParser(pydantic_object=pydantic_class)
-                if pydantic_class
+                PydanticOutputParser(pydantic_object=model_class)
+                if model_class
                 else JsonOutputParser()
             )
         parser = RunnableGenerator(_complete_answers, _acomplete_answers) | parser
