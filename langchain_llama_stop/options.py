@@ -116,8 +116,8 @@ class RequestOptions(BaseModel):
         str | Grammar | None,
         Option(lambda _, value: Grammar.parse(value), "extra_body.structured_outputs"),
     ] = None
-    """A grammar in llguidance's Lark form (`start: /[a-z]+/`) that the answer has to fit, instead of
-    a `json_schema`."""
+    """A grammar in llguidance's Lark form (`start: /[a-z]+/`) that the answer has to fit, in place
+    of a `json_schema`."""
 
 
 class ModelOptions(RequestOptions):
@@ -201,8 +201,8 @@ class ModelOptions(RequestOptions):
             instead="an answer of a server that takes too long is always an error",
         ),
     ] = "cut"
-    """What happens when `timeout` runs out: "cut" gives what is there of each answer (`finish_reason` is "length"),
-    "raise" raises `TimeoutError`."""
+    """What happens when `timeout` runs out: "cut" gives what is there of each answer
+    (`finish_reason` is "length"), "raise" raises `TimeoutError`."""
     max_calls: Annotated[
         int, Option(whole(1, optional=False), instead=_MAX_SEQUENCES, same_answer=True)
     ] = 1024
