@@ -53,8 +53,8 @@ class ChatLlamaStop(
         ```
 
     The model is loaded when it is first used. Every option of a generation can be given to the
-    constructor, per call, and by `.bind()`, as with `LlamaStopLLM`. What stands in a message is
-    encoded as plain text: it can end no turn and open none.
+    constructor, per call, and by `.bind()`, as with `LlamaStopLLM`. What a message contains is
+    encoded as plain text: it cannot end or open a turn.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -66,10 +66,10 @@ class ChatLlamaStop(
     streaming: bool = False
     """Whether `invoke` streams inside, so that callbacks see the tokens."""
     max_retries: int | None = None
-    """Taken as LangChain's chat models take it; a model in this process has no network."""
+    """As in LangChain's chat models; it has no effect, as nothing here uses the network."""
 
-    _profiled: Any = PrivateAttr(default=None)
-    _worked_out: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _profiled_pipeline: Any = PrivateAttr(default=None)
+    _computed_profile: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -109,20 +109,24 @@ class ChatLlamaStop(
         """The loaded pipeline; loads it on first use."""
         if self.given_pipeline is not None:
             return self.given_pipeline
-        found = self._loaded(self.model) or self._load(self.model)
-        if self._profiled is not found:  # what was said of another, or of none, is worked out anew
-            own = {k: v for k, v in (self.profile or {}).items() if self._worked_out.get(k) != v}
+        pipeline = self._loaded(self.model) or self._load(self.model)
+        if (
+            self._profiled_pipeline is not pipeline
+        ):  # the profile was that of another pipeline, or of none
+            own = {
+                k: v for k, v in (self.profile or {}).items() if self._computed_profile.get(k) != v
+            }
             self.profile = cast(ModelProfile, {**self._resolve_model_profile(), **own})
-            self._profiled = found
-        return found
+            self._profiled_pipeline = pipeline
+        return pipeline
 
     def _constructor_arguments(self) -> dict[str, Any]:
         return self._arguments_by_name(self.model, self.given_pipeline or self._loaded(self.model))
 
     def _resolve_model_profile(self) -> ModelProfile:
         pipeline = self.given_pipeline or self._loaded(self.model)
-        self._worked_out = model_profile(self.model or "", pipeline)
-        return cast(ModelProfile, self._worked_out)
+        self._computed_profile = model_profile(self.model or "", pipeline)
+        return cast(ModelProfile, self._computed_profile)
 
     if TYPE_CHECKING:  # type checkers see arguments of the constructor
         model_name: str = ""
@@ -158,14 +162,7 @@ class ChatLlamaStop(
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Encodes a text as plain text, as it is encoded inside of a message.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            Token ids.
-        """
+        """Encodes a text as plain text, as inside a message."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         from langchain_llama_stop.tokens.encoding import tokenizer_lock
@@ -176,14 +173,11 @@ class ChatLlamaStop(
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Counts the tokens of the prompt that these messages make, the template's included.
+        """Counts the tokens of a prompt, those of the chat template included.
 
         Args:
-            messages: The messages.
-            tools: Tools that go with them.
-
-        Returns:
-            The number of tokens; 0 without messages.
+            messages: The messages; without any the count is 0.
+            tools: Tools that go into the prompt.
         """
         if not messages:
             return 0
@@ -194,7 +188,7 @@ class ChatLlamaStop(
         return len(conversation_ids(self.pipeline, messages, self._options(), **given))
 
     def _call_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationOptions:
-        """The options of one call, with the EOS ids of the template among the model's."""
+        """The options of one call; tokens that end a turn of the template are EOS ids too."""
         from langchain_llama_stop.engine.config import check_options, eos_token_ids
 
         options = self._asked(stop, kwargs)
@@ -231,9 +225,9 @@ class ChatLlamaStop(
     def _message_parts(
         self, response: GenerationResponse, names: list[str]
     ) -> tuple[str, dict[str, Any]]:
-        """Content of an answer, and the other fields of its message."""
+        """The content of an answer, and the other fields of its message."""
         text = response.text
-        if names:  # the tags of calls may be special tokens, which a text leaves out
+        if names:  # tags of calls may be special tokens, which the text leaves out
             ids, decode = response.token_ids, detokenizer(self.pipeline.tokenizer).decode
             places = range(len(ids) + 1)
             count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
@@ -283,7 +277,9 @@ class ChatLlamaStop(
                 new = content[emitted:]
                 fields["chunk_position"] = "last"
             else:
-                end = call_begins(text) if names else len(text)  # what may be a call is held back
+                end = (
+                    call_begins(text) if names else len(text)
+                )  # a part that may become a call is held back
                 new, emitted = text[emitted:end], max(emitted, end)
             if new or fields:
                 chunk = ChatGenerationChunk(

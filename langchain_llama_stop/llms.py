@@ -70,7 +70,7 @@ class LlamaStopLLM(
             check_options(self._ready(), self._options())
 
     def _ready(self) -> Any:
-        """The pipeline; that of a name is loaded, anew where a copy has got another."""
+        """Returns the pipeline; loads it first where the model is given by name."""
         pipeline = self.pipeline
         if pipeline is None or self._was_loaded_here(pipeline):
             pipeline = self.pipeline = self._loaded(self.model_id) or self._load(self.model_id)
@@ -173,14 +173,7 @@ class LlamaStopLLM(
         return await BaseLLM.agenerate(llm, prompts, stop, callbacks, **kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Encodes a text as the model gets it, BOS included where the tokenizer adds one.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            Token ids.
-        """
+        """Encodes a text as the model gets it, BOS included where the tokenizer adds one."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         from langchain_llama_stop.tokens.encoding import prompt_ids, tokenizer_lock

@@ -125,7 +125,7 @@ def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) ->
     if is_answer and not continue_final_message:
         raise ValueError(
             "The last of `messages` has to be a human's or a tool's, but is an AI message: there "
-            "is nothing to answer. `continue_final_message=True` goes on with it."
+            "is nothing to answer. `continue_final_message=True` continues it."
         )
 
 

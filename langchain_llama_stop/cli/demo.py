@@ -65,7 +65,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Column:
     """One column of the demo's table."""
 
     name: str
@@ -76,7 +76,7 @@ class _Answer:
     eos_source: str
 
 
-def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
+def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Column:
     """The answer of LangChain's own class on the same pipeline."""
     import torch
     from langchain_huggingface import HuggingFacePipeline
@@ -101,7 +101,7 @@ def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) ->
         },
     )
     cut = token_ids[-1] not in eos_token_ids(pipeline, GenerationOptions())
-    return _Answer(
+    return _Column(
         name="Plain HuggingFacePipeline",
         text=text,
         tokens=len(token_ids),
@@ -111,7 +111,7 @@ def _plain_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) ->
     )
 
 
-def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Answer:
+def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: int) -> _Column:
     """The answer of `LlamaStopLLM`."""
     from langchain_llama_stop.llms import LlamaStopLLM
 
@@ -119,7 +119,7 @@ def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: in
     generation = llm.generate([prompt]).generations[0][0]
     info = generation.generation_info
     assert info is not None  # LlamaStopLLM always sets it
-    return _Answer(
+    return _Column(
         name="LlamaStopLLM",
         text=generation.text,
         tokens=info["usage_metadata"]["output_tokens"],
@@ -129,7 +129,7 @@ def _llama_stop_answer(pipeline: TextGenerationPipeline, prompt: str, budget: in
     )
 
 
-def _table(question: str, budget: int, *answers: _Answer) -> Table:
+def _table(question: str, budget: int, *answers: _Column) -> Table:
     """The answers side by side."""
     from rich.box import HORIZONTALS
     from rich.table import Table

@@ -42,7 +42,7 @@ class Request:
             answers: The ids of each sequence's answer, which grow.
             tokenizer: Its lock is held while the request advances.
             max_rows: Rows that a batch may have once the request has joined it. It gets lower
-                when memory has not sufficed for them.
+                when memory ran out for them.
             prefix_cache: Tokens that the model's prefix cache may hold.
             unbatchable: Whether its passes cannot be shared.
         """
