@@ -41,7 +41,7 @@ lint: $(STAMP) docs ## ruff, mypy, and whether the docs can be built
 docs: $(STAMP) ## the docs as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 
-unit: $(STAMP) ## tests on fakes and tiny models, seconds
+unit: $(STAMP) ## tests on fakes and tiny models, minutes
 	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests
 
 reliability: $(STAMP) ## what the software survives, the short form

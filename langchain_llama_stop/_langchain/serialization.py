@@ -1,4 +1,7 @@
-"""How LangChain's `dumpd` writes a model: as the arguments of its constructor."""
+"""How LangChain's `dumpd` writes a model: as the arguments of its constructor, by its name.
+
+How the model is loaded is a part of them: see `ModelSource` in `source.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop strings and stop token ids: where an answer stops, and what a stream has to hold back.
+"""Stop strings and stop token ids: where an answer stops, and what may still become a stop.
 
 Pure text. Every path of the package follows one definition: the answer is the text before the stop
 string that is *completed* first in the generated text. Where two stops are completed by the same

@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from langchain_llama_stop.ending.boundaries import last_end
+from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.landing import Landing
-from langchain_llama_stop.ending.stop_strings import (
-    find_stop,
-    held_back,
-    held_back_ids,
-    match_token_ids,
-)
+from langchain_llama_stop.ending.stop_strings import find_stop, match_token_ids
 from langchain_llama_stop.engine.config import pipeline_callables, thinking_ids, token_budget
 from langchain_llama_stop.engine.hint import add_hint
 from langchain_llama_stop.options import GenerationOptions
@@ -189,53 +184,31 @@ class Sequence:
         text, reason = self.detokenizer.decode(ids), None
         if match := find_stop(text, self.options.stop):
             text, reason = text[: match.start], match.stop
-        if self._special_stops(ids):
+        if self.special_stops(ids):
             full = self.detokenizer.decode(ids, special=True)
-            if match := find_stop(full, self._special_stops(ids)):
-                before = self._visible_text(ids, match.start)
+            if match := find_stop(full, self.special_stops(ids)):
+                before = self.visible_text(ids, match.start)
                 if reason is None or len(before) <= len(text):
                     text, reason = before, match.stop
         if reason is None and (found := match_token_ids(ids, self.options.stop_token_ids)):
             return self.detokenizer.decode(ids[: -len(found)]), list(found)
         return text, reason
 
-    def settled_text(self) -> str:
-        """The text of a growing answer that no further token can change, outside of landing."""
-        assert self.builder is not None
-        ids, stops, sequences = self.generated, self.options.stop, self.options.stop_token_ids
-        # Pending bytes may still become any character, so that a stop string may continue right
-        # after the settled text.
-        text = self.builder.text[: self.builder.settled]
-        if stops:
-            text = text[: len(text) - held_back(text, stops)]
-        if special_stops := self._special_stops(ids):
-            full = self.detokenizer.decode(ids, special=True)
-            full = full[: self.detokenizer.settled(ids, full, special=True)]
-            length = len(full) - held_back(full, special_stops)
-            text = text[: len(self._visible_text(ids, length))]
-        if held := held_back_ids(ids, sequences) if sequences else 0:
-            text = text[: len(self.detokenizer.decode(ids[:-held]))]
-        return text[: self._last_end(text)] if self.options.on_length == "trim" else text
-
-    def update_streamable(self) -> None:
-        """Sets the text that a stream may give out: no further token can change it."""
-        self.streamable = self.settled_text() if self.safe_prefix is None else self.safe_prefix
-
-    def _last_end(self, text: str) -> int:
+    def last_end(self, text: str) -> int:
         """The position after the last sentence of the answer in its text; 0 without one."""
         if self._thinking:
             return 0
         thought = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-        end = last_end(text[thought:])
+        end = boundaries.last_end(text[thought:])
         return thought + end if end else 0
 
-    def _special_stops(self, ids: list[int]) -> tuple[str, ...]:
+    def special_stops(self, ids: list[int]) -> tuple[str, ...]:
         """The stops to look for in the text with special tokens, if `ids` hold any."""
         if not self.options.stop or self.detokenizer.special_ids.isdisjoint(ids):
             return ()
         return self.detokenizer.naming_special_tokens(self.options.stop)
 
-    def _visible_text(self, ids: list[int], length: int) -> str:
+    def visible_text(self, ids: list[int], length: int) -> str:
         """The first `length` characters of the text with special tokens, without these tokens."""
         full = self.detokenizer.decode(ids, special=True)
 
@@ -256,7 +229,7 @@ class Sequence:
         stopped = criteria and self.finished and not self.hit_limit
         cut = not (self.eos_source or stop_reason is not None or stopped)
         if cut and self.options.on_length == "trim":
-            text = text[: self._last_end(text)] or text  # without any end, nothing to trim to
+            text = text[: self.last_end(text)] or text  # without any end, nothing to trim to
         return GenerationResponse(
             text=self.echo + text,
             token_ids=tuple(self.token_ids),

@@ -30,6 +30,7 @@ from langchain_llama_stop.engine.speculative import (
     DraftModel,
     PromptLookup,
 )
+from langchain_llama_stop.engine.streaming import settled_text, update_streamable
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
@@ -62,7 +63,7 @@ def start(pipeline: Any, sequences: list[Sequence], options: GenerationOptions) 
             if landing and sequence.hit_limit and sequence.landed is None:
                 sequence.land(landing, i)
             if sequence.builder and not sequence.finished:
-                sequence.update_streamable()
+                update_streamable(sequence)
 
     if model.generation_config.max_length and not model.generation_config.max_new_tokens:
         # The model's own setting is named: transformers warns where both are set in one call.
@@ -224,7 +225,7 @@ def _judge_ends(landing: Landing, step: Step, sequences: list[Sequence]) -> None
     for i, (sequence, ids) in enumerate(zip(sequences, answers, strict=True)):
         if sequence.builder and ids is not None:  # a stream holds back what landing may cut
             if landing.newest_is_best(i, ids) or sequence.safe_prefix is None:
-                sequence.safe_prefix = sequence.settled_text()
+                sequence.safe_prefix = settled_text(sequence)
 
 
 def _append_tokens(

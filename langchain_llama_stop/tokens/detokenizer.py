@@ -4,6 +4,8 @@ The text of the first n ids is not always a prefix of the text of n + 1 ids: one
 several tokens, and byte-fallback tokenizers decode a run of bytes as one. This module knows how far
 back the next token can change the text. So a growing answer costs one short decode per token, and a
 stream never emits a character that it would have to take back.
+
+Another family of tokenizers is supported here; how it encodes parts of a text is in `encoding.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a tool-call format is, and how calls are written in it."""
+"""What a tool-call format is, and how calls are written in it.
+
+To add a format: a file beside this one, as `hermes.py`, and an entry in `FORMATS` of `__init__.py`.
+"""
 
 from __future__ import annotations
 
