@@ -24,7 +24,9 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
     """
     known = sorted(known)
     if unknown := sorted(set(names) - set(known)):
-        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+        near = [
+            match for name in unknown for match in difflib.get_close_matches(name, known, 1, 0.75)
+        ]
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Unknown {what} {', '.join(map(repr, unknown))}.{hint} Known: {', '.join(known)}."

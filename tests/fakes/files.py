@@ -1,5 +1,6 @@
 """Tiny models, adapters and .gguf files in folders."""
 
+import warnings
 from pathlib import Path
 
 import gguf
@@ -107,7 +108,9 @@ def save_gguf(file: Path, shift: float = 0.0) -> Path:
 def save_adapter(folder: Path, seed: int = 1, **changes) -> Path:
     torch.manual_seed(seed)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(tiny_model(**changes), lora)
+    with warnings.catch_warnings():  # peft reads what transformers is about to rename
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(tiny_model(**changes), lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)

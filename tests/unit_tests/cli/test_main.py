@@ -11,6 +11,9 @@ import textwrap
 import pytest
 
 from langchain_llama_stop import cli, loading
+from langchain_llama_stop.cli.flags import options_from
+from langchain_llama_stop.grammar.schema import Grammar
+from langchain_llama_stop.options import OPTIONS, GenerationOptions
 from tests.fakes import (
     LLAMA2_TEMPLATE,
     ScriptedLlama,
@@ -66,18 +69,21 @@ def parse(*argv):
 def test_defaults():
     ask = vars(parse("ask", "Why?"))
     assert ask.pop("run") is cli.ask.run_ask
+    options = {name: ask.pop(name) for name in OPTIONS if name in ask}
+    assert {name: value for name, value in options.items() if value is not None} == {
+        "max_new_tokens": 256,
+        "temperature": 0.0,
+    }
+    assert options_from(parse("ask", "Why?")) == GenerationOptions(
+        max_new_tokens=256, temperature=0, stop=(), seed=None, eos_reward=True
+    )
     assert ask == {
         "question": "Why?",
         "model": "demo",
         "adapter": None,
         "quantization": "nf4",
-        "max_new_tokens": 256,
-        "stop": [],
-        "temperature": 0.0,
-        "seed": None,
         "system": None,
         "raw": False,
-        "eos_reward": True,
     }
     demo = vars(parse("demo"))
     assert demo.pop("run") is cli.demo.run_demo
@@ -86,6 +92,48 @@ def test_defaults():
         "max_new_tokens": 96,
         "quantization": "nf4",
         "svg": None,
+    }
+
+
+FLAGS = {
+    "max_new_tokens": ("8", 8),
+    "temperature": ("0.7", 0.7),
+    "top_p": ("0.9", 0.9),
+    "seed": ("3", 3),
+    "stop": ("END", ("END",)),
+    "top_k": ("5", 5),
+    "repetition_penalty": ("1.1", 1.1),
+    "answer_hint": ("Be brief.", "Be brief."),
+    "grammar": ("start: /a+/", Grammar("start: /a+/")),
+    "on_length": ("trim", "trim"),
+    "thinking_tokens": ("0", 0),
+    "prompt_lookup_num_tokens": ("0", 0),
+    "timeout": ("2.5", 2.5),
+    "on_timeout": ("raise", "raise"),
+    "return_full_text": (None, True),
+    "split_special_tokens": (None, True),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_an_option_has_a_flag(name):
+    written, value = FLAGS[name]
+    flag = "--" + name.replace("_", "-")
+    args = parse("ask", flag, *([] if written is None else [written]), "Why?")
+    assert getattr(options_from(args), name) == value
+
+
+def test_the_reward_can_be_turned_off():
+    assert options_from(parse("ask", "--no-eos-reward", "Why?")).eos_reward is None
+
+
+def test_options_without_a_flag_are_no_scalars_or_change_nothing():
+    flags = {name for name in OPTIONS if hasattr(parse("ask", "Why?"), name)}
+    assert flags == {*FLAGS, "eos_reward"}
+    assert {*OPTIONS} - flags == {
+        *("stop_token_ids", "json_schema", "logits_processor", "stopping_criteria"),
+        *("assistant_model", "pipeline_kwargs"),  # no text is one of these
+        *("logprobs", "top_logprobs", "batch_size", "max_calls", "prefix_cache"),
     }
 
 

@@ -225,7 +225,10 @@ def test_what_lands_is_distilled():
         ({"lora_dropout": 1.5}, "`lora_dropout` has to be between 0 and 1"),
         ({"learning_rate": 0}, "`learning_rate` has to be over 0"),
         ({"max_new_tokens": 1}, "`max_new_tokens` has to be a whole number of 2"),
-        ({"lora_r": 8}, "Unknown option 'lora_r'. Known: batch_size, epochs"),
+        (
+            {"lora_r": 8},
+            "Unknown option 'lora_r'. Known: batch_size, epochs",
+        ),
         ({"self_distil": [{"prompt": "Why?"}]}, "Either `data` or `self_distil`"),
         ({"data": None}, "Either `data` or `self_distil`"),
         ({"data": None, "self_distil": ROWS, "held_out": 24}, "more prompts than the 24 of"),
