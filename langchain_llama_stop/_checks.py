@@ -23,10 +23,8 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
         ValueError: With the unknown names, the nearest known ones, and all known ones.
     """
     known = sorted(known)
-    if unknown := sorted(set(names) - set(known)):
-        near = [
-            match for name in unknown for match in difflib.get_close_matches(name, known, 1, 0.75)
-        ]
+    if unknown := sorted(set(names) - set(known), key=str):
+        near = [n for name in unknown for n in difflib.get_close_matches(str(name), known, 1, 0.75)]
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Unknown {what} {', '.join(map(repr, unknown))}.{hint} Known: {', '.join(known)}."

@@ -31,7 +31,7 @@ from langchain_llama_stop._langchain.tools import format_choice, format_tools, t
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat.template import chat_template, turn_end_ids
 from langchain_llama_stop.chat.tool_formats import call_begins
-from langchain_llama_stop.options import ALIASES, GenerationOptions, resolve_aliases
+from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
 
@@ -110,12 +110,10 @@ class ChatLlamaStop(
         if self.given_pipeline is not None:
             return self.given_pipeline
         pipeline = self._loaded(self.model) or self._load(self.model)
-        if (
-            self._profiled_pipeline is not pipeline
-        ):  # the profile was that of another pipeline, or of none
-            own = {
-                k: v for k, v in (self.profile or {}).items() if self._computed_profile.get(k) != v
-            }
+        # Until now the profile was that of another pipeline, or of none.
+        if self._profiled_pipeline is not pipeline:
+            computed, profile = self._computed_profile, self.profile or {}
+            own = {k: v for k, v in profile.items() if computed.get(k) != v}
             self.profile = cast(ModelProfile, {**self._resolve_model_profile(), **own})
             self._profiled_pipeline = pipeline
         return pipeline
@@ -147,18 +145,19 @@ class ChatLlamaStop(
         return {"model": self.model, **self._model_params(self.pipeline)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        values = self._call_values(stop, kwargs)
+        known = (*ALIASES, *OPTIONS)
+        options = self._asked(stop, {k: v for k, v in kwargs.items() if k in known})
         params = LangSmithParams(
             ls_provider="llama_stop",
             ls_model_name=kwargs.get("model") or self.model_name,
             ls_model_type="chat",
         )
-        if values["temperature"] is not None:
-            params["ls_temperature"] = values["temperature"]
-        if values["max_new_tokens"] is not None:
-            params["ls_max_tokens"] = values["max_new_tokens"]
-        if values["stop"]:
-            params["ls_stop"] = values["stop"]
+        if options.temperature is not None:
+            params["ls_temperature"] = options.temperature
+        if options.max_new_tokens is not None:
+            params["ls_max_tokens"] = options.max_new_tokens
+        if options.stop:
+            params["ls_stop"] = list(options.stop)
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -277,9 +276,8 @@ class ChatLlamaStop(
                 new = content[emitted:]
                 fields["chunk_position"] = "last"
             else:
-                end = (
-                    call_begins(text) if names else len(text)
-                )  # a part that may become a call is held back
+                # What may become a call is held back.
+                end = call_begins(text) if names else len(text)
                 new, emitted = text[emitted:end], max(emitted, end)
             if new or fields:
                 chunk = ChatGenerationChunk(

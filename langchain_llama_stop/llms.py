@@ -158,7 +158,7 @@ class LlamaStopLLM(
         **kwargs: Any,
     ) -> LLMResult:
         """Answers prompts; see `BaseLLM.generate`. Call options are part of the cache key."""
-        llm, kwargs = self._with_call_options(stop, kwargs)
+        llm, kwargs = self._with_call_options(kwargs)
         return BaseLLM.generate(llm, prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
@@ -169,7 +169,7 @@ class LlamaStopLLM(
         **kwargs: Any,
     ) -> LLMResult:
         """Answers prompts; see `BaseLLM.agenerate`. Call options are part of the cache key."""
-        llm, kwargs = self._with_call_options(stop, kwargs)
+        llm, kwargs = self._with_call_options(kwargs)
         return await BaseLLM.agenerate(llm, prompts, stop, callbacks, **kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -199,9 +199,7 @@ class LlamaStopLLM(
         own = {"model_id": self.model_id, "model_kwargs": self.model_kwargs}
         return {**own, **self._model_params(self._ready())}
 
-    def _with_call_options(
-        self, stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[LlamaStopLLM, dict[str, Any]]:
+    def _with_call_options(self, kwargs: dict[str, Any]) -> tuple[LlamaStopLLM, dict[str, Any]]:
         """Moves call options into a copy; what remains belongs to LangChain.
 
         LangChain's cache key is made of the fields of a model and knows no call options.
@@ -211,7 +209,7 @@ class LlamaStopLLM(
         call = {k: v for k, v in kwargs.items() if k not in own}
         if not call:
             return self, rest
-        options = self._call_options(stop, call)
+        options = self._call_options(None, call)
         fields = {n: getattr(options, n) for n in OPTIONS}
         fields["eos_reward"] = options.eos_reward or False  # None would be the default
         copied = self.model_copy(update=fields)

@@ -8,12 +8,13 @@ To add an option, add an entry here, and the code where it acts.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from langchain_llama_stop import _checks
 from langchain_llama_stop._checks import Check, callables, number, one_of, truth, whole
@@ -103,7 +104,7 @@ class RequestOptions(BaseModel):
         EosReward | bool,
         Option(lambda _, value: EosReward.parse(value), "extra_body.vllm_xargs"),
     ] = True
-    """Rewards EOS where the answer may end as the budget runs out; an `EosReward` has the details,
+    """Rewards EOS where the answer may end as the budget runs out. An `EosReward` sets the details;
     False leaves the model alone."""
     answer_hint: Annotated[str | None, Option(_checks.answer_hint, "messages")] = None
     """A sentence that is put into the prompt, at the end of the user's turn: "Answer in {sentences}
@@ -216,15 +217,15 @@ class ModelOptions(RequestOptions):
 
 def _described(name: str) -> Option:
     """The entry of an option, with what its field says."""
-    field = ModelOptions.model_fields[name]
-    (option,) = (item for item in field.metadata if isinstance(item, Option))
+    info = ModelOptions.model_fields[name]
+    (option,) = (item for item in info.metadata if isinstance(item, Option))
     return replace(
         option,
         name=name,
-        annotation=field.annotation,
-        default=field.default,
-        doc=" ".join((field.description or "").split()),
-        is_object=bool(field.exclude),
+        annotation=info.annotation,
+        default=info.default,
+        doc=" ".join((info.description or "").split()),
+        is_object=bool(info.exclude),
         aliases=tuple(alias for alias, own in ALIASES.items() if own == name),
     )
 
@@ -239,29 +240,37 @@ OPTIONS: dict[str, Option] = {
 """All options by name; those that a request to a server carries come first."""
 
 
-class GenerationOptions(ModelOptions):
-    """The options of one call, checked and each in one form: frozen, complete, made by `parse`.
+if TYPE_CHECKING:
+    _Fields = ModelOptions  # type checkers see the table
+else:
+    _Fields = make_dataclass(
+        "_Fields",
+        [(name, Any, field(default=option.default)) for name, option in OPTIONS.items()],
+        namespace={"__post_init__": lambda options: options._check()},
+        frozen=True,
+        kw_only=True,
+    )
 
-    Its attributes are the options; see `ModelOptions`. None leaves a setting to the pipeline and
-    the model.
+
+class GenerationOptions(_Fields):
+    """The options of one call, checked and each in one form: a frozen dataclass.
+
+    Its attributes are those of `ModelOptions`; it is made by `parse`. None leaves a setting to the
+    pipeline and the model.
     """
 
-    stop: tuple[str, ...] = ()  # type: ignore[assignment]
-    stop_token_ids: tuple[tuple[int, ...], ...] = ()  # type: ignore[assignment]
-    eos_reward: EosReward | None = EosReward()  # type: ignore[assignment]
-    grammar: Grammar | None = None
-    logits_processor: tuple[Any, ...] = ()  # type: ignore[assignment]
-    stopping_criteria: tuple[Any, ...] = ()  # type: ignore[assignment]
-    pipeline_kwargs: dict[str, Any] = {}
+    if TYPE_CHECKING:  # the forms that differ from what users may write
+        stop: tuple[str, ...] = ()  # type: ignore[assignment]
+        stop_token_ids: tuple[tuple[int, ...], ...] = ()  # type: ignore[assignment]
+        eos_reward: EosReward | None = None  # type: ignore[assignment]
+        grammar: Grammar | None = None
+        logits_processor: tuple[Any, ...] = ()  # type: ignore[assignment]
+        stopping_criteria: tuple[Any, ...] = ()  # type: ignore[assignment]
+        pipeline_kwargs: dict[str, Any] = {}
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return _parsed(values)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses to change an option: see `updated`."""
-        raise FrozenInstanceError(f"`{name}` cannot be changed: use `updated`.")
+    def _check(self) -> None:
+        """Checks every value, and brings it into its one form."""
+        self.__dict__.update(_checked_together(_checked(vars(self))))
 
     @property
     def answer_grammar(self) -> Grammar | None:
@@ -288,7 +297,7 @@ class GenerationOptions(ModelOptions):
         Raises:
             ValueError: If a name is unknown or a value is out of its range.
         """
-        return cls.model_construct(**_parsed(options))
+        return cls(**_normalized(options))
 
     def updated(self, options: Mapping[str, Any]) -> GenerationOptions:
         """Makes the options of one call from those of the constructor.
@@ -318,11 +327,17 @@ class GenerationOptions(ModelOptions):
                 changes.setdefault(other, None)
         if "pipeline_kwargs" in changes:
             changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
-        return self.model_construct(**_combined({**self.__dict__, **changes}))
+        return self.replaced(**changes)
 
-    def replaced(self, **changes: Any) -> Self:
-        """Makes options with other values, which are in their one form already and fit."""
-        return self.model_copy(update=changes)
+    def replaced(self, **changes: Any) -> GenerationOptions:
+        """Makes options with other values, which are in their one form already.
+
+        Raises:
+            ValueError: If they do not go together.
+        """
+        options = copy.copy(self)
+        options.__dict__.update(_checked_together({**vars(self), **changes}))
+        return options
 
 
 def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,14 +375,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: OPTIONS[name].check(name, value) for name, value in values.items()}
 
 
-def _parsed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options, those that are not given by their defaults."""
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    return _combined(_checked({**defaults, **_normalized(options)}))
-
-
-def _combined(values: dict[str, Any]) -> dict[str, Any]:
-    """Checks what depends on several options."""
+def _checked_together(values: dict[str, Any]) -> dict[str, Any]:
+    """Checks what depends on several options; sets what follows from others."""
     reward, thinking = values["eos_reward"], values["thinking_tokens"]
     if values["top_logprobs"]:
         values["logprobs"] = True

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from pydantic import BaseModel, PrivateAttr, model_validator
+from pydantic import model_validator
 
 from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.loading.quantization import quantization_name
 from langchain_llama_stop.options import (
-    ALIASES,
     OPTIONS,
     GenerationOptions,
     ModelOptions,
-    resolve_aliases,
 )
 
 if TYPE_CHECKING:
@@ -30,41 +28,67 @@ OBJECTS = tuple(option.name for option in OPTIONS.values() if option.is_object)
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 
-class ParsedOptionsMixin(BaseModel):
-    """Keeps the options that the fields stand for, so that a call parses its own only."""
+_Last = tuple[Callable[[], Any], Any, GenerationOptions]  # whose, of what, the options
+_CONSTRUCTOR: ContextVar[_Last | None] = ContextVar("constructor_options", default=None)
+_CALL: ContextVar[_Last | None] = ContextVar("call_options", default=None)
+"""What this thread or task has parsed last."""
 
-    _parsed_options: tuple[dict[str, Any], GenerationOptions] | None = PrivateAttr(default=None)
-    """The fields that were given when they were parsed last, and the options they gave."""
 
-    def model_post_init(self, context: Any) -> None:
-        """Calls the next class's: the one that Pydantic makes for private fields does not."""
-        super().model_post_init(context)
+class _Is:
+    """An object that equals itself only."""
+
+    def __init__(self, item: object) -> None:
+        self.item = item
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Is) and other.item is self.item
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _snapshot(value: Any) -> Any:
+    """What `value` holds now, to be compared later: lists and dicts by content, objects by `is`."""
+    if isinstance(value, (list, tuple)):
+        return type(value), [_snapshot(item) for item in value]
+    if isinstance(value, dict):
+        return dict, [(key, _snapshot(item)) for key, item in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return set, [*value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value), value
+    return _Is(value)
+
+
+class ParsedOptionsMixin:
+    """Parses the options of a model and of its calls, once each: LangChain asks several times.
+
+    A call needs its options for its trace, for the cache's key and for itself. What a thread or
+    task has parsed last is used again for the same model while what was given is the same.
+    """
 
     def _given(self) -> dict[str, Any]:
         """The options that were given to the constructor."""
         raise NotImplementedError
 
     def _options(self) -> GenerationOptions:
-        """The constructor's options; parsed again only after a field was changed."""
+        """The constructor's options."""
+        return self._asked(None, {})
+
+    def _asked(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
+        """The options of one call; stops of the constructor stay in force."""
         given = self._given()
-        if self._parsed_options is None or self._parsed_options[0] != given:
-            self._remember(GenerationOptions.parse(given))
-        assert self._parsed_options is not None
-        return self._parsed_options[1]
+        asked = {**call, "stop": stop} if stop is not None else dict(call)
+        memo, snapshot = _CALL if asked else _CONSTRUCTOR, _snapshot([given, asked])
+        last = memo.get()
+        if last is not None and last[0]() is self and last[1] == snapshot:
+            return last[2]
+        options = self._options().updated(asked) if asked else GenerationOptions.parse(given)
+        memo.set((ref(self), snapshot, options))
+        return options
 
     def _remember(self, options: GenerationOptions) -> None:
-        """Keeps the options that the fields stand for, with copies of what can be changed."""
-        given = self._given().items()
-        kept = {k: copy.copy(v) if isinstance(v, (list, dict)) else v for k, v in given}
-        self._parsed_options = (kept, options)
-
-    def _call_values(self, stop: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of one call for a trace, unchecked: the call itself checks them, once."""
-        own = {k: v for k, v in call.items() if k in (*ALIASES, *OPTIONS)}
-        values = {**self._options().__dict__, **resolve_aliases(own)}
-        lists = (self._options().stop, own.get("stop"), stop)
-        stops = [item for given in lists if isinstance(given, (list, tuple)) for item in given]
-        return {**values, "stop": [item for i, item in enumerate(stops) if item not in stops[:i]]}
+        """Keeps the options that the fields of a copy were made from."""
+        _CONSTRUCTOR.set((ref(self), _snapshot([self._given(), {}]), options))
 
 
 class OptionFields(ParsedOptionsMixin, ModelOptions):
@@ -103,13 +127,6 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
             for name, value in values
             if value is not None and (name in own or value != table[name].default)
         }
-
-    def _asked(self, stop: list[str] | None, call: dict[str, Any]) -> GenerationOptions:
-        """The options of one call; stops of the constructor stay in force."""
-        options = self._options()
-        if not call and isinstance(stop, list) and all(item in options.stop for item in stop):
-            return options
-        return options.updated({**call, "stop": stop} if stop is not None else call)
 
     def _model_params(self, pipeline: Any) -> dict[str, Any]:
         """Everything that changes an answer: this is the key of LangChain's cache."""

@@ -179,12 +179,12 @@ def _views(messages: list[Message], template: str, fmt: ToolFormat) -> Iterator[
         yield messages
     simple = []  # without calls and results of tools
     for message in messages:
-        role, content = message["role"], message["content"]
+        role, content = message["role"], message["content"] or ""
         if role == "tool":
             name = f" of {message['name']}" if message.get("name") else ""
             role, content = "user", f"Result{name}: {content}"
         elif functions := [call["function"] for call in message.get("tool_calls", ())]:
-            calls = fmt.write([(f["name"], f["arguments"]) for f in functions])
+            calls = fmt.write([(f["name"], f.get("arguments", {})) for f in functions])
             content = f"{content}\n{calls}" if content else calls
         simple.append({"role": role, "content": content})
     simple = merged(simple)

@@ -57,8 +57,8 @@ class Landing:
 
     There are three kinds of ends. A *true end* costs the gap of EOS there: how far EOS lies under
     the best token. A *terminator* may be added if its gap is at most 3 nats and it closes the
-    sentence. If the zone holds neither, the open constructs are closed at the position where the
-    first token of that has the smallest gap. The reward makes later ends cheaper than earlier ones.
+    sentence. If the zone holds neither, the open constructs are closed where the first token that
+    closes them has the smallest gap. The reward makes later ends cheaper than earlier ones.
 
     Attributes:
         zone: Tokens of an answer after which the landing zone begins.

@@ -82,7 +82,8 @@ def match_token_ids(
 
 def held_back_ids(ids: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> int:
     """Number of ids at the end of `ids` that may still become a stop sequence."""
-    return _longest_start(tuple(ids), sequences)
+    longest = max(map(len, sequences), default=1)
+    return _longest_start(tuple(ids[-longest:]), sequences)
 
 
 def _longest_start(generated: S, stops: Sequence[S]) -> int:

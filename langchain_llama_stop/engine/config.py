@@ -13,6 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from langchain_llama_stop.ending.stop_strings import parse_stop
 from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 logger = logging.getLogger("langchain_llama_stop")
 
@@ -50,6 +51,7 @@ def context_window(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+@cached_per_object
 def thinking_ids(tokenizer: Any) -> tuple[int, int]:
     """Finds the ids of `<think>` and `</think>`.
 

@@ -82,7 +82,8 @@ class Request:
     @property
     def running_rows(self) -> int:
         """How many of its sequences are not finished."""
-        return len(self.next_pass.rows) if self.next_pass else 0
+        next_pass = self.next_pass  # the leader may set it to None at any time
+        return len(next_pass.rows) if next_pass else 0
 
     def is_running(self, row: int) -> bool:
         """Whether a sequence, by its index in the request, is not finished."""

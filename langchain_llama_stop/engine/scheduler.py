@@ -191,7 +191,7 @@ class Scheduler:
 
     @contextmanager
     def _moving_rows(self, *batches: Batch | None) -> Iterator[None]:
-        """Where moving rows fails in the middle of the layers, ends the requests of the batches."""
+        """Ends the batches' requests if an error leaves rows moved in some layers only."""
         try:
             yield
         except BaseException as error:

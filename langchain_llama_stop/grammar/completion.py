@@ -156,7 +156,10 @@ def _first(mask: np.ndarray[Any, np.dtype[np.int32]]) -> int:
 
 
 def _in_string(text: bytes, before: tuple[bool, bool]) -> tuple[bool, bool]:
-    """Whether JSON text ends inside a string, and there after a backslash; `before` it the same."""
+    """Whether JSON text ends inside a string, and after a backslash there.
+
+    `before` says the same of the text before it.
+    """
     inside, escaped = before
     for byte in text:
         if escaped:

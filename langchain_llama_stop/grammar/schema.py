@@ -23,9 +23,9 @@ class Grammar:
 
     Attributes:
         lark: The grammar.
-        parts: Grammars of what a single token can begin: a sub-value, a call. The smallest answer
-            of the longest of them is the reserve of tokens that the budget keeps. Without parts,
-            every step is checked.
+        parts: Grammars of what a single token can begin: a sub-value, a call. Each has a shortest
+            answer; the budget keeps the longest of these in reserve. Without parts, every step is
+            checked.
         unconstrained: Whether an answer without a call is any text: the grammar does not end it.
         argument: The user's argument that it was made from, for error messages.
     """

@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-from transformers import TrainerCallback
-
 from langchain_llama_stop._checks import refuse_unknown
 from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop._optional import Progress, require
@@ -208,7 +205,7 @@ def _trainer(
             train_dataset=Dataset.from_list(rows),
             processing_class=pipeline.tokenizer,
             peft_config=lora,
-            callbacks=[TrainingBar()],
+            callbacks=[training_bar()],
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -303,26 +300,32 @@ def unpack_weights(model: Any) -> None:
     model.state_dict()
 
 
-class TrainingBar(TrainerCallback):
-    """A progress bar on stderr, if that is a terminal."""
+def training_bar() -> Any:
+    """A progress bar on stderr, if that is a terminal, as a callback of the trainer."""
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the bar, at the step that is resumed."""
-        done, total = state.global_step, state.max_steps
-        self.bar = tqdm(total=total, initial=done, desc="Training", unit="step", disable=None)
+    bar: Any = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advances by one step."""
-        self.bar.update()
+    class TrainingBar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            nonlocal bar
+            done, total = state.global_step, state.max_steps  # done: where a run is resumed
+            bar = tqdm(total=total, initial=done, desc="Training", unit="step", disable=None)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Shows the loss."""
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bar.update()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends the line."""
-        self.bar.close()
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
+            if logs and "loss" in logs:
+                bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bar.close()
+
+    return TrainingBar()
 
 
 def _check_supervision(trainer: Any, pipeline: Any, options: FinetuneOptions) -> Supervision:

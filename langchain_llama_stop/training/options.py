@@ -39,7 +39,8 @@ class FinetuneOptions:
     batch_size: int = field(default=8, metadata={"help": "conversations per step"})
     r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(
-        default=32, metadata={"help": "scale of the LoRA matrices: times lora_alpha / r"}
+        default=32,
+        metadata={"help": "scale: what the LoRA matrices add is multiplied by lora_alpha / r"},
     )
     lora_dropout: float = field(
         default=0.05, metadata={"help": "share of the LoRA matrices' inputs that is dropped"}

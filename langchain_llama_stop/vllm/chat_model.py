@@ -212,7 +212,7 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         changed = refuse_server_options({k: v for k, v in call.items() if k in _OPTIONS})
         if call.get("response_format") is not None:
             changed["json_schema"] = format_response(call["response_format"])
-        return self._options().updated({**changed, "stop": stop} if stop is not None else changed)
+        return self._asked(stop, changed)
 
     @property
     def _default_params(self) -> dict[str, Any]:
@@ -225,22 +225,17 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         return {"model": self.model_name, **arguments, **stops, **other}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        values = self._call_values(stop, kwargs)
-        params = super()._get_ls_params(stop=values["stop"] or None, **kwargs)
+        options = self._call_options(stop, kwargs)
+        params = super()._get_ls_params(stop=list(options.stop) or None, **kwargs)
         params["ls_provider"] = "llama_stop"
-        params["ls_max_tokens"] = values["max_new_tokens"] or DEFAULT_MAX_NEW_TOKENS
+        params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return params
 
     def _get_request_payload(
-        self,
-        input_: LanguageModelInput,
-        *,
-        stop: list[str] | None = None,
-        _parsed: GenerationOptions | None = None,
-        **kwargs: Any,
+        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Writes one call as arguments of openai's client."""
-        options = _parsed or self._call_options(stop, kwargs)
+        options = self._call_options(stop, kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
@@ -299,10 +294,9 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        info = self._request_info(stop, kwargs)
         with clear_errors(self.base_urls):
-            result = super()._generate(messages, stop, run_manager, _parsed=info.options, **kwargs)
-        return finish_result(result, info)
+            result = super()._generate(messages, stop, run_manager, **kwargs)
+        return finish_result(result, self._request_info(stop, kwargs))
 
     async def _agenerate(
         self,
@@ -311,12 +305,9 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        info = self._request_info(stop, kwargs)
         with clear_errors(self.base_urls):
-            result = await super()._agenerate(
-                messages, stop, run_manager, _parsed=info.options, **kwargs
-            )
-        return finish_result(result, info)
+            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
+        return finish_result(result, self._request_info(stop, kwargs))
 
     def _stream(
         self,
@@ -325,10 +316,9 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        info = self._request_info(stop, kwargs)
-        tail = StreamTail(info)
+        tail = StreamTail(self._request_info(stop, kwargs))
         with clear_errors(self.base_urls):
-            for chunk in super()._stream(messages, stop, _parsed=info.options, **kwargs):
+            for chunk in super()._stream(messages, stop, **kwargs):
                 if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
                         run_manager.on_llm_new_token(ready.text, chunk=ready)
@@ -345,10 +335,9 @@ class ChatLlamaStopServer(  # type: ignore[misc]
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        info = self._request_info(stop, kwargs)
-        tail = StreamTail(info)
+        tail = StreamTail(self._request_info(stop, kwargs))
         with clear_errors(self.base_urls):
-            async for chunk in super()._astream(messages, stop, _parsed=info.options, **kwargs):
+            async for chunk in super()._astream(messages, stop, **kwargs):
                 if (ready := tail.feed(chunk)) is not None:
                     if run_manager:
                         await run_manager.on_llm_new_token(ready.text, chunk=ready)

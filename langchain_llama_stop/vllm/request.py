@@ -55,10 +55,9 @@ def refuse_server_options(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If one of those is not the default; the message says what to do instead.
     """
-    defaults = GenerationOptions()
     for name, instead in _ELSEWHERE.items():
-        value = values.get(name)
-        if value is not None and value not in ([], {}, False, getattr(defaults, name, None)):
+        value, default = values.get(name), OPTIONS[name].default if name in OPTIONS else None
+        if value is not None and value not in ([], (), {}, False, default):
             raise ValueError(
                 f"`{name}` is no option of a request to a server, but is {value!r}: {instead}."
             )

@@ -1,5 +1,10 @@
 """Options: every wrong one is refused with the argument, the rule and the value."""
 
+import copy
+import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
@@ -207,26 +212,105 @@ def test_options_are_parsed_once_per_call(kind, asked, monkeypatch):
     monkeypatch.setattr(pipeline.tokenizer, "chat_template", TEMPLATE)
     make, ask = CALLS[kind]
     model = make(pipeline=pipeline, max_new_tokens=2)
-    combined = options_module._combined
-    monkeypatch.setattr(options_module, "_combined", lambda v: parsed.append(v) or combined(v))
+    checked = options_module._checked
+    monkeypatch.setattr(options_module, "_checked", lambda v: parsed.append(v) or checked(v))
     ask(model, **asked)
-    assert len(parsed) <= 1
-    assert bool(parsed) or not asked
+    assert sum(len(values) == len(OPTIONS) for values in parsed) <= 1  # the constructor's
+    checked_names = [name for v in parsed if len(v) < len(OPTIONS) for name in v]
+    assert sorted(checked_names) == sorted(asked)
 
 
-def test_a_changed_field_is_in_force_at_once():
-    llm = LlamaStopLLM(pipeline=tiny(), max_new_tokens=4)
-    assert len(llm.generate(["Hi"]).generations[0][0].text) > 0
-    llm.max_new_tokens = 2
-    llm.stop = ["a"]
-    assert (llm._options().max_new_tokens, llm._options().stop) == (2, ("a",))
-    llm.stop.append("b")
-    assert llm._options().stop == ("a", "b")
-    llm.max_new_tokens = -1
+class Equal:
+    """Processors that equal each other."""
+
+    def __eq__(self, other):
+        return True
+
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+CHANGES = {
+    "a number": ({"max_new_tokens": 4}, lambda m: setattr(m, "max_new_tokens", 2)),
+    "a list": ({"stop": ["a"]}, lambda m: setattr(m, "stop", ["b"])),
+    "an item": ({"stop": ["a"]}, lambda m: m.stop.append("b")),
+    "a list in a list": ({"stop_token_ids": [[5]]}, lambda m: m.stop_token_ids[0].append(7)),
+    "a dict": ({"pipeline_kwargs": {"min_p": 0.1}}, lambda m: m.pipeline_kwargs.update(min_p=0.2)),
+    "a list in a dict": (
+        {"pipeline_kwargs": {"eos_token_id": [1]}},
+        lambda m: m.pipeline_kwargs["eos_token_id"].append(2),
+    ),
+    "an equal object": (
+        {"logits_processor": [Equal()]},
+        lambda m: setattr(m, "logits_processor", [Equal()]),
+    ),
+    "a schema": (
+        {"json_schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+        lambda m: m.json_schema["properties"]["a"].update(type="integer"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [LlamaStopLLM, ChatLlamaStop])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_field_is_in_force_at_once(kind, change):
+    given, alter = CHANGES[change]
+    model = kind(pipeline=tiny(), **copy.deepcopy(given))
+    for _ in range(2):
+        before = model._options()
+    alter(model)
+    fresh = GenerationOptions.parse({name: getattr(model, name) for name in given})
+    name = next(iter(given))
+    now = getattr(model._options(), name)
+    assert now is getattr(fresh, name) or now == getattr(fresh, name)
+    if name == "logits_processor":
+        assert now[0] is model.logits_processor[0] is not before.logits_processor[0]
+
+
+@pytest.mark.parametrize("value", [-1, True])
+def test_a_field_changed_to_a_wrong_value_is_refused(value):
+    llm = LlamaStopLLM(pipeline=tiny(), max_new_tokens=1, eos_reward=False)
+    llm.invoke("Hi")
+    llm.max_new_tokens = value
     with pytest.raises(ValueError, match="`max_new_tokens` has to be"):
         llm.invoke("Hi")
+
+
+def test_what_was_parsed_is_no_part_of_a_model():
+    pipeline = tiny()
+    used, fresh = (LlamaStopLLM(pipeline=pipeline, max_new_tokens=2) for _ in range(2))
+    used.invoke("Hi", stop=["x"], logits_processor=[lambda input_ids, scores: scores])
+    assert used == fresh
+    assert used.__dict__.keys() == fresh.__dict__.keys()
+
+
+def test_calls_of_threads_do_not_mix():
+    llm = LlamaStopLLM(pipeline=tiny(), max_new_tokens=2, eos_reward=False)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [{"max_new_tokens": 1 + i % 5, "stop": [str(i % 3)]} for i in range(200)]
+        found = list(pool.map(lambda call: llm._asked(None, call), asked))
+    for call, options in zip(asked, found, strict=True):
+        assert (options.max_new_tokens, *options.stop) == (call["max_new_tokens"], *call["stop"])
+
+
+def test_options_are_a_frozen_dataclass():
+    options = GenerationOptions(max_new_tokens=3)
+    assert dataclasses.replace(options, seed=1).max_new_tokens == 3
+    assert dataclasses.asdict(options)["max_new_tokens"] == 3
+    with pytest.raises(AttributeError):
+        del options.stop
+    with pytest.raises(ValueError, match=r"^`max_new_tokens` has to be"):
+        dataclasses.replace(options, max_new_tokens=0)
+    assert pickle.loads(pickle.dumps(options)) == copy.deepcopy(options) == options
 
 
 def test_the_nearest_known_name_is_suggested():
     with pytest.raises(ValueError, match="Unknown option 'temprature'. Did you mean 'temperature'"):
         GenerationOptions.parse({"temprature": 0})
+
+
+def test_what_is_replaced_has_to_go_together_too():
+    grammar = GenerationOptions.parse({"grammar": "start: /a+/"}).grammar
+    options = GenerationOptions.parse({"thinking_tokens": 5})
+    with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 where .* or tools"):
+        options.replaced(grammar=grammar)

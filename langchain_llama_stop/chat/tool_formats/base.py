@@ -72,7 +72,7 @@ class ToolFormat:
         """Describes tools to a model whose template knows none.
 
         Args:
-            tools: Tools in OpenAI's fmt.
+            tools: Tools in OpenAI's form.
 
         Returns:
             A text for the system message.

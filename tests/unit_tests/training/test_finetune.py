@@ -97,12 +97,13 @@ KILLED = """
     from langchain_llama_stop.training import finetune
     from tests.fakes.training import ROWS, SMALL, tiny_pipeline
 
-    class Dies(finetune.TrainingBar):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 7:
-                os._exit(9)
+    def dies(args, state, control, **kwargs):
+        if state.global_step == 7:
+            os._exit(9)
 
-    finetune.TrainingBar = Dies
+    bar = finetune.training_bar()
+    bar.on_step_end = dies
+    finetune.training_bar = lambda: bar
     options = {{"epochs": 2, "save_steps": 3, "lora_dropout": 0.0, **SMALL}}
     finetune.finetune(tiny_pipeline(), ROWS, {out!r}, **options)
 """

@@ -31,6 +31,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStopServer, EosReward
+from langchain_llama_stop import options as options_module
+from langchain_llama_stop.options import OPTIONS
 from langchain_llama_stop.vllm import request_reward, reward_args
 from langchain_llama_stop.vllm.servers import server_root
 from tests.standard import StandardUnitTests
@@ -878,3 +880,57 @@ def test_request_reward():
         request_reward({"eos_reward_hindsight": 1})
     with pytest.raises(ValueError, match="`eos_reward` has to be true or false"):
         request_reward({"eos_reward": "maybe"})
+
+
+@pytest.mark.parametrize("asked", [{}, {"stop": ["x"]}, {"seed": 1, "stop": ["x"], "top_k": 3}])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_options_are_parsed_once_per_call(server, streamed, asked, monkeypatch):
+    server.answers = [events("Fine.")] if streamed else [answer()]
+    chat, parsed = ChatLlamaStopServer(model="m", base_url=server.url, eos_reward=False), []
+    checked = options_module._checked
+    monkeypatch.setattr(options_module, "_checked", lambda v: parsed.append(v) or checked(v))
+    given = list(chat.stream("Hi", **asked)) if streamed else chat.invoke("Hi", **asked)
+    assert given
+    assert sum(len(values) == len(OPTIONS) for values in parsed) <= 1  # the constructor's
+    checked_names = [name for v in parsed if len(v) < len(OPTIONS) for name in v]
+    assert sorted(checked_names) == sorted(asked)
+    assert server.asked[0].get("stop") == asked.get("stop")
+
+
+def test_a_request_carries_what_the_table_says(server):
+    given = {
+        "max_new_tokens": 8,
+        "temperature": 0,
+        "top_p": 0.5,
+        "seed": 0,
+        "stop": ["x"],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "top_k": 0,
+        "repetition_penalty": 1.5,
+        "stop_token_ids": [3, 4],
+        "answer_hint": "Be brief.",
+        "json_schema": {},
+    }
+    carried = {name for name, option in OPTIONS.items() if option.request}
+    assert carried == {*given, "eos_reward", "grammar"}
+    ChatLlamaStopServer(model="m", base_url=server.url, **given).invoke("Hi")
+    body = server.asked[0]
+    assert body.pop("messages")[-1]["content"].endswith("Be brief.")
+    assert body.pop("vllm_xargs") == {"eos_reward": 1}
+    assert body.pop("structured_outputs") == {"json": {}}
+    assert body == {
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "stream": False,
+        "max_completion_tokens": 8,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 0,
+        "stop": ["x"],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "top_k": 0,
+        "repetition_penalty": 1.5,
+        "stop_token_ids": [3, 4],
+    }
