@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     add_adapter_flag(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="a prompt to check, as you send it")
     for name in _OPTIONS:
-        add_option_flag(parser, name)
+        add_option_flag(parser, name, note="What you use now. ")
     add_quantization_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 

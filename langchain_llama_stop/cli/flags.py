@@ -51,13 +51,16 @@ def add_option_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
             add_option_flag(parser, name, defaults.get(name))
 
 
-def add_option_flag(parser: argparse.ArgumentParser, name: str, default: Any = None) -> None:
+def add_option_flag(
+    parser: argparse.ArgumentParser, name: str, default: Any = None, *, note: str = ""
+) -> None:
     """Adds the flag of one option, if its type is one that a shell can write.
 
     Args:
         parser: The command's parser.
         name: The option's name.
         default: The command's own default; None leaves the option out, as if it was not given.
+        note: What the help text says first.
     """
     from langchain_llama_stop.options import OPTIONS
 
