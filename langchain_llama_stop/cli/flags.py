@@ -66,7 +66,7 @@ def add_option_flag(
 
     option = OPTIONS[name]
     flag = "--" + name.replace("_", "-")
-    text = option.doc.replace("%", "%%") + (
+    text = note + re.sub(r" None: .*", "", option.doc).replace("%", "%%") + (
         " (default: %(default)s)" if default is not None else ""
     )
     parts = get_args(option.annotation) or (option.annotation,)
