@@ -66,8 +66,10 @@ def add_option_flag(
 
     option = OPTIONS[name]
     flag = "--" + name.replace("_", "-")
-    text = note + re.sub(r" None: .*", "", option.doc).replace("%", "%%") + (
-        " (default: %(default)s)" if default is not None else ""
+    text = (
+        note
+        + re.sub(r" None: .*", "", option.doc).replace("%", "%%")
+        + (" (default: %(default)s)" if default is not None else "")
     )
     parts = get_args(option.annotation) or (option.annotation,)
     scalar = next((kind for kind in (int, float, str) if kind in parts), None)
