@@ -1,4 +1,4 @@
-"""From prompts to answers: the only place that calls the model.
+"""From prompts to answers: the only place that starts a generation.
 
 `generate` and `stream_generate` share every step. Prompts become sequences; the sequences of one
 batch become a request (`start`); the model's scheduler runs the passes that the request needs,
