@@ -270,7 +270,26 @@ class GenerationOptions(_Fields):
 
     def _check(self) -> None:
         """Checks every value, and brings it into its one form."""
-        self.__dict__.update(_checked_together(_checked(vars(self))))
+        self.__dict__.update(_checked(vars(self)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Checks what depends on several options; sets what follows from others."""
+        thinking, reward = self.thinking_tokens, self.eos_reward
+        if self.top_logprobs:
+            self.__dict__["logprobs"] = True
+        if thinking and reward and not reward.hindsight:
+            raise ValueError(
+                f"`thinking_tokens` has to be 0 where `hindsight` is False, but is {thinking}: the "
+                "budget of the answer begins after the thinking."
+            )
+        if self.grammar and self.json_schema is not None:
+            raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
+        if self.answer_grammar and thinking:  # a schema is compiled here
+            raise ValueError(
+                "`thinking_tokens` has to be 0 where an answer has to fit `json_schema`, `grammar` "
+                f"or tools, but is {thinking}: these allow no thoughts."
+            )
 
     @property
     def answer_grammar(self) -> Grammar | None:
@@ -336,7 +355,8 @@ class GenerationOptions(_Fields):
             ValueError: If they do not go together.
         """
         options = copy.copy(self)
-        options.__dict__.update(_checked_together({**vars(self), **changes}))
+        options.__dict__.update(changes)
+        options._check_together()
         return options
 
 
@@ -373,25 +393,3 @@ def _normalized(options: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values in their one form."""
     return {name: OPTIONS[name].check(name, value) for name, value in values.items()}
-
-
-def _checked_together(values: dict[str, Any]) -> dict[str, Any]:
-    """Checks what depends on several options; sets what follows from others."""
-    reward, thinking = values["eos_reward"], values["thinking_tokens"]
-    if values["top_logprobs"]:
-        values["logprobs"] = True
-    if thinking and reward and not reward.hindsight:
-        raise ValueError(
-            f"`thinking_tokens` has to be 0 where `hindsight` is False, but is {thinking}: the "
-            "budget of the answer begins after the thinking."
-        )
-    if values["grammar"] and values["json_schema"] is not None:
-        raise ValueError("`grammar` and `json_schema` say the same: give one of them.")
-    schema = values["json_schema"]
-    compiled = values["grammar"] or (None if schema is None else json_grammar(schema))
-    if compiled and thinking:
-        raise ValueError(
-            "`thinking_tokens` has to be 0 where an answer has to fit `json_schema`, `grammar` "
-            f"or tools, but is {thinking}: these allow no thoughts."
-        )
-    return values

@@ -13,11 +13,7 @@ from pydantic import model_validator
 
 from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.loading.quantization import quantization_name
-from langchain_llama_stop.options import (
-    OPTIONS,
-    GenerationOptions,
-    ModelOptions,
-)
+from langchain_llama_stop.options import OPTIONS, GenerationOptions, ModelOptions
 
 if TYPE_CHECKING:
     from langchain_llama_stop.engine.sequence import GenerationResponse
