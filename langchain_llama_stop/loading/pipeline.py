@@ -66,8 +66,9 @@ def load_pipeline(
             too, is converted to bfloat16 safetensors once and kept in the user's cache folder;
             the environment variable LLAMA_STOP_CACHE names another folder.
         quantization: None (default) loads the weights as they are; "nf4" is 4-bit NormalFloat
-            with double quantization and bfloat16 compute; "int8" is LLM.int8(); a transformers
-            BitsAndBytesConfig is used as it is.
+            with double quantization that computes in bfloat16, or in float32 on a CPU that does
+            not compute in bfloat16; "int8" is LLM.int8(); a transformers BitsAndBytesConfig is
+            used as it is.
         adapter: A PEFT adapter, local folder or hub id, to put onto the model. None: no adapter.
         dtype: Type of the weights that are not quantized: a torch dtype or its name. "auto"
             (default) is the type the weights were saved in, and float16 with "int8", which
@@ -100,7 +101,7 @@ def load_pipeline(
     with _LOADING, _no_bars(), torch.inference_mode(False):
         from transformers import pipeline
 
-        config = quantization_config(quantization)
+        config = quantization_config(quantization, device_map)
         options = copied(model_kwargs or {})  # accelerate changes these dicts
         fixed = {
             "dtype": parse_dtype(dtype, config),
@@ -176,7 +177,7 @@ def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
                 f"`quantization` has to be None for {source}, because its weights are quantized "
                 f"already ('{saved_as}')."
             )
-        if options["dtype"] == "auto" and "quantization_config" not in options and not saved_as:
+        if options["dtype"] == "auto" and not saved_as:
             options["dtype"] = best_dtype(config.dtype, options["device_map"])
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except SafetensorError as error:

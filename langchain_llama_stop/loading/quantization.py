@@ -50,7 +50,7 @@ QUANTIZATIONS = {
     for entry in (
         Quantization(
             name="nf4",
-            help="4-bit NormalFloat with double quantization, computes in bfloat16",
+            help="4-bit NormalFloat with double quantization, computes in bfloat16 or float32",
             settings={
                 "load_in_4bit": True,
                 "bnb_4bit_quant_type": "nf4",
@@ -74,8 +74,15 @@ QUANTIZATIONS = {
 """Every quantization that has a name."""
 
 
-def quantization_config(quantization: Any) -> BitsAndBytesConfig | None:
+def quantization_config(quantization: Any, device_map: Any) -> BitsAndBytesConfig | None:
     """Reads the argument `quantization` of `load_pipeline`.
+
+    Args:
+        quantization: None, a name in `QUANTIZATIONS`, or a config, which is used as it is.
+        device_map: Where the model goes; None for the first GPU, else the CPU.
+
+    Returns:
+        The config. On a CPU that does not compute in bfloat16, one of a name computes in float32.
 
     Raises:
         ValueError: If it is not None, a name in `QUANTIZATIONS` or a `BitsAndBytesConfig`.
@@ -97,7 +104,10 @@ def quantization_config(quantization: Any) -> BitsAndBytesConfig | None:
     if entry is None:
         config: BitsAndBytesConfig = quantization
         return config
-    return BitsAndBytesConfig(**entry.settings)  # type: ignore[no-untyped-call]
+    settings = dict(entry.settings)
+    if settings.get("bnb_4bit_compute_dtype") == "bfloat16":
+        settings["bnb_4bit_compute_dtype"] = usable_dtype("bfloat16", device_map)
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 def quantization_name(config: Any) -> str | None:
@@ -164,20 +174,31 @@ def best_dtype(saved: torch.dtype | None, device_map: Any) -> Any:
     """
     import torch
 
+    if saved not in (torch.float16, torch.bfloat16) or not _is_on_cpu(device_map):
+        return "auto"
+    best = getattr(torch, usable_dtype("bfloat16", device_map))
+    if best != saved:
+        saved_name, best_name = (str(dtype).removeprefix("torch.") for dtype in (saved, best))
+        level = logging.INFO if best == torch.float32 else logging.DEBUG
+        message = "On this CPU, weights saved in %s are loaded in %s, in which it computes."
+        _LOGGER.log(level, message, saved_name, best_name)
+    return best
+
+
+def usable_dtype(dtype: str, device_map: Any) -> str:
+    """Names `dtype`, or "float32" for bfloat16 on a CPU that does not compute in it."""
+    if dtype == "bfloat16" and _is_on_cpu(device_map) and not _has_bfloat16():
+        return "float32"
+    return dtype
+
+
+def _is_on_cpu(device_map: Any) -> bool:
+    """Whether all of the model goes to the CPU."""
+    import torch
+
     devices = device_map.values() if isinstance(device_map, dict) else [device_map]
     on_cpu = {str(device) for device in devices} == {"cpu"}
-    on_cpu = on_cpu or (device_map is None and not torch.accelerator.is_available())
-    if not on_cpu or saved not in (torch.float16, torch.bfloat16):
-        return "auto"
-    if not _has_bfloat16():
-        _LOGGER.info(
-            "This CPU does not compute in bfloat16: weights saved in %s are loaded in float32.",
-            str(saved).removeprefix("torch."),
-        )
-        return torch.float32
-    if saved == torch.float16:
-        _LOGGER.debug("On a CPU, weights saved in float16 are loaded in bfloat16.")
-    return torch.bfloat16
+    return on_cpu or (device_map is None and not torch.accelerator.is_available())
 
 
 def _has_bfloat16() -> bool:

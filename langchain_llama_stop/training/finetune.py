@@ -21,7 +21,7 @@ from langchain_llama_stop._files import whole_folder
 from langchain_llama_stop._optional import Progress, require
 from langchain_llama_stop.engine.config import eos_token_ids
 from langchain_llama_stop.loading import load_pipeline
-from langchain_llama_stop.loading.quantization import QUANTIZATIONS, quantization_name
+from langchain_llama_stop.loading.quantization import QUANTIZATIONS, quantization_name, usable_dtype
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.training.data import INSTALL_TRAIN, read_rows, to_conversations
 from langchain_llama_stop.training.examples import Example, Supervision, supervision
@@ -148,7 +148,7 @@ def finetune(
 
 def _load(model: Any, quantization: Any, progress: Progress) -> Any:
     entry = QUANTIZATIONS.get(quantization) if isinstance(quantization, str) else None
-    dtype = entry.training_dtype if entry else "auto"
+    dtype = usable_dtype(entry.training_dtype, None) if entry else "auto"
     return load_pipeline(model, quantization, dtype=dtype, progress=progress)
 
 

@@ -198,9 +198,14 @@ def test_the_answer_hint_reaches_the_model(demo_pipeline):
 
 
 def test_special_tokens_can_be_stops(demo_pipeline):
-    llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=60, eos_reward=False)
+    llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=20, eos_reward=False)
+    # Short answers before it: this one ends by EOS on every machine, however it rounds.
+    turns = ["Capital of Italy?", "Rome.", "Capital of Spain?", "Madrid.", "Capital of France?"]
+    roles = ["user", "assistant"] * 3
     prompt = demo_pipeline.tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTIONS[0]}], tokenize=False, add_generation_prompt=True
+        [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     natural, last = info(llm, prompt)
     assert last["eos_source"] == "model"

@@ -204,6 +204,7 @@ def test_the_lines_about_the_llm_class(capsys):
 RUN = [DOCS / "why-not-stop.md", *sorted((DOCS / "how-to").glob("*.md"))]
 
 
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_what_the_docs_show(path, demo_pipeline, monkeypatch, capsys):
     def load(*, model, quantization, **kwargs):

@@ -11,6 +11,7 @@ from langchain_llama_stop.loading.quantization import (
     QUANTIZATIONS,
     Quantization,
     best_dtype,
+    quantization_config,
     quantization_name,
 )
 from tests.fakes.files import logits, save_tiny, tiny_model
@@ -33,10 +34,36 @@ def test_quantization_shrinks_and_is_named(tiny, tmp_path, quantization, name):
     pipe.tokenizer.save_pretrained(tmp_path)
 
 
-def test_nf4_is_double_quantized_and_computes_in_bfloat16(tiny):
-    config = load_pipeline(tiny, "nf4").model.config.quantization_config
+@pytest.mark.parametrize(
+    ("device_map", "capable", "dtype"),
+    [
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+        ({"": "cpu"}, False, torch.float32),
+        ({"": 0}, False, torch.bfloat16),
+    ],
+)
+def test_nf4_is_double_quantized_and_computes_in_what_the_device_has(
+    device_map, capable, dtype, monkeypatch
+):
+    names = {"avx512_bf16": capable, "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: names, raising=False)
+    config = quantization_config("nf4", device_map)
     assert config.bnb_4bit_use_double_quant
-    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert config.bnb_4bit_compute_dtype == dtype
+    own = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    assert quantization_config(own, device_map) is own
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_all_of_an_nf4_model_computes_in_one_type(tmp_path, monkeypatch, capable):
+    folder = save_tiny(tmp_path / "m")
+    tiny_model().to(torch.bfloat16).save_pretrained(folder)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": capable}, raising=False)
+    model = load_pipeline(folder, "nf4", device_map="cpu").model
+    dtype = torch.bfloat16 if capable else torch.float32
+    assert model.model.layers[0].mlp.up_proj.compute_dtype == dtype
+    assert model.dtype == model.lm_head.weight.dtype == dtype
 
 
 def test_int8_computes_in_float16_so_that_nothing_is_converted_at_each_step(tiny, caplog):
