@@ -15,25 +15,25 @@ from measuring import arguments, load, machine, synchronize
 from peers import passage
 
 from langchain_llama_stop import LlamaStopLLM
+from langchain_llama_stop.ending.landing import Landing
 from langchain_llama_stop.ending.stopping_criteria import StopSequenceCriteria
-from langchain_llama_stop.engine import start as start_module
 from langchain_llama_stop.engine.batch import Batch
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.scheduler import Scheduler
 from langchain_llama_stop.engine.sequence import Sequence
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "step": (Scheduler, "_step"),
+    "step": (Scheduler, "step"),
     "forward": (Batch, "forward"),
     "decode": (Request, "advance"),
     "stops": (StopSequenceCriteria, "__call__"),
     "criteria": (transformers.StoppingCriteriaList, "__call__"),
     "processors": (transformers.LogitsProcessorList, "__call__"),
-    "landing": (start_module, "_judge_ends"),
-    "rows": (start_module, "_append_tokens"),
-    "land": (Sequence, "land"),
+    "take": (Sequence, "take"),
+    "landing": (Landing, "record"),
+    "land": (Landing, "end"),
 }
-"""What is timed; `step` holds `forward` and `decode`, which holds the others."""
+"""What is timed; `step` holds `forward` and `decode`, the last the others."""
 
 
 def timed(spent: dict[str, float], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,16 +72,16 @@ def profile(llm: LlamaStopLLM, prompts: list[str]) -> tuple[dict[str, float], fl
 
 def table(spent: dict[str, float], whole: float, steps: int) -> str:
     """A Markdown table of the parts."""
-    inside = spent["decode"] - sum(spent[n] for n in ("criteria", "processors", "landing", "rows"))
+    inside = spent["decode"] - sum(spent[name] for name in ("criteria", "processors", "take"))
     parts = {
         "forward pass (transformers, torch)": spent["forward"],
         "stop strings": spent["stops"],
-        "transformers' own criteria (EOS, length)": spent["criteria"] - spent["stops"],
+        "criteria besides them": spent["criteria"] - spent["stops"],
         "logits processors": spent["processors"],
         "landing: noting places": spent["landing"],
         "landing: the ends": spent["land"],
-        "rows take their tokens": spent["rows"],
-        "decode loop: scores, choice, tokens": inside - spent["land"],
+        "sequences take their tokens": spent["take"] - spent["landing"] - spent["land"],
+        "scores, choice, tokens": inside,
         "scheduling": spent["step"] - spent["forward"] - spent["decode"],
         "per call: options, prompts, texts": whole - spent["step"],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,9 +13,18 @@ from langchain_core.runnables.config import run_in_executor
 
 from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
 
-_WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
+
+def _new_pool() -> None:
+    """Makes the pool; a forked child has none of its parent's threads, and gets a new one."""
+    global _WAITING
+    _WAITING = ThreadPoolExecutor(max_workers=1100, thread_name_prefix="llama-stop")
+
+
+_WAITING: ThreadPoolExecutor
 """Threads of awaited calls, made as they are needed: more than `max_calls` (1024 by default), so
 that one call too many is refused and does not wait here."""
+_new_pool()
+os.register_at_fork(after_in_child=_new_pool)
 
 
 class AsyncCallsMixin:

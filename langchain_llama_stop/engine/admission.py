@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from langchain_llama_stop.tokens.weak_cache import cached_per_object
+from langchain_llama_stop.tokens.weak_cache import cached_per_process
 
 
 class ModelBusyError(RuntimeError):
@@ -26,7 +26,7 @@ class _Calls:
         self.count = 0
 
 
-@cached_per_object
+@cached_per_process
 def _calls(model: Any) -> _Calls:
     """The calls at a model."""
     return _Calls()

@@ -24,15 +24,12 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 logger = logging.getLogger("langchain_llama_stop")
 
-Owner = tuple[Request, int]
-"""Whose row it is: the request, and the index of the sequence in it."""
-
 
 class Batch:
-    """The rows of a forward pass: their owners, cache, attention mask and positions.
+    """The rows of a forward pass: their requests, cache, attention mask and positions.
 
     Attributes:
-        owners: Whose row each is.
+        requests: Whose row each is; None for a row that is left over.
         cache: Keys and values of all rows.
         mask: 1 for columns that count, 0 for padding, (rows, columns).
         positions: How many columns of each row count, (rows,).
@@ -40,17 +37,17 @@ class Batch:
     """
 
     def __init__(
-        self, owners: list[Owner], hits: list[Hit], room: int, device: torch.device
+        self, requests: list[Request | None], hits: list[Hit], room: int, device: torch.device
     ) -> None:
         """Starts with the cached prefix of each row.
 
         Args:
-            owners: Whose row each is.
+            requests: Whose row each is.
             hits: The cached prefix of each row.
             room: Columns to be written next.
             device: Of the model's inputs.
         """
-        self.owners, self.cache = owners, RowsCache()
+        self.requests, self.cache = requests, RowsCache()
         counts = torch.tensor([count for _, count in hits], device=device)
         if width := max(count for _, count in hits):
             states = [(prefix.states if prefix else None, count) for prefix, count in hits]
@@ -98,13 +95,10 @@ class Batch:
         self.mask, self.positions, self.padded = mask, self.positions + new[:, -1], padded
         return logits
 
-    def running(self) -> dict[Request, list[int]]:
-        """Batch indices of each request's unfinished rows."""
-        indices: dict[Request, list[int]] = {}
-        for index, (request, row) in enumerate(self.owners):
-            if request.is_running(row):
-                indices.setdefault(request, []).append(index)
-        return indices
+    def running(self) -> dict[Request, int]:
+        """The unfinished requests and the indices of their rows."""
+        rows = enumerate(self.requests)
+        return {request: i for i, request in rows if request and not request.finished}
 
     def compact(self, *, at_once: bool = False) -> Batch | None:
         """Removes finished rows; returns this batch, or None if no row is left.
@@ -112,9 +106,9 @@ class Batch:
         Moving the other rows takes time: unless `at_once`, it waits until a quarter is finished
         (chosen, not tuned).
         """
-        rows = [index for indices in self.running().values() for index in indices]
-        finished = len(self.owners) - len(rows)
-        if finished and rows and (at_once or 4 * finished >= len(self.owners)):
+        rows = list(self.running().values())
+        finished = len(self.requests) - len(rows)
+        if finished and rows and (at_once or 4 * finished >= len(self.requests)):
             try:
                 self.select(rows)
             except Exception as error:
@@ -127,7 +121,7 @@ class Batch:
         mask = self.mask[torch.tensor(rows, device=self.mask.device)]
         first = int(mask.amax(dim=0).argmax())
         self.cache.select(rows, first)
-        self.owners, self.mask = [self.owners[i] for i in rows], mask[:, first:]
+        self.requests, self.mask = [self.requests[i] for i in rows], mask[:, first:]
         self.positions = self.mask.sum(dim=1)
         self.padded = not bool(self.mask.all())
 
@@ -140,7 +134,7 @@ class Batch:
         positions = torch.cat([self.positions, other.positions])
         padded = not bool(masks.all())
         self.cache.join(other.cache)
-        self.owners = self.owners + other.owners
+        self.requests = self.requests + other.requests
         self.mask, self.positions, self.padded = masks, positions, padded
 
     def truncate(self, count: int) -> None:
@@ -178,29 +172,27 @@ def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, Pref
         Their rows, the logits after them, (rows, 1, vocab), and the model's prefix cache, if one of
         them uses it.
     """
-    texts = [(request, row, ids) for request in group for row, ids in request.prefill_ids().items()]
-    owners = [(request, row) for request, row, _ in texts]
-    prompts = [ids for _, _, ids in texts]
+    prompts = [request.ids for request in group]
     cache = prefix_cache_of(model) if any(request.prefix_cache for request in group) else None
     if cache:
         cache.refresh(model)
     hits: list[Hit] = [
         cache.find(ids) if cache and request.prefix_cache else (None, 0)
-        for request, _, ids in texts
+        for request, ids in zip(group, prompts, strict=True)
     ]
     # 1. A single prompt that is cached with its logits needs no pass.
     prefix, count = hits[0]
     if len(prompts) == 1 and prefix and count == len(prompts[0]):
         assert prefix.logits is not None
         _log_reuse(hits, prompts)
-        return Batch(owners, hits, 1, model.device), prefix.logits[None, None], cache
+        return Batch([*group], hits, 1, model.device), prefix.logits[None, None], cache
     # 2. A prefix that all prompts have in common is computed once, unless that has failed before.
     shared = 0 if group[0].prefill_alone else _shared_length(prompts)
     limit = min(request.prefix_cache for request in group)
     longest = max(count for _, count in hits)
     if cache and limit and len(prompts) > 1 and shared >= SHORTEST and shared > longest:
         ids = prompts[0][:shared]
-        batch, _ = _compute(model, owners[:1], [ids], [cache.find(ids)])
+        batch, _ = _compute(model, [None], [ids], [cache.find(ids)])
         entry = batch.prefix(0, ids, 0, None)
         cache.put(entry, limit)
         hits = [(entry, shared)] * len(prompts)
@@ -211,7 +203,7 @@ def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, Pref
     # 4. At least the last token of each prompt is computed, for its logits.
     hits = [(p, min(n, len(ids) - 1)) for (p, n), ids in zip(hits, prompts, strict=True)]
     _log_reuse(hits, prompts)
-    return *_compute(model, owners, prompts, hits), cache
+    return *_compute(model, [*group], prompts, hits), cache
 
 
 def _shared_length(prompts: list[list[int]]) -> int:
@@ -229,12 +221,12 @@ def _log_reuse(hits: list[Hit], prompts: list[list[int]]) -> None:
 
 
 def _compute(
-    model: Any, owners: list[Owner], prompts: list[list[int]], hits: list[Hit]
+    model: Any, requests: list[Request | None], prompts: list[list[int]], hits: list[Hit]
 ) -> tuple[Batch, torch.Tensor]:
     """One left-padded pass over the tokens that are not cached; logits of (rows, 1, vocab)."""
     rest = [ids[count:] for ids, (_, count) in zip(prompts, hits, strict=True)]
     tokens, attended = left_padded(rest, pad=0)
-    batch = Batch(owners, hits, tokens.shape[1], model.device)
+    batch = Batch(requests, hits, tokens.shape[1], model.device)
     padding = None if bool(attended.all()) else attended.to(model.device)
     return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
 

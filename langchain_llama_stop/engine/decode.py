@@ -1,21 +1,26 @@
-"""The decode loop: from the logits of each forward pass to tokens, until every row is finished.
+"""From the logits of each forward pass to the tokens of one sequence.
 
 `generate` of transformers prepares everything (generation config, processors, criteria) and then
-calls a decoding method; with `custom_generate` that method is ours. It is a generator that yields
-the forward passes that it needs and is sent their logits. The scheduler decides who runs them, and
-which requests share them.
+calls a decoding method. With `custom_generate` that method is ours: it hands the parts over, and
+the scheduler decides which passes run and which sequences share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
+from langchain_llama_stop.engine.sequence import Sequence, Step
 from langchain_llama_stop.engine.speculative import Drafter
 
 WARPERS = (
@@ -31,140 +36,140 @@ WARPERS = (
 """The processors of sampling: transformers puts them after all others."""
 
 
-class Step(NamedTuple):
-    """One more token for each row.
+class Prepared(NamedTuple):
+    """What transformers' `generate` has put together for one sequence.
 
     Attributes:
-        tokens: The chosen token of each row, (batch,); padding for rows that were finished before.
-        finished: Which rows are finished now, (batch,).
-        input_ids: Prompt and answer before this step, (batch, prompt_length + generated).
-        logits: The model's own logits, (batch, vocab); zeros for rows that were finished before.
-        scores: The logits after all processors but those of sampling (temperature and the like):
-            -inf for tokens that are forbidden, (batch, vocab).
-        best: The highest of each row's `scores`, (batch,); None where sampling did not need it.
+        processors: All logits processors, in their order.
+        criteria: All stopping criteria, EOS and length among them.
+        config: The completed generation config.
+        model_kwargs: What it passes to the first forward pass.
     """
 
-    tokens: list[int]
-    finished: list[bool]
-    input_ids: torch.Tensor
-    logits: torch.Tensor
-    scores: torch.Tensor
-    best: torch.Tensor | None
-
-
-class Pass(NamedTuple):
-    """A forward pass that the decode loop needs.
-
-    Attributes:
-        rows: The rows that are not finished.
-        tokens: Their newest token, and draft tokens that may be left out, (rows, 1 or more).
-        input_ids: Prompt and answer so far, without the draft, (batch, length).
-        model_kwargs: What transformers has prepared for the pass, of the first one only.
-    """
-
-    rows: list[int]
-    tokens: torch.Tensor
-    input_ids: torch.Tensor
+    processors: Any
+    criteria: Any
+    config: GenerationConfig
     model_kwargs: dict[str, Any]
 
 
-Passes = Generator[Pass, torch.Tensor, None]
-"""Yields passes; is sent the logits after their tokens, (rows, 1 or more, vocab)."""
-
-
-def decode_steps(
+def prepared(
     model: Any,
     input_ids: torch.Tensor,
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: GenerationConfig,
-    on_step: Callable[[Step], None],
-    generators: list[torch.Generator] | None = None,
-    drafter: Drafter | None = None,
     **model_kwargs: Any,
-) -> Passes:
-    """Decodes a batch greedily or by sampling; the decoding method for `custom_generate`.
+) -> Prepared:
+    """The decoding method for `custom_generate`: decodes nothing, hands over what it is given."""
+    return Prepared(logits_processor, stopping_criteria, generation_config, model_kwargs)
 
-    Args:
-        model: Not used here: the scheduler runs it.
-        input_ids: The left-padded prompts, (batch, prompt_length).
-        logits_processor: All processors, as `generate` has put them together.
-        stopping_criteria: All criteria, EOS and length among them.
-        generation_config: As `generate` has completed it.
-        on_step: Called after each step.
-        generators: One source of randomness per row; torch's global one if None.
-        drafter: Drafts tokens; one row and greedy decoding only.
-        **model_kwargs: What the forward pass takes: attention mask, position ids, cache.
 
-    Yields:
-        The passes that are needed: the prompts first, then each time the newest token of each row
-        that is not finished.
+class Decoder:
+    """Chooses the tokens of one sequence, greedily or by sampling.
+
+    Attributes:
+        is_plain: Whether each token is simply the one with the highest logit.
+        draft: Draft tokens for the next pass; they may be left out.
     """
-    sampling = list(takewhile(lambda p: isinstance(p, WARPERS), reversed(logits_processor)))
-    count = len(logits_processor) - len(sampling)
-    processors: Any = LogitsProcessorList(logits_processor[:count])
-    warpers: Any = LogitsProcessorList(reversed(sampling))
-    pad, batch = generation_config.pad_token_id, input_ids.shape[0]
-    running = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
-    in_pass: torch.Tensor | None = None  # indices of the rows in the pass, if these are not all
-    draft = input_ids[:, :0]  # (batch, drafted)
-    logits = yield Pass(list(range(batch)), input_ids, input_ids, model_kwargs)
-    while True:
-        drafted = logits.shape[1] - 1
-        for position in range(1 + drafted):
-            # 1. Scores, (batch, vocab)
-            own = logits[:, position].to(input_ids.device)
-            if in_pass is not None:
-                own = own.new_zeros(batch, own.shape[1]).index_copy_(0, in_pass, own)
-            scores = processors(input_ids, own.to(copy=True, dtype=torch.float32))
-            # 2. Choice, (batch,)
-            best = None
-            if generation_config.do_sample:
-                probabilities = torch.softmax(warpers(input_ids, scores), dim=-1)
-                _check(~probabilities[:, 0].isnan() | ~running, own, input_ids)
-                tokens = _draw(probabilities, generators)
-            else:
-                best, tokens = scores.max(dim=-1)
-                _check((best > -torch.inf) | ~running, own, input_ids)
-            tokens = torch.where(running, tokens, pad)
-            # 3. Stop
-            before, input_ids = input_ids, torch.cat([input_ids, tokens[:, None]], dim=-1)
-            running = running & ~stopping_criteria(input_ids, None)
-            chosen, finished = tokens.tolist(), (~running).tolist()
-            on_step(Step(chosen, finished, before, own, scores, best))
-            if all(finished):
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        prepared: Prepared,
+        *,
+        device: torch.device,
+        generator: torch.Generator | None,
+        drafter: Drafter | None,
+    ) -> None:
+        """Starts before the first token.
+
+        Args:
+            sequence: The sequence; it is given the tokens.
+            prepared: What `generate` has put together.
+            device: Where processors and criteria expect the ids.
+            generator: The source of randomness; torch's global one if None.
+            drafter: Drafts tokens; greedy decoding only.
+        """
+        processors, criteria, config = prepared.processors, prepared.criteria, prepared.config
+        sampling = list(takewhile(lambda p: isinstance(p, WARPERS), reversed(processors)))
+        count = len(processors) - len(sampling)
+        self._processors: Any = LogitsProcessorList(processors[:count])
+        self._warpers: Any = LogitsProcessorList(reversed(sampling))
+        simple = (EosTokenCriteria, MaxLengthCriteria)
+        self._criteria: Any = StoppingCriteriaList(c for c in criteria if type(c) not in simple)
+        self._eos, self._do_sample = frozenset(config.eos_token_id), config.do_sample
+        self._max_tokens = criteria.max_length - len(sequence.ids)
+        self.is_plain = not (count or self._do_sample)
+        self._sequence, self._generator, self._drafter = sequence, generator, drafter
+        self.draft: list[int] = []
+        # Prompt and answer, (1, all of them); filled up to `_written` when somebody asks for it.
+        self._buffer = torch.empty(1, criteria.max_length, dtype=torch.long, device=device)
+        self._written = 0
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Prompt and answer so far, (1, length)."""
+        sequence = self._sequence
+        length = len(sequence.ids) + len(sequence.generated)
+        if self._written < length:
+            new = (sequence.ids + sequence.generated)[self._written :]
+            self._buffer[0, self._written : length] = torch.tensor(new)
+            self._written = length
+        return self._buffer[:, :length]
+
+    def decode(self, logits: torch.Tensor, greedy: list[tuple[int, float]]) -> None:
+        """Takes the logits after the newest token and after each draft token.
+
+        Args:
+            logits: The model's own, (1 or more, vocab), float32; not written to.
+            greedy: The id and the value of the highest of each.
+        """
+        drafted, position = len(self.draft), 0
+        for position, best in enumerate(greedy):
+            step = self._step(logits[position : position + 1], best)
+            self._sequence.take(step)
+            if step.finished:
                 return
-            if position < drafted and tokens[0] != draft[0, position]:
+            if position < drafted and step.token != self.draft[position]:
                 break
-        # 4. The next pass
-        rows = [i for i in range(batch) if not finished[i]]
-        newest = input_ids[:, -1:]
-        if len(rows) < batch:
-            in_pass = torch.tensor(rows, device=input_ids.device)
-            newest = newest[in_pass]
-        if drafter:
-            room = stopping_criteria.max_length - input_ids.shape[1] - 1
-            draft = drafter(input_ids, drafted, position, room)
-            newest = torch.cat([newest, draft], dim=-1)
-        logits = yield Pass(rows, newest, input_ids, {})
+        if self._drafter:
+            room = self._max_tokens - len(self._sequence.generated) - 1
+            self.draft = self._drafter(self.input_ids, drafted, position, room)[0].tolist()
 
+    def _step(self, own: torch.Tensor, greedy: tuple[int, float]) -> Step:
+        """One more token, after the model's own logits, (1, vocab)."""
+        # 1. Scores, (1, vocab), and 2. the choice
+        if self.is_plain:
+            scores, input_ids, (token, best) = own, None, greedy
+            choosable = best > -torch.inf
+        else:
+            input_ids = self.input_ids
+            scores = self._processors(input_ids, own.clone())
+            if self._do_sample:
+                probabilities = torch.softmax(self._warpers(input_ids, scores), dim=-1)
+                best, choosable = None, not bool(probabilities[0, 0].isnan())
+                if choosable:
+                    drawn = torch.multinomial(probabilities, 1, generator=self._generator)
+                    token = int(drawn)
+            else:
+                highest, index = scores.max(dim=-1)
+                best, token = float(highest), int(index)
+                choosable = best > -torch.inf
+        if not choosable:
+            raise self._nothing_to_choose(own)
+        # 3. Stop
+        ends = token in self._eos or len(self._sequence.generated) + 1 >= self._max_tokens
+        if self._criteria:
+            ids = torch.cat([self.input_ids, self._buffer.new_tensor([[token]])], dim=1)
+            ends = bool(self._criteria(ids, None).any()) or ends
+        return Step(token, ends, input_ids, own, scores, best, self._do_sample)
 
-def _check(choosable: torch.Tensor, own: torch.Tensor, input_ids: torch.Tensor) -> None:
-    """Raises if no token can be chosen for some row, (batch,); `own` are the model's logits."""
-    if bool(choosable.all()):
-        return
-    row = int((~choosable).nonzero()[0, 0])
-    whose = "The model's scores" if bool(own[row].isnan().any()) else "The scores"
-    raise FloatingPointError(
-        f"{whose} for the next token are not numbers, or forbid every token, in row {row} after "
-        f"{input_ids.shape[1]} tokens: load the model with `dtype='float32'` or 'bfloat16' "
-        "(float16 overflows in many models), and look at your own `logits_processor`."
-    )
-
-
-def _draw(probabilities: torch.Tensor, generators: list[torch.Generator] | None) -> torch.Tensor:
-    """Draws one token per row out of (batch, vocab); the result is (batch,)."""
-    if generators is None:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
-    rows = zip(probabilities, generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in rows])
+    def _nothing_to_choose(self, own: torch.Tensor) -> FloatingPointError:
+        """The error to raise if no token can be chosen."""
+        whose = "The model's scores" if bool(own.isnan().any()) else "The scores"
+        length = len(self._sequence.ids) + len(self._sequence.generated)
+        return FloatingPointError(
+            f"{whose} for the next token are not numbers, or forbid every token, after {length} "
+            "tokens: load the model with `dtype='float32'` or 'bfloat16' (float16 overflows in "
+            "many models), and look at your own `logits_processor`."
+        )

@@ -27,7 +27,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
-def without_frames(error: Exception) -> Exception:
+def without_frames(error: BaseException) -> BaseException:
     """Drops the traceback of an out-of-memory error: its frames hold all tensors of the pass."""
     if out_of_memory(error):
         error.__traceback__ = error.__context__ = error.__cause__ = None

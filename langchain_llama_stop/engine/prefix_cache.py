@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from langchain_llama_stop._weights import adapter_state
 from langchain_llama_stop.engine.kv_cache import LayerStates
 from langchain_llama_stop.tokens.encoding import common_length
-from langchain_llama_stop.tokens.weak_cache import cached_per_object
+from langchain_llama_stop.tokens.weak_cache import cached_per_process
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class PrefixCache:
                 self._entries.pop(0)
 
 
-@cached_per_object
+@cached_per_process
 def prefix_cache_of(model: PreTrainedModel) -> PrefixCache:
     """The prefix cache of a model."""
     return PrefixCache()

@@ -1,117 +1,110 @@
-"""One request at the scheduler: its sequences, the pass that it needs next, and what ended it."""
+"""One request at the engine: a sequence, what chooses its tokens, and where its answer goes."""
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from langchain_llama_stop.engine.decode import Pass, Passes
-from langchain_llama_stop.tokens.encoding import tokenizer_lock
+from langchain_llama_stop.engine.decode import Decoder
+from langchain_llama_stop.engine.outbox import Outbox
+from langchain_llama_stop.engine.sequence import Sequence
 
 
 class Request:
-    """Sequences of one call that are decoded together.
+    """A sequence that is being decoded.
 
     Attributes:
-        next_pass: The forward pass that the request needs next; None if it is finished.
-        steps: How many times the request has advanced.
+        sequence: The prompt and its answer.
+        finished: Whether it needs no more passes.
+        aborted: Whether its caller does not want it any more; set from any thread.
         error: The error that ended it, if one did.
+        steps: How many passes it has taken.
+        max_rows: Rows that a batch may have once the request has joined it. It gets lower when
+            memory ran out for them.
         prefill_alone: Whether it may share no prefill, because one with others has failed.
-        prompt_logits: The logits after the prompt, (vocab,), of a request with one sequence.
-        model_kwargs: What transformers passes on from step to step, of an unbatchable request.
+        prompt_logits: The logits after the prompt, (vocab,).
+        threads: Threads that its caller lets torch use for one operation.
     """
 
     def __init__(
         self,
-        passes: Passes,
-        prompts: list[list[int]],
-        answers: list[list[int]],
+        sequence: Sequence,
+        decoder: Decoder,
+        outbox: Outbox,
+        context: Context,
         *,
-        tokenizer: PreTrainedTokenizerBase,
         max_rows: int,
         prefix_cache: int,
         unbatchable: bool,
+        model_kwargs: dict[str, Any],
     ) -> None:
-        """Starts the decode loop of a call.
+        """Starts before the prefill.
 
         Args:
-            passes: The decode loop.
-            prompts: The ids of each sequence's prompt.
-            answers: The ids of each sequence's answer, which grow.
-            tokenizer: Its lock is held while the request advances.
-            max_rows: Rows that a batch may have once the request has joined it. It gets lower
-                when memory ran out for them.
+            sequence: The prompt and its answer.
+            decoder: Chooses its tokens.
+            outbox: Where pieces of the answer, and its end, go to.
+            context: The caller's context variables: the caller's own processors run in it.
+            max_rows: Rows that a batch may have once the request has joined it.
             prefix_cache: Tokens that the model's prefix cache may hold.
             unbatchable: Whether its passes cannot be shared.
+            model_kwargs: What transformers passes on from step to step, if they cannot.
         """
-        self.passes, self.prompts, self.answers = passes, prompts, answers
-        self.max_rows, self.prefix_cache, self.unbatchable = max_rows, prefix_cache, unbatchable
-        self.next_pass: Pass | None = next(passes)
-        self.steps = 0
+        self.sequence, self.decoder, self.max_rows = sequence, decoder, max_rows
+        self.prefix_cache, self.unbatchable = prefix_cache, unbatchable
+        self.model_kwargs, self.threads = model_kwargs, torch.get_num_threads()
+        self._outbox, self._context, self._sent = outbox, context, 0
+        self.finished = self.aborted = self.prefill_alone = False
         self.error: BaseException | None = None
-        self.prefill_alone = False
+        self.steps = 0
         self.prompt_logits: torch.Tensor | None = None
-        self.model_kwargs: dict[str, Any] = {}
-        self._lock = tokenizer_lock(tokenizer)
 
-    def advance(self, logits: torch.Tensor) -> None:
-        """Takes the logits of a pass, (rows of the pass, 1 or more tokens, vocab)."""
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and answer so far: the next logits are those after them."""
+        return self.sequence.ids + self.sequence.generated
+
+    @property
+    def next_tokens(self) -> list[int]:
+        """The newest token, and draft tokens that may be left out of the pass."""
+        return [self.sequence.generated[-1], *self.decoder.draft]
+
+    def advance(self, logits: torch.Tensor, greedy: list[tuple[int, float]]) -> None:
+        """Takes the logits of a pass; see `Decoder.decode`. An error ends the request."""
         try:
-            with self._lock:
-                self.next_pass = self.passes.send(logits)
-        except StopIteration:
-            self.next_pass = None
-        except BaseException as error:
+            self._context.run(self.decoder.decode, logits, greedy)
+        except BaseException as error:  # an interrupt too: it is meant for this call alone
             self.end(error)
-            if not isinstance(error, Exception):
-                raise
+            return
         self.steps += 1
+        if self.sequence.finished:
+            self.end()
+        elif len(text := self.sequence.streamable) > self._sent:
+            self._outbox.put((self, text[self._sent :]))
+            self._sent = len(text)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends the request early; its caller gets the error."""
-        self.error, self.next_pass, self.model_kwargs = error, None, {}
-        self.passes.close()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the request needs no more passes."""
-        return self.next_pass is None
-
-    @property
-    def running_rows(self) -> int:
-        """How many of its sequences are not finished."""
-        next_pass = self.next_pass  # the leader may set it to None at any time
-        return len(next_pass.rows) if next_pass else 0
-
-    def is_running(self, row: int) -> bool:
-        """Whether a sequence, by its index in the request, is not finished."""
-        return self.next_pass is not None and row in self.next_pass.rows
-
-    def prefill_ids(self) -> dict[int, list[int]]:
-        """Prompt and answer so far of each running sequence: the next logits are those after it."""
-        texts = enumerate(zip(self.prompts, self.answers, strict=True))
-        return {row: [*p, *a] for row, (p, a) in texts if self.is_running(row)}
+        """Ends the request, early or not; its caller gets the error."""
+        if not self.finished:
+            self.finished, self.error, self.model_kwargs = True, error, {}
+            self._outbox.put((self, None))
 
 
 def unbatched_pass(model: Any, request: Request) -> torch.Tensor:
-    """One forward pass of a request that cannot share a batch; returns (rows, 1, vocab).
+    """One forward pass of a request that cannot share a batch; returns the logits, (1, vocab).
 
     Its state is recurrent, or it uses no cache: the pass is made as transformers' own loop does.
     """
-    next_pass = request.next_pass
-    assert next_pass is not None
-    if not request.steps:
-        request.model_kwargs = next_pass.model_kwargs
     kwargs = request.model_kwargs
     inputs = model.prepare_inputs_for_generation(
-        next_pass.input_ids,
+        request.decoder.input_ids,
         next_sequence_length=1 if request.steps and kwargs["use_cache"] else None,
         is_first_iteration=not request.steps,
         **kwargs,
     )
     outputs = model(**inputs, return_dict=True)
     request.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
-    logits: torch.Tensor = outputs.logits[:, -1:]
-    return logits[next_pass.rows]
+    logits: torch.Tensor = outputs.logits[0, -1:]
+    return logits

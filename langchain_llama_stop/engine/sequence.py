@@ -5,13 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.landing import Landing
-from langchain_llama_stop.ending.stop_strings import find_stop, match_token_ids
+from langchain_llama_stop.ending.logits_processor import InPlaceEosReward
+from langchain_llama_stop.ending.stop_strings import (
+    find_stop,
+    match_token_ids,
+)
 from langchain_llama_stop.engine.config import pipeline_callables, thinking_ids, token_budget
 from langchain_llama_stop.engine.hint import add_hint
+from langchain_llama_stop.engine.streaming import settled_text
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import Detokenizer, TextBuilder, detokenizer
 from langchain_llama_stop.tokens.encoding import prompt_ids, tokenizer_lock
@@ -49,6 +54,29 @@ Prompt = str | list[int] | tuple[int, ...]
 """A text, or the ids of one."""
 
 
+class Step(NamedTuple):
+    """One more token of a sequence.
+
+    Attributes:
+        token: Its id.
+        finished: Whether the sequence is finished now.
+        input_ids: Prompt and answer before it, (1, length); None without any processor.
+        logits: The model's own logits, (1, vocab), float32.
+        scores: The logits after all processors but those of sampling (temperature and the like):
+            -inf for tokens that are forbidden, (1, vocab).
+        best: The highest of the scores; None where sampling did not need it.
+        sampled: Whether the token was drawn.
+    """
+
+    token: int
+    finished: bool
+    input_ids: torch.Tensor | None
+    logits: torch.Tensor
+    scores: torch.Tensor
+    best: float | None
+    sampled: bool
+
+
 @dataclass(eq=False)
 class Sequence:
     """One prompt and its answer, which grows token by token."""
@@ -68,6 +96,9 @@ class Sequence:
     eos_source: Literal["model", "reward", "forced"] | None = None
     logprobs: list[dict[str, Any]] = field(default_factory=list)  # of `generated`
     builder: TextBuilder | None = None  # streams only: other answers are decoded once
+    eos: tuple[int, ...] = ()
+    landing: Landing | None = None  # finds the best end of an answer that its budget cuts
+    reward: InPlaceEosReward | None = None  # or: the EOS reward that acts at each step
 
     def __post_init__(self) -> None:
         """Encodes the prompt and finds the budget."""
@@ -100,17 +131,34 @@ class Sequence:
             )
             self._thinking = opened > closed
 
-    def append(self, token: int, finished: bool) -> None:
-        """Adds the next token."""
-        self.generated.append(token)
-        self.finished = finished
-        if token in self._thinking_ids:
-            self._thinking = token == self._thinking_ids[0]
+    def take(self, step: Step) -> None:
+        """Takes the next token; an answer that its budget cuts with it lands."""
+        if self.landing and (ids := self.answer_ids(self.landing.zone)) is not None:
+            best = None if step.best is None else step.scores.new_tensor([step.best])
+            self.landing.record([ids], step.scores, best)
+            # A stream holds back what landing may cut.
+            if self.builder and (self.safe_prefix is None or self.landing.newest_is_best(0, ids)):
+                self.safe_prefix = settled_text(self)
+        if step.token in self.eos:
+            self.eos_source = "model"
+            if self.reward and step.input_ids is not None:
+                text, own = step.input_ids[0], step.logits[0]
+                self.eos_source = self.reward.eos_source(text, own, step.sampled)
+        if self.options.logprobs:
+            self._record_logprob(step.token, step.logits[0].log_softmax(dim=-1))
+        self.generated.append(step.token)
+        self.finished = step.finished
+        if step.token in self._thinking_ids:
+            self._thinking = step.token == self._thinking_ids[0]
             self._answer_start = len(self.generated)
-        if self.builder and not finished:
-            self.builder.push(token)
+        if self.hit_limit and self.landing:
+            self._land(self.landing)
+        if self.builder and not self.finished:
+            self.builder.push(step.token)
+            safe = self.safe_prefix  # within the landing zone, up to the best end
+            self.streamable = settled_text(self) if safe is None else safe
 
-    def record_logprob(self, token: int, logprobs: torch.Tensor) -> None:
+    def _record_logprob(self, token: int, logprobs: torch.Tensor) -> None:
         """Records the log-probability of the next token, out of those of all tokens, (vocab,)."""
         count = self.options.top_logprobs or 0
         tokens = [token, *logprobs.topk(count).indices.tolist()]
@@ -151,16 +199,16 @@ class Sequence:
         full = count - self._answer_start == self.budget or count == self.max_new_tokens
         return self.finished and not self.eos_source and full
 
-    def land(self, landing: Landing, index: int) -> None:
-        """Ends an answer that its budget has cut; `index` is its row in the landing."""
+    def _land(self, landing: Landing) -> None:
+        """Ends an answer that its budget has cut."""
         assert self.options.eos_reward is not None
         if self._thinking or self.trimmed()[1] is not None:
             return
         start = self._answer_start
         thought, answer = self.generated[:start], self.generated[start:]
-        if ids := landing.end(index, answer):
+        if ids := landing.end(0, answer):
             self.landed, self.eos_source = thought + ids, "reward"
-        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(index, answer)):
+        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(0, answer)):
             self.landed, self.eos_source = thought + ids, "forced"
         else:
             return

@@ -1,8 +1,8 @@
-"""How a batch starts: what chooses its tokens, what ends its answers, and the decode loop."""
+"""How a request starts: what chooses its tokens, and what ends its answer."""
 
 from __future__ import annotations
 
-from functools import partial
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -12,15 +12,15 @@ from langchain_llama_stop.ending.landing import Landing
 from langchain_llama_stop.ending.logits_processor import InPlaceEosReward, ThinkingReward
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.ending.stopping_criteria import AnswerBudget, StopSequenceCriteria
-from langchain_llama_stop.engine.batch import left_padded
 from langchain_llama_stop.engine.config import (
     eos_token_ids,
     generation_config,
     pipeline_callables,
     thinking_ids,
 )
-from langchain_llama_stop.engine.decode import Step, decode_steps
+from langchain_llama_stop.engine.decode import Decoder, prepared
 from langchain_llama_stop.engine.kv_cache import can_share
+from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import Sequence
 from langchain_llama_stop.engine.speculative import (
@@ -30,69 +30,57 @@ from langchain_llama_stop.engine.speculative import (
     DraftModel,
     PromptLookup,
 )
-from langchain_llama_stop.engine.streaming import settled_text, update_streamable
+from langchain_llama_stop.engine.thread import INSIDE, engine_of
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
-def start(pipeline: Any, sequences: list[Sequence], options: GenerationOptions) -> Request:
-    """Makes a request of one batch; after each step its sequences have taken their tokens."""
+def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox: Outbox) -> Request:
+    """Makes the request of one sequence; its answer goes to the outbox."""
     model, tokenizer = pipeline.model, pipeline.tokenizer
     eos = eos_token_ids(pipeline, options)
-    max_new_tokens = sequences[0].max_new_tokens
+    prompt_length, max_new_tokens = len(sequence.ids), sequence.max_new_tokens
     config = generation_config(pipeline, options, max_new_tokens=max_new_tokens)
     config.eos_token_id = eos
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
-    # 1. Left-padded prompts, (batch, width)
-    ids, mask = left_padded([sequence.ids for sequence in sequences], config.pad_token_id)
-    width = ids.shape[1]
-    # 2. Fresh processors, criteria and landing: they know where the prompt and the budget end
-    lengths = {"prompt_length": width, "max_new_tokens": sequences[0].budget}
-    reward = build_reward(tokenizer, options, eos, **lengths)
-    processors = build_processors(pipeline, options, eos, reward, **lengths)
-    criteria = build_criteria(pipeline, options, **lengths)
-    landing = build_landing(sequences, options, eos)
-    # 3. The decode loop
-    unbatchable = config.use_cache is False or not can_share(model.config)
-
-    def on_step(step: Step) -> None:
-        if landing:
-            _judge_ends(landing, step, sequences)
-        _append_tokens(step, sequences, eos, reward, config.do_sample)
-        for i, sequence in enumerate(sequences):
-            if landing and sequence.hit_limit and sequence.landed is None:
-                sequence.land(landing, i)
-            if sequence.builder and not sequence.finished:
-                update_streamable(sequence)
-
     if model.generation_config.max_length and not model.generation_config.max_new_tokens:
         # The model's own setting is named: transformers warns where both are set in one call.
-        config.max_length, config.max_new_tokens = width + max_new_tokens, None
-    generators = None
-    if options.seed is not None:
-        generators = [torch.Generator(pipeline.device).manual_seed(options.seed) for _ in sequences]
-    decode = partial(
-        decode_steps,
-        on_step=on_step,
-        generators=generators,
-        drafter=None if unbatchable else build_drafter(sequences, options, config.do_sample),
-    )
-    passes = model.generate(
-        input_ids=ids.to(pipeline.device),
-        attention_mask=mask.to(pipeline.device),
+        config.max_length, config.max_new_tokens = prompt_length + max_new_tokens, None
+    # 1. Fresh processors, criteria and landing: they know where the prompt and the budget end
+    lengths = {"prompt_length": prompt_length, "max_new_tokens": sequence.budget}
+    sequence.eos = tuple(eos)
+    sequence.reward = build_reward(tokenizer, options, eos, **lengths)
+    sequence.landing = build_landing(tokenizer, options, eos, max_new_tokens=sequence.budget)
+    processors = build_processors(pipeline, options, eos, sequence.reward, **lengths)
+    criteria = build_criteria(pipeline, options, **lengths)
+    # 2. transformers adds its own, and checks the settings
+    ids = torch.tensor([sequence.ids], device=pipeline.device)
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
         generation_config=config,
         logits_processor=processors,
         stopping_criteria=criteria,
-        custom_generate=decode,
+        custom_generate=prepared,
     )
+    # 3. What chooses the tokens
+    unbatchable = config.use_cache is False or not can_share(model.config)
+    generator = None
+    if options.seed is not None:
+        generator = torch.Generator(pipeline.device).manual_seed(options.seed)
+    drafter = None if unbatchable else build_drafter(sequence, options, config.do_sample)
+    decoder = Decoder(sequence, made, device=pipeline.device, generator=generator, drafter=drafter)
+    context = copy_context()
+    context.run(INSIDE.set, (*INSIDE.get(), engine_of(model)))
     return Request(
-        passes,
-        [sequence.ids for sequence in sequences],
-        [sequence.generated for sequence in sequences],
-        tokenizer=tokenizer,
+        sequence,
+        decoder,
+        outbox,
+        context,
         max_rows=options.batch_size,
         prefix_cache=0 if unbatchable else options.prefix_cache,
         unbatchable=unbatchable,
+        model_kwargs=made.model_kwargs if unbatchable else {},
     )
 
 
@@ -118,20 +106,15 @@ def build_reward(
 
 
 def build_landing(
-    sequences: list[Sequence], options: GenerationOptions, eos: list[int]
+    tokenizer: Any, options: GenerationOptions, eos: list[int], *, max_new_tokens: int
 ) -> Landing | None:
     """The search for the best end of an answer that its budget cuts; None if not asked for."""
     reward = _eos_reward(options)
     if reward is None or not reward.hindsight:
         return None
-    tokenizer, budget = sequences[0].pipeline.tokenizer, sequences[0].budget
     with tokenizer_lock(tokenizer):
         return Landing(
-            tokenizer,
-            rows=len(sequences),
-            max_new_tokens=budget,
-            eos_token_ids=eos,
-            reward=reward,
+            tokenizer, rows=1, max_new_tokens=max_new_tokens, eos_token_ids=eos, reward=reward
         )
 
 
@@ -150,7 +133,7 @@ def build_processors(
     prompt_length: int,
     max_new_tokens: int,
 ) -> LogitsProcessorList:
-    """The processors of a batch: the pipeline's, the user's, grammar, EOS reward, thinking."""
+    """The processors of a request: the pipeline's, the user's, grammar, EOS reward, thinking."""
     tokenizer = pipeline.tokenizer
     processors = LogitsProcessorList([*pipeline_callables(pipeline)[0], *options.logits_processor])
     if grammar := options.answer_grammar:
@@ -181,7 +164,7 @@ def build_processors(
 def build_criteria(
     pipeline: Any, options: GenerationOptions, *, prompt_length: int, max_new_tokens: int
 ) -> StoppingCriteriaList:
-    """The criteria of a batch: the pipeline's, the user's, the answer's budget, the stops."""
+    """The criteria of a request: the pipeline's, the user's, the answer's budget, the stops."""
     tokenizer = pipeline.tokenizer
     criteria = StoppingCriteriaList([*pipeline_callables(pipeline)[1], *options.stopping_criteria])
     if options.thinking_tokens:  # not the same as the budget of all that is decoded
@@ -202,49 +185,13 @@ def build_criteria(
     return criteria
 
 
-def build_drafter(
-    sequences: list[Sequence], options: GenerationOptions, sampled: bool
-) -> Drafter | None:
-    """What drafts tokens, where that pays: one sequence, greedy, and something to look up."""
-    if len(sequences) > 1 or sampled:
+def build_drafter(sequence: Sequence, options: GenerationOptions, sampled: bool) -> Drafter | None:
+    """What drafts tokens, where that pays: greedy, and something to look up."""
+    if sampled:
         return None
     if options.assistant_model is not None:
         return DraftModel(options.assistant_model)
     count = options.prompt_lookup_num_tokens
-    if count is None and len(sequences[0].ids) >= LONG_PROMPT:
+    if count is None and len(sequence.ids) >= LONG_PROMPT:
         count = LOOKUP_TOKENS
     return PromptLookup(count) if count else None
-
-
-def _judge_ends(landing: Landing, step: Step, sequences: list[Sequence]) -> None:
-    """Judges the ends that the answers have reached, before they take the step's tokens."""
-    answers = [sequence.answer_ids(landing.zone) for sequence in sequences]
-    if all(ids is None for ids in answers):
-        return
-    landing.record(answers, step.scores, step.best)
-    for i, (sequence, ids) in enumerate(zip(sequences, answers, strict=True)):
-        if sequence.builder and ids is not None:  # a stream holds back what landing may cut
-            if landing.newest_is_best(i, ids) or sequence.safe_prefix is None:
-                sequence.safe_prefix = settled_text(sequence)
-
-
-def _append_tokens(
-    step: Step,
-    sequences: list[Sequence],
-    eos: list[int],
-    reward: InPlaceEosReward | None,
-    sampled: bool,
-) -> None:
-    """Gives each sequence its token of a step."""
-    for i, sequence in enumerate(sequences):
-        if sequence.finished:
-            continue
-        if step.tokens[i] in eos:
-            sequence.eos_source = (
-                reward.eos_source(step.input_ids[i], step.logits[i].float(), sampled)
-                if reward
-                else "model"
-            )
-        if sequence.options.logprobs:
-            sequence.record_logprob(step.tokens[i], step.logits[i].float().log_softmax(dim=-1))
-        sequence.append(step.tokens[i], step.finished[i])

@@ -5,8 +5,12 @@ In chat, `chat_models.py` also holds back what may become a tool call.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from langchain_llama_stop.ending.stop_strings import held_back, held_back_ids
-from langchain_llama_stop.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from langchain_llama_stop.engine.sequence import Sequence
 
 
 def settled_text(sequence: Sequence) -> str:
@@ -27,9 +31,3 @@ def settled_text(sequence: Sequence) -> str:
     if held := held_back_ids(ids, options.stop_token_ids) if options.stop_token_ids else 0:
         text = text[: len(decode(ids[:-held]))]
     return text[: sequence.last_end(text)] if options.on_length == "trim" else text
-
-
-def update_streamable(sequence: Sequence) -> None:
-    """Sets the text that a stream may give out: within the landing zone, up to the best end."""
-    safe = sequence.safe_prefix
-    sequence.streamable = settled_text(sequence) if safe is None else safe

@@ -177,7 +177,7 @@ def _load_model(source: str | Path, options: dict[str, Any]) -> Any:
                 f"`quantization` has to be None for {source}, because its weights are quantized "
                 f"already ('{saved_as}')."
             )
-        if options["dtype"] == "auto" and not saved_as:
+        if options["dtype"] == "auto" and "quantization_config" not in options and not saved_as:
             options["dtype"] = best_dtype(config.dtype, options["device_map"])
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except SafetensorError as error:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 from weakref import ref
 
+from langchain_llama_stop.tokens.encoding import tokenizer_lock
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ class Detokenizer:
         """
         if not ids:
             return ""
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
-        )
+        tokenizer = self.tokenizer
+        with tokenizer_lock(tokenizer):
+            text = tokenizer.decode(
+                list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+            )
         return str(text)
 
     def settled(self, ids: Sequence[int], text: str, *, special: bool = False) -> int:

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.tokens.weak_cache import cached_per_object
+from langchain_llama_stop.tokens.weak_cache import cached_per_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@cached_per_object
+@cached_per_process
 def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     """Returns the lock of a tokenizer: two threads may not use a fast one at the same time."""
     return threading.RLock()

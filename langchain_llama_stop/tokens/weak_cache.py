@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,8 +23,26 @@ def cached_per_object(make: Callable[[K], V]) -> Callable[[K], V]:
     Returns:
         The function; it returns the same result as long as the object lives.
     """
+    return _cached(make, in_child=False)
+
+
+def cached_per_process(make: Callable[[K], V]) -> Callable[[K], V]:
+    """The same for what holds locks or threads: a forked child makes it anew."""
+    return _cached(make, in_child=True)
+
+
+def _cached(make: Callable[[K], V], *, in_child: bool) -> Callable[[K], V]:
+    """The cached function; `in_child` tells whether a forked child makes everything anew."""
     cache: WeakKeyDictionary[K, V] = WeakKeyDictionary()
     lock = threading.RLock()
+
+    def renew() -> None:
+        nonlocal lock
+        lock = threading.RLock()  # another thread of the parent may hold it for ever
+        if in_child:
+            cache.clear()
+
+    os.register_at_fork(after_in_child=renew)
 
     @functools.wraps(make)
     def cached(key: K) -> V:

@@ -165,6 +165,7 @@ def _trainer(
     from trl.trainer.sft_trainer import SFTTrainer
 
     on_gpu = pipeline.model.device.type == "cuda"
+    rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in _order(data, options)]
     config = SFTConfig(
         output_dir=str(folder),
         max_length=None,  # nothing is cut: what is too long has been left out
@@ -172,7 +173,8 @@ def _trainer(
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.03,  # a share of all steps, as in the paper's code
+        # As in the paper's code; but the rate begins at 0, so that few steps have no warm-up.
+        warmup_steps=int(0.03 * len(rows) / options.batch_size),
         optim="paged_adamw_32bit" if on_gpu else "adamw_torch",
         max_grad_norm=0.3,  # as in the paper
         activation_checkpointing=on_gpu,  # computes twice to save memory; CPUs have enough of it
@@ -197,7 +199,6 @@ def _trainer(
     )
     required_grads = [(p, p.requires_grad) for p in pipeline.model.parameters()]
     pad_token = pipeline.tokenizer.pad_token
-    rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in _order(data, options)]
     with _restored_settings(pipeline.model):
         trainer: Any = SFTTrainer(
             model=pipeline.model,

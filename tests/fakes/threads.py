@@ -2,7 +2,7 @@
 
 import threading
 
-from langchain_llama_stop.engine.scheduler import scheduler_of
+from langchain_llama_stop.engine.thread import engine_of
 
 
 class Gate:
@@ -31,14 +31,18 @@ class Gate:
 
 def wait_for(pipeline, count):
     """Until so many requests wait for their prefill."""
-    scheduler = scheduler_of(pipeline.model)
-    for _ in range(3000):
-        if scheduler.queued >= count:
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError(f"{scheduler.queued} wait, not {count}")
+    engine = engine_of(pipeline.model)
+    assert _soon(lambda: engine.queued >= count), f"{engine.queued} wait, not {count}"
 
 
 def at_rest(pipeline):
-    """Whether no request is left at the model, and nobody waits or runs it."""
-    return scheduler_of(pipeline.model).idle
+    """Whether no request is left at the model, after the step that runs."""
+    return _soon(lambda: engine_of(pipeline.model).idle)
+
+
+def _soon(condition):
+    for _ in range(3000):
+        if condition():
+            return True
+        threading.Event().wait(0.005)
+    return False

@@ -32,10 +32,13 @@ def info(llm, prompt, **kwargs):
 
 
 def test_plain_answers_are_cut_and_ours_land(demo_pipeline):
-    llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=64, temperature=0)
     prompt = chat(demo_pipeline, QUESTIONS[0])
-    cut, plain = info(llm, prompt, eos_reward=False)
-    assert plain["finish_reason"] == "length" and plain["eos_source"] is None
+    for tokens in (64, 59, 54):  # on some machine a sentence ends at one of them
+        llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=tokens, temperature=0)
+        cut, plain = info(llm, prompt, eos_reward=False)
+        assert plain["finish_reason"] == "length" and plain["eos_source"] is None
+        if not may_end(cut):
+            break
     assert not may_end(cut)
     landed, ours = info(llm, prompt)
     assert (ours["finish_reason"], ours["eos_source"]) == ("stop", "reward")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.engine.scheduler import scheduler_of
+from langchain_llama_stop.engine.thread import engine_of
 from tests.fakes.generation import tiny
 from tests.fakes.threads import at_rest
 
@@ -103,7 +103,7 @@ def test_32_threads_and_200_tasks_get_what_each_would_get_alone():
 def test_nobody_waits_for_more_than_a_bounded_number_of_later_calls():
     """Calls are prefilled in the order of their arrival; none is overtaken."""
     llm = LlamaStopLLM(pipeline=tiny(), temperature=0, max_new_tokens=6, batch_size=4)
-    scheduler, order, arrived = scheduler_of(llm.pipeline.model), [], []
+    scheduler, order, arrived = engine_of(llm.pipeline.model), [], []
     prefill, add_request, lock = scheduler._prefill, scheduler.add_request, threading.Lock()
 
     def recording_prefill(group):

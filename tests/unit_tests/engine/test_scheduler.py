@@ -1,7 +1,6 @@
 """Calls share forward passes: each gets what it would get alone, whatever happens to the others."""
 
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +12,6 @@ from langchain_llama_stop.engine.batch import Batch
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.engine.kv_cache import RowsCache
 from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
-from langchain_llama_stop.engine.scheduler import scheduler_of
 from tests.fakes import (
     TOKENIZERS,
     ScriptedLlama,
@@ -65,23 +63,29 @@ def test_options_of_every_kind_share_them():
     assert max(gate.rows) == 7
 
 
+class Arrivals(LogitsProcessor):
+    """Records the number of its call when the call's first sequence has been prefilled."""
+
+    def __init__(self, order, number):
+        self.order, self.number = order, number
+
+    def __call__(self, input_ids, scores):
+        if self.number not in self.order:
+            self.order.append(self.number)
+        return scores
+
+
 def test_no_more_rows_than_batch_size_and_nobody_overtakes():
-    pipeline = tiny()
+    pipeline, order = tiny(), []
     gate = Gate(pipeline)
-    calls = [([f"Q{i}"], options(max_new_tokens=3 + i, batch_size=3)) for i in range(7)]
-    calls.insert(3, (["wide", "call", "of three"], options(max_new_tokens=4, batch_size=3)))
-    order, lock = [], threading.Lock()
-    scheduler = scheduler_of(pipeline.model)
-    prefill = scheduler._prefill
-
-    def recording(group):
-        with lock:
-            order.extend(bytes(min(request.prompts)).decode() for request in group)
-        prefill(group)
-
-    scheduler._prefill = recording
+    prompts = [[f"Q{i}"] for i in range(7)]
+    prompts.insert(3, ["wide", "call", "of three"])
+    calls = [
+        (p, options(max_new_tokens=3 + i, batch_size=3, logits_processor=[Arrivals(order, i)]))
+        for i, p in enumerate(prompts)
+    ]
     started_during(pipeline, gate, calls)
-    assert order == ["A", *(min(prompts) for prompts, _ in calls)]
+    assert order == list(range(8))
     assert max(gate.rows) == 3
 
 
@@ -243,15 +247,15 @@ def test_a_prefill_that_fails_is_tried_again_one_by_one():
     assert started_during(pipeline, gate, calls)[1:] == expected
 
 
-def test_an_interrupted_leader_leaves_the_others_whole():
+def test_an_interrupt_in_a_pass_costs_the_newest_call_only():
     pipeline = tiny()
     calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
     expected = [generate(pipeline, *call) for call in calls]
     gate = Gate(pipeline)
     fail_once(pipeline, KeyboardInterrupt(), lambda shape: shape == (4, 1))
     results = started_during(pipeline, gate, calls)
-    assert isinstance(results[0], KeyboardInterrupt)  # the leader's own
-    assert results[1:] == expected and at_rest(pipeline)
+    assert isinstance(results[3], KeyboardInterrupt)
+    assert results[1:3] == expected[:2] and at_rest(pipeline)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -416,18 +420,6 @@ def test_the_inference_mode_of_one_caller_is_not_the_others():
     with torch.inference_mode():
         assert [generate(pipeline, *call) for call in calls] == expected
     assert list(stream)[-1].response
-
-
-def test_the_inference_mode_of_one_who_leaves_is_not_the_others():
-    pipeline, opts = tiny(), options(max_new_tokens=40, eos_reward=False)
-    expected = [text.text for text in stream_generate(pipeline, "One", opts)]
-    one, two = (stream_generate(pipeline, prompt, opts) for prompt in ("One", "Two"))
-    begun = next(one).text
-    next(two)
-    assert scheduler_of(pipeline.model).running_rows == 2
-    with torch.inference_mode():
-        two.close()
-    assert [begun, *(chunk.text for chunk in one)] == expected and at_rest(pipeline)
 
 
 def once_failing(monkeypatch, owner, name, error):

@@ -55,17 +55,6 @@ def test_nf4_is_double_quantized_and_computes_in_what_the_device_has(
     assert quantization_config(own, device_map) is own
 
 
-@pytest.mark.parametrize("capable", [True, False])
-def test_all_of_an_nf4_model_computes_in_one_type(tmp_path, monkeypatch, capable):
-    folder = save_tiny(tmp_path / "m")
-    tiny_model().to(torch.bfloat16).save_pretrained(folder)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": capable}, raising=False)
-    model = load_pipeline(folder, "nf4", device_map="cpu").model
-    dtype = torch.bfloat16 if capable else torch.float32
-    assert model.model.layers[0].mlp.up_proj.compute_dtype == dtype
-    assert model.dtype == model.lm_head.weight.dtype == dtype
-
-
 def test_int8_computes_in_float16_so_that_nothing_is_converted_at_each_step(tiny, caplog):
     pipe = load_pipeline(tiny, "int8")
     logits(pipe.model)
