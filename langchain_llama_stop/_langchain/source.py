@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,12 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from langchain_llama_stop._langchain.fields import OBJECTS
 from langchain_llama_stop._langchain.serialization import as_text, explicit_fields
+from langchain_llama_stop._locks import ForkSafeLock
 from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.pipeline import copied
 from langchain_llama_stop.options import OPTIONS
 
-_LOADING = threading.Lock()
+_LOADING = ForkSafeLock()
 _LOADER_FIELDS = (
     *("quantization", "adapter", "dtype", "device_map", "revision", "token"),
     *("trust_remote_code", "model_kwargs"),
@@ -87,7 +87,7 @@ class ModelSource(BaseModel):
 
     def _load(self, model: Any) -> Any:
         """The same, loaded on first use."""
-        with _LOADING:
+        with _LOADING():
             pipeline = self._loaded(model)
             if pipeline is None:
                 arguments = self._loader_arguments(model)

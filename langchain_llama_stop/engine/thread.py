@@ -99,7 +99,7 @@ class Engine:
         scheduler = Scheduler(self._model)
         self._schedulers.append(scheduler)
         try:
-            while scheduler.busy or not done():
+            while not self._ending and (scheduler.busy or not done()):
                 self._read(scheduler, math.inf if scheduler.busy else until)
                 if scheduler.busy:
                     self._step(scheduler)
@@ -118,7 +118,7 @@ class Engine:
         # Without inference mode a step takes an eighth longer where the host is the limit (`make
         # bench ARGS="--shape thin-32"`).
         with torch.inference_mode():
-            self.serve(lambda: self._ending or self._model() is None)
+            self.serve(lambda: self._model() is None)
 
     def _read(self, scheduler: Scheduler, until: float) -> None:
         """Takes what is in the queue; waits for it if there is nothing else to do."""
@@ -140,8 +140,6 @@ class Engine:
         """One step; whatever fails, no caller waits for ever."""
         with self.stepping:
             try:
-                if self._ending:
-                    raise RuntimeError("The interpreter exits: no more answers are made.")
                 scheduler.step()
             except BaseException as error:
                 scheduler.fail(error)

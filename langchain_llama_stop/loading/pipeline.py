@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop._locks import ForkSafeLock
 from langchain_llama_stop._optional import Progress
 from langchain_llama_stop.loading.adapters import apply_adapter, find_adapter
 from langchain_llama_stop.loading.gguf import convert_once
@@ -40,7 +40,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_useful)
 
 # transformers changes torch's default dtype while it loads, and the bars are switched off for the
 # whole process: two loads in one process take turns.
-_LOADING = threading.RLock()
+_LOADING = ForkSafeLock()
 
 
 def load_pipeline(
@@ -98,7 +98,7 @@ def load_pipeline(
     import torch
 
     # Weights made in inference mode could not be trained, and changes to them go unnoticed.
-    with _LOADING, _no_bars(), torch.inference_mode(False):
+    with _LOADING(), _no_bars(), torch.inference_mode(False):
         from transformers import pipeline
 
         config = quantization_config(quantization, device_map)

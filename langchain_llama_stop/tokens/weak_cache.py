@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakKeyDictionary
+
+from langchain_llama_stop._locks import ForkSafeLock
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -34,19 +35,13 @@ def cached_per_process(make: Callable[[K], V]) -> Callable[[K], V]:
 def _cached(make: Callable[[K], V], *, in_child: bool) -> Callable[[K], V]:
     """The cached function; `in_child` tells whether a forked child makes everything anew."""
     cache: WeakKeyDictionary[K, V] = WeakKeyDictionary()
-    lock = threading.RLock()
-
-    def renew() -> None:
-        nonlocal lock
-        lock = threading.RLock()  # another thread of the parent may hold it for ever
-        if in_child:
-            cache.clear()
-
-    os.register_at_fork(after_in_child=renew)
+    lock = ForkSafeLock()
+    if in_child:
+        os.register_at_fork(after_in_child=cache.clear)
 
     @functools.wraps(make)
     def cached(key: K) -> V:
-        with lock:
+        with lock():
             if key not in cache:
                 cache[key] = make(key)
             return cache[key]

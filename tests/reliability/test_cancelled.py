@@ -7,7 +7,6 @@ import pytest
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.engine.thread import engine_of
 from tests.fakes.generation import tiny
 from tests.fakes.threads import Gate, at_rest, wait_for
 
@@ -107,7 +106,6 @@ async def test_a_call_that_waits_is_never_prefilled():
     second = asyncio.create_task(llm.ainvoke("Two", max_new_tokens=20))
     await asyncio.to_thread(wait_for, llm.pipeline, 1)
     await cancelled(second)
-    await until(lambda: not engine_of(llm.pipeline.model).queued)
     gate.open.set()
     assert await first == llm.invoke("One", max_new_tokens=20)
     assert max(gate.rows) == 1 and at_rest(llm.pipeline)

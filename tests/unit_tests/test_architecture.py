@@ -10,7 +10,7 @@ import pytest
 import langchain_llama_stop
 
 PACKAGE = Path(langchain_llama_stop.__file__).parent
-ANYBODY = {"_version", "_checks", "_lazy", "_optional", "_files", "_weights"}
+ANYBODY = {"_version", "_checks", "_lazy", "_optional", "_files", "_weights", "_locks"}
 SHARED = {"options", "tokens", "ending", "grammar", "engine", "loading"}
 MAY_IMPORT = {
     **{name: set() for name in (*ANYBODY, "tokens", "loading", "testing")},
