@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from langchain_llama_stop.engine.decode import Pass, Passes
+from langchain_llama_stop.engine.forward import run_model
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
@@ -111,7 +112,7 @@ def unbatched_pass(model: Any, request: Request) -> torch.Tensor:
         is_first_iteration=not request.steps,
         **kwargs,
     )
-    outputs = model(**inputs, return_dict=True)
+    outputs = run_model(model, inputs)
     request.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
     logits: torch.Tensor = outputs.logits[:, -1:]
     return logits[next_pass.rows]

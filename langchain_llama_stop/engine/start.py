@@ -20,7 +20,7 @@ from langchain_llama_stop.engine.config import (
     thinking_ids,
 )
 from langchain_llama_stop.engine.decode import Step, decode_steps
-from langchain_llama_stop.engine.kv_cache import can_share
+from langchain_llama_stop.engine.forward import can_batch
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import Sequence
 from langchain_llama_stop.engine.speculative import (
@@ -53,7 +53,7 @@ def start(pipeline: Any, sequences: list[Sequence], options: GenerationOptions) 
     criteria = build_criteria(pipeline, options, **lengths)
     landing = build_landing(sequences, options, eos)
     # 3. The decode loop
-    unbatchable = config.use_cache is False or not can_share(model.config)
+    unbatchable = config.use_cache is False or not can_batch(model, width + max_new_tokens)
 
     def on_step(step: Step) -> None:
         if landing:
