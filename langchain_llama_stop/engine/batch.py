@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 from typing import Any
 
 import torch
 
-from langchain_llama_stop.engine.kv_cache import CACHE_NAME, RowsCache, has_windows
+from langchain_llama_stop.engine.forward import forward
+from langchain_llama_stop.engine.kv_cache import RowsCache, has_windows
 from langchain_llama_stop.engine.oom import out_of_memory
 from langchain_llama_stop.engine.prefix_cache import (
     SHORTEST,
@@ -20,7 +19,6 @@ from langchain_llama_stop.engine.prefix_cache import (
 )
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.tokens.encoding import common_length
-from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 logger = logging.getLogger("langchain_llama_stop")
 
@@ -34,10 +32,12 @@ class Batch:
         mask: 1 for columns that count, 0 for padding, (rows, columns).
         positions: How many columns of each row count, (rows,).
         padded: Whether any column does not count.
+        epochs: The epoch of the prefix cache in which each row started: the weights may have
+            changed since then.
     """
 
     def __init__(
-        self, requests: list[Request | None], hits: list[Hit], room: int, device: torch.device
+        self, requests: list[Request | None], hits: list[Hit], room: int, model: Any
     ) -> None:
         """Starts with the cached prefix of each row.
 
@@ -45,13 +45,15 @@ class Batch:
             requests: Whose row each is.
             hits: The cached prefix of each row.
             room: Columns to be written next.
-            device: Of the model's inputs.
+            model: The model.
         """
         self.requests, self.cache = requests, RowsCache()
+        device = model.device
         counts = torch.tensor([count for _, count in hits], device=device)
         if width := max(count for _, count in hits):
             states = [(prefix.states if prefix else None, count) for prefix, count in hits]
             self.cache = RowsCache.of_rows(states, room)
+        self.epochs = [prefix_cache_of(model).epoch] * len(requests)
         columns = torch.arange(width, device=device)
         self.mask = (columns >= width - counts[:, None]).long()
         self.positions = counts
@@ -71,24 +73,16 @@ class Batch:
         Returns:
             The logits, (rows, keep, vocab).
         """
+        prefix_cache_of(model).watch_adapters(model)
         length, padded = self.cache.length, self.padded or attended is not None
         attended = torch.ones_like(tokens) if attended is None else attended
         new = attended.cumsum(dim=1)
         mask = torch.cat([self.mask, attended], dim=1)
-        inputs: dict[str, Any] = {CACHE_NAME: self.cache, "use_cache": True}
-        if _takes_positions(model.__class__):
-            inputs["position_ids"] = (self.positions[:, None] + new - 1).clamp(min=0)
-        if _takes_logits_to_keep(model):
-            inputs["logits_to_keep"] = keep
-        inputs = model.prepare_inputs_for_generation(
-            tokens,
-            next_sequence_length=tokens.shape[1],
-            # No mask means the same as all ones, and is faster.
-            attention_mask=mask if padded else None,
-            **inputs,
-        )
+        positions = (self.positions[:, None] + new - 1).clamp(min=0)
         try:
-            logits: torch.Tensor = model(**inputs, return_dict=True).logits[:, -keep:]
+            logits = forward(
+                model, tokens, self.cache, positions, mask if padded else None, keep=keep
+            )
         except BaseException:  # some layers have written, others have not
             self.cache.truncate(length)
             raise
@@ -122,6 +116,7 @@ class Batch:
         first = int(mask.amax(dim=0).argmax())
         self.cache.select(rows, first)
         self.requests, self.mask = [self.requests[i] for i in rows], mask[:, first:]
+        self.epochs = [self.epochs[i] for i in rows]
         self.positions = self.mask.sum(dim=1)
         self.padded = not bool(self.mask.all())
 
@@ -135,6 +130,7 @@ class Batch:
         padded = not bool(masks.all())
         self.cache.join(other.cache)
         self.requests = self.requests + other.requests
+        self.epochs = self.epochs + other.epochs
         self.mask, self.positions, self.padded = masks, positions, padded
 
     def truncate(self, count: int) -> None:
@@ -158,7 +154,8 @@ class Batch:
         """
         columns = self.mask[index].nonzero()[: len(ids), 0]
         computed = tuple(ids[: len(columns)])
-        return Prefix(computed, self.cache.row(index, columns), prompt_length, logits)
+        states, epoch = self.cache.row(index, columns), self.epochs[index]
+        return Prefix(computed, states, prompt_length, logits, epoch)
 
 
 def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, PrefixCache | None]:
@@ -185,7 +182,7 @@ def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, Pref
     if len(prompts) == 1 and prefix and count == len(prompts[0]):
         assert prefix.logits is not None
         _log_reuse(hits, prompts)
-        return Batch([*group], hits, 1, model.device), prefix.logits[None, None], cache
+        return Batch([*group], hits, 1, model), prefix.logits[None, None], cache
     # 2. A prefix that all prompts have in common is computed once, unless that has failed before.
     shared = 0 if group[0].prefill_alone else _shared_length(prompts)
     limit = min(request.prefix_cache for request in group)
@@ -226,7 +223,7 @@ def _compute(
     """One left-padded pass over the tokens that are not cached; logits of (rows, 1, vocab)."""
     rest = [ids[count:] for ids, (_, count) in zip(prompts, hits, strict=True)]
     tokens, attended = left_padded(rest, pad=0)
-    batch = Batch(requests, hits, tokens.shape[1], model.device)
+    batch = Batch(requests, hits, tokens.shape[1], model)
     padding = None if bool(attended.all()) else attended.to(model.device)
     return batch, batch.forward(model, tokens.to(model.device), keep=1, attended=padding)
 
@@ -248,15 +245,3 @@ def left_padded(texts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.T
             tokens[row, -len(ids) :] = torch.tensor(ids)
             attended[row, -len(ids) :] = 1
     return tokens, attended
-
-
-@functools.cache
-def _takes_positions(model_class: Any) -> bool:
-    """Whether the forward pass of a class of models takes `position_ids`."""
-    return "position_ids" in inspect.signature(model_class.forward).parameters
-
-
-@cached_per_object
-def _takes_logits_to_keep(model: Any) -> bool:
-    """Whether the forward pass takes `logits_to_keep`; a wrapped model answers for itself."""
-    return bool(model._supports_logits_to_keep())

@@ -11,7 +11,9 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from langchain_llama_stop._weights import check_adapters
 from langchain_llama_stop.ending.stop_strings import parse_stop
+from langchain_llama_stop.engine import rope
 from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
@@ -48,7 +50,7 @@ def vocabulary_size(model: Any) -> int:
 
 def context_window(model: Any) -> int | None:
     """The tokens that a model can attend to; None if its config does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return rope.context_window(model.config.get_text_config())
 
 
 @cached_per_object
@@ -73,6 +75,7 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
     Raises:
         ValueError: If an option does not fit the model.
     """
+    check_adapters(pipeline.model)
     if options.thinking_tokens:
         thinking_ids(pipeline.tokenizer)
     vocabulary = vocabulary_size(pipeline.model)

@@ -72,8 +72,13 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Appends the states of new tokens and returns all keys and values."""
         first, count = self.length, key_states.shape[2]
         length = first + count
-        if not self.buffers or length > self.buffers[0].shape[2]:
-            new = (key_states, value_states)
+        new = (key_states, value_states)
+        if (
+            not self.buffers
+            or length > self.buffers[0].shape[2]
+            or key_states.dtype != self.dtype  # the model was moved since the last pass
+            or key_states.device != self.device
+        ):
             grown = [x.new_empty((*x.shape[:2], _columns(length), x.shape[3])) for x in new]
             for old, buffer in zip(self.buffers, grown, strict=False):
                 buffer[:, :, :first] = old[:, :, :first]
@@ -191,7 +196,8 @@ def _joined(mine: _Layer, theirs: _Layer, length: int) -> list[torch.Tensor]:
     """Buffers of the rows of both, whose newest columns end at `length`."""
     joined = []
     for a, b in zip(mine.buffers, theirs.buffers, strict=True):
-        buffer = a.new_empty((len(a) + len(b), a.shape[1], _columns(length), a.shape[3]))
+        # In the type of the newest rows: the model may have been moved since the last pass.
+        buffer = b.new_empty((len(a) + len(b), a.shape[1], _columns(length), a.shape[3]))
         for rows, old, layer in ((buffer[: len(a)], a, mine), (buffer[len(a) :], b, theirs)):
             rows[:, :, : length - layer.length] = 0  # masked, but NaN would come through
             rows[:, :, length - layer.length : length] = old[:, :, : layer.length]

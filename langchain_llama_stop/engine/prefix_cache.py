@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from operator import is_
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop._weights import adapter_state
+from langchain_llama_stop.engine.fingerprint import Fingerprint, fingerprint
 from langchain_llama_stop.engine.kv_cache import LayerStates
 from langchain_llama_stop.tokens.encoding import common_length
 from langchain_llama_stop.tokens.weak_cache import cached_per_process
@@ -36,12 +36,14 @@ class Prefix:
         prompt_length: How many of the tokens were a prompt.
         logits: The logits after that prompt, (vocab,): the same prompt again needs no forward
             pass, and gets the very same answer in any precision.
+        epoch: The epoch of the cache in which its first token was computed.
     """
 
     ids: tuple[int, ...]
     states: LayerStates
     prompt_length: int = 0
     logits: torch.Tensor | None = None
+    epoch: int = 0
 
 
 Hit = tuple[Prefix | None, int]
@@ -49,31 +51,46 @@ Hit = tuple[Prefix | None, int]
 
 
 class PrefixCache:
-    """The prefixes kept for one model, bounded in tokens; the least recently used go first."""
+    """The prefixes kept for one model, bounded in tokens; the least recently used go first.
+
+    Attributes:
+        epoch: How many times the weights have changed. What was computed in two of them is of no
+            use in either.
+    """
 
     def __init__(self) -> None:
         """Starts empty."""
         self._lock = threading.Lock()
         self._entries: list[Prefix] = []  # the most recently used last
-        # The weights that the entries were computed with.
-        self._adapters: list[object] = []
-        self._state: object = None
+        self.epoch = 0
+        # What the entries were computed with.
+        self._weights: Fingerprint | None = None
+        self._adapters = ""
 
     def refresh(self, model: PreTrainedModel) -> None:
         """Drops all entries if the model's adapters or weights have changed.
 
         That takes about a millisecond, because every parameter is looked at.
         """
-        # Adapter configs are compared as objects (kept, so that no other object gets their id).
-        # Training in place raises the versions of parameters; those that are fetched from a disk
-        # for one pass have none.
-        adapters = list(getattr(model, "peft_config", {}).values())
-        versions = sum(p._version for p in model.parameters() if not p.is_inference())
-        state = (adapter_state(model), versions)
-        with self._lock:
-            same = len(adapters) == len(self._adapters) and all(map(is_, adapters, self._adapters))
-            if not same or state != self._state:
-                self._entries, self._adapters, self._state = [], adapters, state
+        self.watch_adapters(model)
+        weights = fingerprint(model)
+        if self._weights is None or not weights.same_as(self._weights):
+            self._start_epoch()
+        self._weights = weights
+
+    def watch_adapters(self, model: PreTrainedModel) -> None:
+        """Drops all entries if other adapters are active: quick enough for every pass.
+
+        Those that run now are of no use later, even if the former adapters come back.
+        """
+        adapters = adapter_state(model)
+        if adapters != self._adapters:
+            self._start_epoch()
+        self._adapters = adapters
+
+    def _start_epoch(self) -> None:
+        self.clear()
+        self.epoch += 1
 
     def clear(self) -> int:
         """Drops all entries; returns how many tokens they held."""
@@ -111,10 +128,12 @@ class PrefixCache:
         if len(entry.ids) > limit:
             states = [s and (s[0][:, :limit], s[1][:, :limit]) for s in entry.states]
             states = [s and (s[0].clone(), s[1].clone()) for s in states]  # no view of the rest
-            entry = Prefix(entry.ids[:limit], states)
+            entry = Prefix(entry.ids[:limit], states, epoch=entry.epoch)
         with self._lock:
-            if any(common_length(entry.ids, e.ids) == len(entry.ids) for e in self._entries):
-                return  # nothing new
+            if entry.epoch != self.epoch or any(
+                common_length(entry.ids, e.ids) == len(entry.ids) for e in self._entries
+            ):
+                return  # nothing new, or of other weights
             self._entries = [
                 e for e in self._entries if common_length(e.ids, entry.ids) < len(e.ids)
             ]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from langchain_llama_stop.engine.decode import Decoder
+from langchain_llama_stop.engine.forward import run_model
 from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.sequence import Sequence
 
@@ -104,7 +105,7 @@ def unbatched_pass(model: Any, request: Request) -> torch.Tensor:
         is_first_iteration=not request.steps,
         **kwargs,
     )
-    outputs = model(**inputs, return_dict=True)
+    outputs = run_model(model, inputs)
     request.model_kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
     logits: torch.Tensor = outputs.logits[0, -1:]
     return logits

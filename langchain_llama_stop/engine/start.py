@@ -19,7 +19,7 @@ from langchain_llama_stop.engine.config import (
     thinking_ids,
 )
 from langchain_llama_stop.engine.decode import Decoder, prepared
-from langchain_llama_stop.engine.kv_cache import can_share
+from langchain_llama_stop.engine.forward import can_batch
 from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import Sequence
@@ -64,7 +64,7 @@ def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox:
         custom_generate=prepared,
     )
     # 3. What chooses the tokens
-    unbatchable = config.use_cache is False or not can_share(model.config)
+    unbatchable = config.use_cache is False or not can_batch(model, prompt_length + max_new_tokens)
     generator = None
     if options.seed is not None:
         generator = torch.Generator(pipeline.device).manual_seed(options.seed)
