@@ -199,10 +199,10 @@ class Scheduler:
 
     def _preempt(self, group: list[Request], running: Batch) -> None:
         """Lets requests wait until fewer rows run than now; then they are prefilled again."""
-        rows = len(running.running())
+        most = max(1, len(running.running()))
         for request in group:
-            request.max_rows = max(1, rows)
-            logger.info("Memory ran out: a request waits until fewer than %d rows run.", rows)
+            request.max_rows = most
+            logger.info("Memory ran out: a request waits until at most %d others run.", most - 1)
         self._queue[:0] = group
 
     def _end(self, request: Request, failure: BaseException) -> None:

@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(self, model: Any) -> None:
         """Starts without a thread; keeps a weak reference to the model."""
-        self._inbox: SimpleQueue[Request | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[Request] | None] = SimpleQueue()
         inbox = self._inbox
         self._model = ref(model, lambda _: inbox.put(None))
         self._thread: threading.Thread | None = None
@@ -54,7 +54,7 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """How many requests wait for their prefill."""
+        """How many calls it has not looked at, and requests that wait for their prefill."""
         return self._inbox.qsize() + sum(scheduler.queued for scheduler in self._schedulers)
 
     @property
@@ -67,10 +67,9 @@ class Engine:
         """Whether there is nothing to do."""
         return self._inbox.empty() and not any(s.busy for s in self._schedulers)
 
-    def add(self, requests: Iterable[Request]) -> None:
-        """Queues requests; starts the thread if there is none."""
-        for request in requests:
-            self._inbox.put(request)
+    def add(self, requests: list[Request]) -> None:
+        """Queues the requests of a call, all at once; starts the thread if there is none."""
+        self._inbox.put(requests)
         with self._starting:
             if self._thread is None:
                 name = "llama-stop engine"
@@ -124,15 +123,15 @@ class Engine:
         """Takes what is in the queue; waits for it if there is nothing else to do."""
         try:
             if scheduler.busy:
-                request = self._inbox.get_nowait()
+                requests = self._inbox.get_nowait()
             else:
-                request = self._inbox.get(timeout=seconds_until(until))
+                requests = self._inbox.get(timeout=seconds_until(until))
             while True:
-                if request:
+                for request in requests or ():
                     if request.threads != torch.get_num_threads():
                         torch.set_num_threads(request.threads)
                     scheduler.add(request)
-                request = self._inbox.get_nowait()
+                requests = self._inbox.get_nowait()
         except Empty:
             return
 

@@ -30,7 +30,7 @@ class Gate:
 
 
 def wait_for(pipeline, count):
-    """Until so many requests wait for their prefill."""
+    """Until so many calls wait for the model, which is in a pass."""
     engine = engine_of(pipeline.model)
     assert _soon(lambda: engine.queued >= count), f"{engine.queued} wait, not {count}"
 

@@ -35,6 +35,7 @@ from tests.fakes.generation import (
     streamed,
     tiny,
 )
+from tests.fakes.threads import Gate, at_rest
 
 # --- 1. the joined stream is the answer; 3. the answer is what precedes the earliest stop
 
@@ -282,14 +283,13 @@ def test_calls_from_threads_get_the_answers_of_single_calls():
 
 def test_closing_a_stream_ends_the_model():
     pipeline = tiny()
-    passes, threads = [], threading.active_count()
-    pipeline.model.register_forward_pre_hook(lambda *args: passes.append(1))
+    gate = Gate(pipeline, lambda rows: len(rows) == 6)
     stream = stream_generate(pipeline, "Hi", options(max_new_tokens=300))
     next(stream), next(stream)
-    before = len(passes)
+    assert gate.waits.wait(30)
     stream.close()
-    assert len(passes) == before < 6
-    assert threading.active_count() == threads
+    gate.open.set()
+    assert at_rest(pipeline) and len(gate.rows) == 6
 
 
 class Failing(LogitsProcessor):

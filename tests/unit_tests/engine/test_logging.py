@@ -53,12 +53,15 @@ def test_a_prefix_that_is_reused(logged):
     ]
 
 
-def test_a_batch_that_is_halved(logged):
+def test_rows_that_wait_for_memory(logged):
     pipeline = tiny()
     hook = failing_over(pipeline, 2)
     generate(pipeline, PROMPTS, options(prefix_cache=0))
     hook.remove()
-    assert logged() == [("INFO", "Memory ran out: the call continues with batches of 2.")]
+    assert logged() == [
+        ("INFO", "A prefill of 4 requests failed, is tried again: OutOfMemoryError"),
+        ("INFO", "Memory ran out: a request waits until at most 1 others run."),
+    ]
 
 
 def test_a_prefix_cache_that_is_dropped_for_memory(logged):
@@ -70,8 +73,8 @@ def test_a_prefix_cache_that_is_dropped_for_memory(logged):
     tokens = len(PROMPTS[0]) + 1
     assert logged() == [
         ("INFO", f"Memory ran out: the prefix cache is dropped ({tokens} tokens)."),
-        ("INFO", "A prefill of 1 requests failed, is tried again: OutOfMemoryError"),
-        ("INFO", "Memory ran out: the call continues with batches of 1."),
+        ("INFO", "A prefill of 2 requests failed, is tried again: OutOfMemoryError"),
+        ("INFO", "Memory ran out: a request waits until at most 0 others run."),
     ]
 
 
@@ -92,7 +95,7 @@ def test_a_request_that_waits_for_room(logged, monkeypatch):
     assert streamed(pipeline, PROMPTS[1], opts) == expected[1]
     chunks += first
     assert ("".join(c.text for c in chunks), chunks[-1].response) == expected[0]
-    assert logged() == [("INFO", "Memory ran out: a request waits until fewer than 1 rows run.")]
+    assert logged() == [("INFO", "Memory ran out: a request waits until at most 0 others run.")]
     assert at_rest(pipeline)
 
 
