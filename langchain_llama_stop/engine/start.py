@@ -129,6 +129,7 @@ def build_landing(
         return Landing(
             tokenizer,
             rows=len(sequences),
+            prompts=[sequence.ids for sequence in sequences],
             max_new_tokens=budget,
             eos_token_ids=eos,
             reward=reward,
