@@ -13,20 +13,6 @@ from tests.fakes.tokenizers import FAMILIES
 PROMPTS = ["The capital of France is", "Q:\nA:", "Hi\n", "Hi ", "é", "日本\n", " ", "</s>", "x</s>"]
 PROMPTS += ["[INST] Hi[/INST]", "<|user|>\nHi<|end|>\n", "</s>\n", "a<b>", "<|tool|>", "", "  -"]
 PIECES = [" Paris", "Paris", " ", "    ", "\n", " - x", "é", " é", "日", ".", "</s>", "[INST]"]
-    " Paris",
-    "Paris",
-    " ",
-    "    ",
-    "\n",
-    " - x",
-    "é",
-    " é",
-    "日",
-    ".",
-    "</s>",
-    " is",
-    "[INST]",
-]
 
 
 def encode(tokenizer, text):
