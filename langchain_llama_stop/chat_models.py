@@ -222,12 +222,13 @@ class ChatLlamaStop(
         )
 
     def _message_parts(
-        self, response: GenerationResponse, names: list[str]
+        self, response: GenerationResponse, prompt: Sequence[int], names: list[str]
     ) -> tuple[str, dict[str, Any]]:
         """The content of an answer, and the other fields of its message."""
         text = response.text
         if names:  # tags of calls may be special tokens, which the text leaves out
-            ids, decode = response.token_ids, detokenizer(self.pipeline.tokenizer).decode
+            ids = response.token_ids
+            decode = detokenizer(self.pipeline.tokenizer).after(prompt).decode
             places = range(len(ids) + 1)
             count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
             surplus = len(decode(ids[:count])) - len(text)
@@ -245,7 +246,8 @@ class ChatLlamaStop(
         from langchain_llama_stop.engine.generate import generate
 
         prompt, options, names = self._request(messages, stop, kwargs)
-        content, fields = self._message_parts(generate(self.pipeline, [prompt], options)[0], names)
+        response = generate(self.pipeline, [prompt], options)[0]
+        content, fields = self._message_parts(response, prompt, names)
         info = fields["response_metadata"]
         return ChatResult(
             generations=[
@@ -269,7 +271,7 @@ class ChatLlamaStop(
             text += piece.text
             fields: dict[str, Any] = {}
             if piece.response:
-                content, fields = self._message_parts(piece.response, names)
+                content, fields = self._message_parts(piece.response, prompt, names)
                 fields["tool_call_chunks"] = tool_call_chunks(
                     fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
                 )

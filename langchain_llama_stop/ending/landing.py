@@ -69,6 +69,7 @@ class Landing:
         tokenizer: PreTrainedTokenizerBase,
         *,
         rows: int,
+        prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         eos_token_ids: Sequence[int],
         reward: EosReward,
@@ -78,13 +79,15 @@ class Landing:
         Args:
             tokenizer: The model's tokenizer.
             rows: Number of rows of the batch.
+            prompts: The ids of each row's prompt, which the text of its answer follows.
             max_new_tokens: The token budget of an answer.
             eos_token_ids: All EOS ids.
             reward: The options.
         """
         self.max_new_tokens, self.reward = max_new_tokens, reward
         self.zone = reward.zone(max_new_tokens)
-        self._detokenizer, self._closing_tokens = detokenizer(tokenizer), closing_tokens(tokenizer)
+        self._detokenizers = [detokenizer(tokenizer).after(prompt) for prompt in prompts]
+        self._closing_tokens = closing_tokens(tokenizer)
         # The ids whose gaps are recorded: EOS ids (of equal ones the lowest wins), then the first
         # tokens of closings, terminators in front.
         self._eos = sorted(eos_token_ids)
@@ -185,23 +188,24 @@ class Landing:
         for least, position in sorted(waiting):
             if least > self._best[row].cost:
                 break
-            self._best[row] = self._judge(ids[: position.tokens], position, self._best[row])
+            self._best[row] = self._judge(row, ids, position)
 
-    def _judge(self, ids: Sequence[int], position: _Position, best: _Candidate) -> _Candidate:
-        """The end at a position, if there is one and it is better than `best`; else `best`."""
-        count, gaps = position
+    def _judge(self, row: int, ids: Sequence[int], position: _Position) -> _Candidate:
+        """The end at a position, if it is better than the row's best so far; else that one."""
+        (count, gaps), best = position, self._best[row]
         eos_cost, terminator_cost = self._costs(ids, position)
         _, eos = self._eos_gap(gaps)
         if eos_cost < math.inf:
             if (eos_cost, count) >= best[:2]:
                 return best
-            if boundaries.may_end(self._detokenizer.decode(ids[:count]), self.reward.boundary):
+            text = self._detokenizers[row].decode(ids[:count])
+            if boundaries.may_end(text, self.reward.boundary):
                 return _Candidate(eos_cost, count, (eos,))
         if (terminator_cost, count) >= best[:2]:
             return best
         nearest = min(gaps[self._terminators])
         terminator = self._ids[gaps.index(nearest, self._terminators.start)]
-        if not self._ends(self._detokenizer.decode(ids[:count]), [*ids[:count], terminator]):
+        if not self._closes(row, ids[:count], [terminator]):
             return best
         return _Candidate(terminator_cost, count, (terminator, eos))
 
@@ -232,8 +236,7 @@ class Landing:
             if best is not _NO_END and bound >= best.cost:
                 break
             eos_gap, eos = self._eos_gap(gaps)
-            text = self._detokenizer.decode(ids[:count])
-            closing = close_text(text)
+            closing = close_text(self._detokenizers[row].decode(ids[:count]))
             added = self._closing_tokens.ids(closing)
             fits = count + len(added) + 1 <= self.max_new_tokens
             if not added or not fits or eos_gap == math.inf:
@@ -243,13 +246,14 @@ class Landing:
                 continue
             midline = MIDLINE_FENCE_NATS * closing.startswith("\n")
             cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + midline)
-            if cost < best.cost and self._ends(text, [*ids[:count], *added]):
+            if cost < best.cost and self._closes(row, ids[:count], added):
                 best = _Candidate(cost, count, (*added, eos))
         return best
 
-    def _ends(self, text: str, closed: Sequence[int]) -> bool:
-        """Whether the ids `closed` end `text`; never if it stops inside a character."""
-        return not text.endswith("\ufffd") and boundaries.may_end(self._detokenizer.decode(closed))
+    def _closes(self, row: int, ids: Sequence[int], added: Sequence[int]) -> bool:
+        """Whether the row's answer `ids` ends with these; never if it stops inside a character."""
+        decode = self._detokenizers[row].decode
+        return not decode(ids).endswith("\ufffd") and boundaries.may_end(decode([*ids, *added]))
 
     def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
         """How far the best EOS lies under the best token, and its id."""

@@ -19,8 +19,8 @@ from langchain_llama_stop.ending.reward import (
     Nudge,
     nudge,
 )
-from langchain_llama_stop.tokens.detokenizer import detokenizer
-from langchain_llama_stop.tokens.masks import last_position
+from langchain_llama_stop.tokens.detokenizer import Detokenizer, detokenizer
+from langchain_llama_stop.tokens.masks import after_prompt, last_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +36,7 @@ class RowEdit(NamedTuple):
     processor: EosTokenRewardLogitsProcessor  # whose options apply
     nudge: Nudge
     left: int  # tokens that may still come, the next one included
+    detokenizer: Detokenizer  # of the answer, which follows its prompt
     ids: Callable[[], list[int]]  # returns the token ids of the answer so far
 
 
@@ -116,7 +117,14 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             return scores
         left = self.max_new_tokens - generated
         edits = [
-            RowEdit(i, self, n, left, input_ids[i, self.prompt_length :].tolist)
+            RowEdit(
+                i,
+                self,
+                n,
+                left,
+                after_prompt(self._detokenizer, input_ids[i], self.prompt_length),
+                input_ids[i, self.prompt_length :].tolist,
+            )
             for i, n in enumerate(self.nudges(input_ids))
             if n is not NONE
         ]
@@ -139,7 +147,10 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         newest = input_ids[:, -1].tolist() if generated else [None] * input_ids.shape[0]
         elsewhere = self._nudge(generated)  # where no text can end after the newest token
         return [
-            self._nudge_of_text(input_ids[i, self.prompt_length :].tolist())
+            self._nudge_of_text(
+                after_prompt(self._detokenizer, input_ids[i], self.prompt_length),
+                input_ids[i, self.prompt_length :].tolist(),
+            )
             if token is not None and self._closing_tokens.may_end_after(token)
             else elsewhere
             for i, token in enumerate(newest)
@@ -169,23 +180,25 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             own = not (n.eos or n.decided) or int(logits.argmax()) in eos
         return "model" if own else "forced" if n.forced else "reward"
 
-    def row_edit(self, batch_index: int, ids: list[int]) -> RowEdit:
+    def row_edit(self, batch_index: int, ids: list[int], prompt: Sequence[int]) -> RowEdit:
         """What one row needs, for batches whose rows differ in length and options.
 
         Args:
             batch_index: The row's index in the batch.
             ids: Token ids of its answer so far.
+            prompt: Token ids of its prompt.
 
         Returns:
             An edit for `edit_rows_`.
         """
         ends = bool(ids) and self._closing_tokens.may_end_after(ids[-1])
-        nudge = self._nudge_of_text(ids) if ends else self._nudge(len(ids))
-        return RowEdit(batch_index, self, nudge, self.max_new_tokens - len(ids), lambda: ids)
+        after = self._detokenizer.after(prompt)
+        nudge = self._nudge_of_text(after, ids) if ends else self._nudge(len(ids))
+        return RowEdit(batch_index, self, nudge, self.max_new_tokens - len(ids), after, lambda: ids)
 
-    def _nudge_of_text(self, ids: list[int]) -> Nudge:
+    def _nudge_of_text(self, detokenizer: Detokenizer, ids: list[int]) -> Nudge:
         """What an answer needs whose newest token may end a text."""
-        text = self._detokenizer.decode(ids)
+        text = detokenizer.decode(ids)
         if not boundaries.may_end(text, self.reward.boundary):
             return self._nudge(len(ids))
         sentence_tokens = len(ids) / max(1, boundaries.count_sentences(text))
@@ -219,11 +232,11 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         ids = edit.ids()
         if terminator is None and left > len(tokens.ids(".")) + tokens.most_owed(ids) + 1:
             return None  # whatever the text owes, there is room for it after this token
-        text = self._detokenizer.decode(ids)
-        plan = tokens.ids(close_text(text)) if left <= PLANNED_TOKENS else []
+        decode = edit.detokenizer.decode
+        plan = tokens.ids(close_text(decode(ids))) if left <= PLANNED_TOKENS else []
         if plan and left <= len(plan) + 1:
             return plan[0], True
-        if terminator and boundaries.is_true_end(text + self._detokenizer.decode([terminator])):
+        if terminator and boundaries.is_true_end(decode([*ids, terminator])):
             return terminator, False
         return None
 

@@ -14,7 +14,7 @@ from langchain_llama_stop.ending.stop_strings import (
     parse_stop_token_ids,
 )
 from langchain_llama_stop.tokens.detokenizer import detokenizer
-from langchain_llama_stop.tokens.masks import last_position
+from langchain_llama_stop.tokens.masks import after_prompt, last_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +36,9 @@ class StopSequenceCriteria(StoppingCriteria):
         ```python
         stops = ["\nObservation:"]
         criteria = StopSequenceCriteria(tokenizer, stop=stops, prompt_length=prompt_length)
-        ids = model.generate(**inputs, stopping_criteria=[criteria])[0, prompt_length:]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        rows = [inputs["input_ids"][0], model.generate(**inputs, stopping_criteria=[criteria])[0]]
+        prompt, whole = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        text = whole[len(prompt) :]  # decoded alone, it may lose its first space
         match = find_stop(text, stops)
         answer = text[: match.start] if match else text
         ```
@@ -84,27 +85,28 @@ class StopSequenceCriteria(StoppingCriteria):
         Returns:
             True for each row that has to stop, (batch,), bool.
         """
-        rows = input_ids[:, self.prompt_length :].tolist()
         return torch.tensor(
-            [self.stopped(ids) for ids in rows], dtype=torch.bool, device=input_ids.device
+            [self._stopped(row) for row in input_ids], dtype=torch.bool, device=input_ids.device
         )
 
-    def stopped(self, ids: Sequence[int]) -> bool:
+    def _stopped(self, row: torch.Tensor) -> bool:
         """Whether the newest of a row's generated ids has completed a stop."""
+        ids = row[self.prompt_length :].tolist()
         if not ids:
             return False
         if self.stop_token_ids and match_token_ids(ids, self.stop_token_ids):
             return True
         if not self.stop:
             return False
+        detokenizer = after_prompt(self._detokenizer, row, self.prompt_length)
         # The newest token's characters, and those before it with which a stop may begin.
-        newest = len(self._detokenizer.decode([ids[-1]], special=True))
-        tail = self._detokenizer.tail(ids, self._longest + newest)
+        newest = len(detokenizer.decode([ids[-1]], special=True))
+        tail = detokenizer.tail(ids, self._longest + newest)
         if any(stop in tail for stop in self.stop):
             return True
-        if not self._special_stop or self._detokenizer.special_ids.isdisjoint(ids):
+        if not self._special_stop or detokenizer.special_ids.isdisjoint(ids):
             return False
-        tail = self._detokenizer.tail(ids, self._longest + newest, special=True)
+        tail = detokenizer.tail(ids, self._longest + newest, special=True)
         return any(stop in tail for stop in self._special_stop)
 
 

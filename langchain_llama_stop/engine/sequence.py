@@ -105,7 +105,6 @@ class Sequence:
         if not self.prompt:
             raise ValueError("The prompt has to hold at least one character, but is empty.")
         tokenizer, options, prompt = self.pipeline.tokenizer, self.options, self.prompt
-        self.detokenizer: Detokenizer = detokenizer(tokenizer)
         with tokenizer_lock(tokenizer):
             settings = {"split_special_tokens": True} if options.split_special_tokens else {}
             if isinstance(prompt, str):
@@ -113,12 +112,13 @@ class Sequence:
             else:
                 self.ids = list(prompt)
             if options.return_full_text:
-                decode = self.detokenizer.decode
+                decode = detokenizer(tokenizer).decode
                 self.echo = prompt if isinstance(prompt, str) else decode(self.ids)
             if options.answer_hint and isinstance(prompt, str):
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.hint(first)
                 self.ids = prompt_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
+            self.detokenizer: Detokenizer = detokenizer(tokenizer).after(self.ids)
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)
             self.max_new_tokens = self.budget + thinking

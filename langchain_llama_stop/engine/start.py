@@ -50,7 +50,7 @@ def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox:
     lengths = {"prompt_length": prompt_length, "max_new_tokens": sequence.budget}
     sequence.eos = tuple(eos)
     sequence.reward = build_reward(tokenizer, options, eos, **lengths)
-    sequence.landing = build_landing(tokenizer, options, eos, max_new_tokens=sequence.budget)
+    sequence.landing = build_landing(sequence, options, eos)
     processors = build_processors(pipeline, options, eos, sequence.reward, **lengths)
     criteria = build_criteria(pipeline, options, **lengths)
     # 2. transformers adds its own, and checks the settings
@@ -105,16 +105,20 @@ def build_reward(
     )
 
 
-def build_landing(
-    tokenizer: Any, options: GenerationOptions, eos: list[int], *, max_new_tokens: int
-) -> Landing | None:
+def build_landing(sequence: Sequence, options: GenerationOptions, eos: list[int]) -> Landing | None:
     """The search for the best end of an answer that its budget cuts; None if not asked for."""
     reward = _eos_reward(options)
     if reward is None or not reward.hindsight:
         return None
+    tokenizer = sequence.pipeline.tokenizer
     with tokenizer_lock(tokenizer):
         return Landing(
-            tokenizer, rows=1, max_new_tokens=max_new_tokens, eos_token_ids=eos, reward=reward
+            tokenizer,
+            rows=1,
+            prompts=[sequence.ids],
+            max_new_tokens=sequence.budget,
+            eos_token_ids=eos,
+            reward=reward,
         )
 
 

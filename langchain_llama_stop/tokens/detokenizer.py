@@ -1,5 +1,9 @@
 """Token ids into text, token by token, exactly as `tokenizer.decode` does it.
 
+An answer is decoded as what follows its prompt: `decode(prompt + answer)` without the text of
+`decode(prompt)`. Llama-2-like decoders strip the first space of a text, and of an answer alone
+they would strip one that belongs to it.
+
 The text of the first n ids is not always a prefix of the text of n + 1 ids: one character may take
 several tokens, and byte-fallback tokenizers decode a run of bytes as one. This module knows how far
 back the next token can change the text. So a growing answer costs one short decode per token, and a
@@ -11,6 +15,7 @@ Another family of tokenizers is supported here; how it encodes parts of a text i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, cast
 from weakref import ref
 
@@ -27,7 +32,7 @@ _SLACK = 4  # characters at the start of a window that may be wrong: a UTF-8 cha
 
 @cached_per_object
 def detokenizer(tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
-    """Returns the `Detokenizer` of a tokenizer, built once for each."""
+    """Returns the `Detokenizer` of a tokenizer, built once for each; for answers: `after`."""
     return Detokenizer(tokenizer)
 
 
@@ -61,6 +66,31 @@ class Detokenizer:
         )
         # Special tokens that are left out of the text do not interrupt a run of bytes.
         self._byte_or_special_ids = self.byte_ids | self.special_ids
+        self._newline = [i for i in ids[10:11] if i in self.byte_ids]
+        self._before, self._before_length = list[int](), 0
+
+    def after(self, prompt: Sequence[int]) -> Detokenizer:
+        """Returns the same for texts that follow a prompt.
+
+        One token tells a decoder that text comes before: the prompt's last one that is neither
+        special nor a byte, for bytes would be decoded together with those of the answer.
+
+        Args:
+            prompt: The prompt's ids; its end will do, if it holds such a token.
+        """
+        bound = copy(self)
+        bound._before, bound._before_length = [], 0
+        if end := self._run_start(prompt, len(prompt), special=False):
+            bound._before = list(prompt[end - 1 : end])
+        elif not self.byte_ids.isdisjoint(prompt):  # a whole character stands for the bytes
+            bound._before = self._newline
+        bound._before_length = len(bound._decode(bound._before))
+        return bound
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether texts follow a prompt that can be seen: one that holds more than BOS."""
+        return bool(self._before)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -78,10 +108,16 @@ class Detokenizer:
         """
         if not ids:
             return ""
+        return self._decode([*self._before, *ids], special=special)[self._before_length :]
+
+    def _decode(self, ids: list[int], *, special: bool = False) -> str:
+        """What the tokenizer makes of some ids."""
+        if not ids:
+            return ""
         tokenizer = self.tokenizer
         with tokenizer_lock(tokenizer):
             text = tokenizer.decode(
-                list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+                ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
             )
         return str(text)
 

@@ -47,8 +47,9 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         eos = config.try_get_generation_config().get("eos_token_id")
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
         self._states = device_or_states
-        # By slot: the request's processor, and the list that V1 appends its output ids to.
-        self._requests: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int]]] = {}
+        # By slot: the request's processor, and for V1 its prompt's ids and the list that its output
+        # ids are appended to.
+        self._requests: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int], list[int]]] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -69,8 +70,8 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             return
         for slot in batch_update.removed:
             self._requests.pop(slot, None)
-        for slot, params, _, output_ids in batch_update.added:
-            self._add(slot, params, output_ids)
+        for slot, params, prompt_ids, output_ids in batch_update.added:
+            self._add(slot, params, prompt_ids or [], output_ids)  # None: embeddings
         for a, b, direction in batch_update.moved:
             first, second = self._requests.pop(a, None), self._requests.pop(b, None)
             if first:
@@ -80,7 +81,7 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Takes a request into a slot, and returns whether its scores may change (V2)."""
-        return self._add(req_idx, sampling_params, [])
+        return self._add(req_idx, sampling_params, [], [])
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         """Changes the scores of rows in their landing zone, in place.
@@ -98,7 +99,9 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         edits = list(self._v1_edits() if ctx is None else self._v2_edits(ctx))
         return edit_rows_(logits, edits)
 
-    def _add(self, slot: int, params: SamplingParams, output_ids: list[int]) -> bool:
+    def _add(
+        self, slot: int, params: SamplingParams, prompt_ids: list[int], output_ids: list[int]
+    ) -> bool:
         self._requests.pop(slot, None)
         reward = request_reward(params.extra_args)
         eos = sorted(params.all_stop_token_ids & (self._eos | {params.eos_token_id}))
@@ -111,17 +114,17 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             eos_token_id=eos,
             reward=reward,
         )
-        self._requests[slot] = (processor, output_ids)
+        self._requests[slot] = (processor, prompt_ids, output_ids)
         return True
 
     def _v1_edits(self) -> Iterator[RowEdit]:
         """The edits of rows in their landing zone; each slot is a row."""
-        for slot, (processor, output_ids) in self._requests.items():
+        for slot, (processor, prompt_ids, output_ids) in self._requests.items():
             # -1 stands for a token that has not been copied from the device yet.
             pending = output_ids[-1:] == [-1]
             generated = output_ids.index(-1) if pending else len(output_ids)
             if processor.zone <= generated < processor.max_new_tokens:
-                yield processor.row_edit(slot, output_ids[:generated])
+                yield processor.row_edit(slot, output_ids[:generated], prompt_ids)
 
     def _v2_edits(self, ctx: Any) -> Iterator[RowEdit]:
         """The same for V2, which keeps the generated tokens in buffers on the device."""
@@ -151,4 +154,4 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             drafts = [i for s, at, i in inputs if s == slot and len(ids) <= at <= position]
             output_ids = [*ids, *drafts][prompt_length : position + 1]
             if processor.zone <= len(output_ids) < processor.max_new_tokens:
-                yield processor.row_edit(row, output_ids)
+                yield processor.row_edit(row, output_ids, ids[:prompt_length])

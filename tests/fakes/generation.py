@@ -58,11 +58,18 @@ def streamed(pipeline, prompt, opts):
     return "".join(c.text for c in chunks), chunks[-1].response
 
 
-def oracle(tokenizer, ids, stops):
+def decoded(tokenizer, ids, skip=True, prompt=()):
+    """The text of some ids, as what follows that of a prompt."""
+    settings = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(list(prompt), **settings)
+    return tokenizer.decode([*prompt, *ids], **settings)[len(before) :]
+
+
+def oracle(tokenizer, prompt, ids, stops):
     """Token by token; at the first one that completes a stop, cut there. `str.find` only."""
 
     def decode(ids, skip=True):
-        return tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        return decoded(tokenizer, ids, skip, prompt)
 
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     names = [tokenizer.convert_ids_to_tokens(i) for i in special]

@@ -52,8 +52,8 @@ def test_stops_on_every_path_are_as_defined(name, lookup):
                 dict(zip(prompt_ids, answers, strict=True)), len(tokenizer), eos
             )
             expected = [
-                oracle(tokenizer, ids[: ids.index(eos)] if eos in ids else ids, stops)
-                for ids in answers
+                oracle(tokenizer, prompt, ids[: ids.index(eos)] if eos in ids else ids, stops)
+                for prompt, ids in zip(prompt_ids, answers, strict=True)
             ]
             settings = {
                 "stop": stops,

@@ -196,7 +196,7 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
         return
     assert response.token_ids[-1] == tokenizer.eos_token_id or response.stop_reason
     if response.eos_source == "reward" and not response.stop_reason:
-        text = tokenizer.decode(response.token_ids[:-1], skip_special_tokens=True)
+        text = response.text
         assert may_end(text, reward.get("boundary", "sentence")) or may_end(text)
     elif response.eos_source == "forced":
         assert response.token_ids[:-1] == plain.token_ids[:-1]
@@ -208,7 +208,8 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
 def searches(ids, scores, name="bytes", **reward):
     """Ends of one answer: judged at its end, judged at each position, and with `best` passed in."""
     tokenizer = TOKENIZERS[name]
-    kwargs = {"rows": 1, "max_new_tokens": len(ids), "eos_token_ids": [tokenizer.eos_token_id]}
+    eos = [tokenizer.eos_token_id]
+    kwargs = {"rows": 1, "prompts": [[]], "max_new_tokens": len(ids), "eos_token_ids": eos}
     late, early, with_best = (
         Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3)
     )
@@ -265,7 +266,12 @@ def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
     judged = []
     monkeypatch.setattr(boundaries, "may_end", lambda *a: judged.append(a) or may_end(*a))
     landing = Landing(
-        TOKENIZER, rows=1, max_new_tokens=len(ids), eos_token_ids=[EOS], reward=EosReward(start=0)
+        TOKENIZER,
+        rows=1,
+        prompts=[[]],
+        max_new_tokens=len(ids),
+        eos_token_ids=[EOS],
+        reward=EosReward(start=0),
     )
     for count in range(len(ids)):
         landing.record([ids[:count]], scores_with(ids, [])[count : count + 1])
@@ -275,7 +281,12 @@ def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
 
 def test_an_answer_that_begins_again_is_searched_again():
     landing = Landing(
-        TOKENIZER, rows=1, max_new_tokens=20, eos_token_ids=[EOS], reward=EosReward(start=0)
+        TOKENIZER,
+        rows=1,
+        prompts=[[]],
+        max_new_tokens=20,
+        eos_token_ids=[EOS],
+        reward=EosReward(start=0),
     )
     first, second = byte_ids("It is. And"), byte_ids("He went. But I")
     for ids in (first, second):

@@ -11,6 +11,7 @@ from tests.fakes import (
     ScriptedLlama,
     scripted_answers,
 )
+from tests.fakes.generation import decoded
 
 STOPS = ["\nObservation:", "😀", "Observation", " the", "END", "日本", "</s>", "\n\n", "a"]
 TEXT = st.lists(
@@ -30,10 +31,8 @@ def test_stops_at_the_first_token_that_completes_a_stop(name, data):
     prompt = tokenizer("Say END and \nObservation:", add_special_tokens=False)["input_ids"]
     criteria = StopSequenceCriteria(tokenizer, stop=stops, prompt_length=len(prompt))
     for n in range(1, len(ids) + 1):
-        text = tokenizer.decode(
-            ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        full = tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)
+        text = decoded(tokenizer, ids[:n], True, prompt)
+        full = decoded(tokenizer, ids[:n], False, prompt)
         stopped = bool(criteria(torch.tensor([prompt + ids[:n]]), None)[0])
         assert stopped == (any(s in text for s in stops) or ("</s>" in stops and "</s>" in full))
         if stopped:

@@ -54,7 +54,9 @@ def test_stop_oracle_on_every_path(name, data):
     opts = options(stop=stops, eos_reward=False, return_full_text=full, max_new_tokens=len(ids) + 2)
 
     eos = TOKENIZERS[name].eos_token_id
-    visible, reason = oracle(TOKENIZERS[name], ids[: ids.index(eos)] if eos in ids else ids, stops)
+    said = ids[: ids.index(eos)] if eos in ids else ids
+    tokenizer = TOKENIZERS[name]
+    visible, reason = oracle(tokenizer, tokenizer(prompt)["input_ids"], said, stops)
     expected = prompt + visible if full else visible
     response = generate(pipeline, [prompt], opts)[0]
     assert response.text == expected
