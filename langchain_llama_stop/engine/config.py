@@ -120,7 +120,9 @@ def refusals(pipeline: Any, options: GenerationOptions) -> Iterator[Refusal]:
     yield from refused_arguments(pipeline, options.return_full_text)
     settings, defaults = _settings(pipeline, options)[1], pipeline.model.generation_config
     config = generation_config(pipeline, options, max_new_tokens=1)
-    config.update(**defaults.to_dict(), defaults_only=True)  # type: ignore[no-untyped-call]
+    for name, value in defaults.to_dict().items():  # as `generate` does it
+        if getattr(config, name, value) is None:
+            setattr(config, name, value)
 
     def origin(name: str) -> str:
         if name in options.pipeline_kwargs:

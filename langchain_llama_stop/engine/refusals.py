@@ -60,7 +60,7 @@ _HONOURED = {
 }
 """Arguments of `generate` that are honoured, or follow from others."""
 
-_OUTPUT = {
+_OUTPUT: dict[str, tuple[bool, Callable[[dict[str, Any]], bool]]] = {
     "return_tensors": (False, lambda after: _return_type(after) == "TENSORS"),
     "skip_special_tokens": (True, lambda after: after.get("skip_special_tokens") is False),
     "clean_up_tokenization_spaces": (
@@ -106,6 +106,12 @@ def refused_arguments(pipeline: Any, return_full_text: bool) -> Iterator[Refusal
     def refusal(name: str, rule: object, value: object, fix: str = _LEAVE_OUT) -> Refusal:
         return Refusal(name, f"The pipeline's `{name}` has to be {rule}, but is {value!r}", fix)
 
+    if type(pipeline.tokenizer).__name__ == "MistralCommonBackend":
+        yield Refusal(
+            "tokenizer",
+            "The pipeline's `tokenizer` has to be transformers' own, but is mistral-common's",
+            "load it with `AutoTokenizer.from_pretrained(…, mistral_format=False)`",
+        )
     given = {"assistant_tokenizer": pipeline.assistant_tokenizer, **before, **forward}
     for name, fix in _ARGUMENTS.items():
         value = given.get(name)
@@ -164,7 +170,8 @@ def refused_settings(
             yield Refusal(name, problem, _FIXES.get(name) or unset(name))
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        name = next(n for n in _MODES if getattr(config, n, None) not in (None, False, 0, 1))
+        given = ((name, getattr(config, name, None)) for name in _MODES)
+        name = next(n for n, value in given if value and (n, value) != ("num_beams", 1))
         yield Refusal(
             name,
             "The generation mode has to be greedy search or sampling, but "
