@@ -31,6 +31,26 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
         )
 
 
+def check_text(subject: str, text: str) -> None:
+    """Refuses a text with half of a surrogate pair, which no tokenizer can encode.
+
+    Args:
+        subject: What the text is, for the message ("The prompt").
+        text: The text.
+
+    Raises:
+        ValueError: With the half and its place.
+    """
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{subject} has to hold whole characters, but holds the lone surrogate "
+            f"{text[error.start]!r} at index {error.start}: replace it, for example by "
+            "`text.encode('utf-8', 'replace').decode()`."
+        ) from None
+
+
 def check_integer(name: str, value: object, least: int, *, optional: bool = True) -> None:
     """Refuses what is not a whole number of at least `least`; None passes if `optional`."""
     if value is None and optional:

@@ -176,10 +176,11 @@ class LlamaStopLLM(
         """Encodes a text as the model gets it, BOS included where the tokenizer adds one."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
+        from langchain_llama_stop.engine.refusals import encode_settings
         from langchain_llama_stop.tokens.encoding import prompt_ids, tokenizer_lock
 
         with tokenizer_lock(self._ready().tokenizer):
-            return prompt_ids(self.pipeline.tokenizer, text)
+            return prompt_ids(self.pipeline.tokenizer, text, **encode_settings(self.pipeline))
 
     def _constructor_arguments(self) -> dict[str, Any]:
         return self._arguments_by_name(self.model_id, self.pipeline)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -141,11 +142,12 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
                 for name, config in getattr(model, "peft_config", {}).items()
             },
             "active_adapters": adapter_state(model),
-            "pipeline": str(sorted(pipeline._generate_kwargs.items(), key=str)),
-            "pipeline_processors": [
-                _object_key(item)
-                for name in ("logits_processor", "stopping_criteria")
-                for item in pipeline._forward_params.get(name) or ()
+            "pipeline": [
+                {k: _argument_key(v) for k, v in sorted(arguments.items()) if k != "tokenizer"}
+                for arguments in (
+                    *(pipeline._preprocess_params, pipeline._forward_params),
+                    *(pipeline._postprocess_params, pipeline._generate_kwargs),
+                )
             ],
             # LangChain puts the call's stops under "stop", over whatever stands there.
             **{
@@ -173,6 +175,18 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
                 "total_tokens": response.prompt_tokens + output_tokens,
             },
         }
+
+
+def _argument_key(value: Any) -> Any:
+    """Describes an argument of a pipeline: plain values by content, others by `_object_key`."""
+    if isinstance(value, (list, tuple)):
+        return [_argument_key(item) for item in value]
+    if hasattr(value, "to_dict"):  # such as a `GenerationConfig`
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): _argument_key(item) for key, item in value.items()}
+    plain = value is None or isinstance(value, (bool, int, float, str, Enum))
+    return str(value) if plain else _object_key(value)
 
 
 def _object_key(item: Any) -> str:

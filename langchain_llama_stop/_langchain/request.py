@@ -16,6 +16,7 @@ from langchain_llama_stop._langchain.messages import (
 from langchain_llama_stop.chat.template import chat_ids, knows_tools
 from langchain_llama_stop.chat.tool_formats import call_grammar, tool_format
 from langchain_llama_stop.engine.config import token_budget
+from langchain_llama_stop.engine.refusals import truncated
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
@@ -150,4 +151,4 @@ def conversation_ids(
             budget = token_budget(pipeline, options, len(ids), first=True)
             conversation[-1] = with_text(conversation[-1], options.hint(budget))
             ids = chat_ids(pipeline.tokenizer, conversation, **settings)
-    return ids
+    return truncated(pipeline, ids)

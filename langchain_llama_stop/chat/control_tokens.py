@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.tokens.encoding import plain_ids
+from langchain_llama_stop.tokens.encoding import encode, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,9 +121,8 @@ def segment_ids(
     # The texts are also searched together with what surrounds them: "<|im_" + "end|>".
     expected = sum(len(control.findall(text)) for number, text in segments if number is None)
     if len(control.findall(whole)) == expected:
-        ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
-        return ids
-    ids, pending = [], ""  # `pending` is text that is not encoded yet
+        return encode(tokenizer, whole, add_special_tokens=False)
+    ids, pending = list[int](), ""  # `pending` is text that is not encoded yet
     for number, text in segments:
         if number is not None:
             while match := control.search(text):

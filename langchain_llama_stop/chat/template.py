@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop.chat.control_tokens import Placeholders, control_tokens, segment_ids
 from langchain_llama_stop.chat.tool_formats import FORMATS, ToolFormat, tool_format
+from langchain_llama_stop.tokens.encoding import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,8 +142,7 @@ def chat_ids(
                 segments = segments[: 1 + numbers.index(placeholders.required[-1])]
             if not split_special_tokens:
                 whole = "".join(text for _, text in segments)
-                ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
-                return ids
+                return encode(tokenizer, whole, add_special_tokens=False)
             return segment_ids(tokenizer, control, segments)
         problem = "it leaves out or repeats what messages say"
         _log.debug("The chat template left out or repeated a text with these roles")

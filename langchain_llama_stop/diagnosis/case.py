@@ -10,7 +10,8 @@ from typing import Any
 from langchain_llama_stop._optional import Progress
 from langchain_llama_stop.chat.template import chat_ids, own_template, turn_end_ids
 from langchain_llama_stop.diagnosis.eos_scores import EosScores, eos_scores
-from langchain_llama_stop.engine.config import eos_token_ids, lookup, vocabulary_size
+from langchain_llama_stop.engine.config import eos_token_ids, lookup, refusals, vocabulary_size
+from langchain_llama_stop.engine.refusals import Refusal, encode_settings
 from langchain_llama_stop.options import GenerationOptions
 
 DataCollator = Callable[[list[dict[str, Any]]], Any]
@@ -75,7 +76,7 @@ class Case:
     def prompt_ids(self) -> list[int]:
         """The prompt as the model gets it; without one, a question in the template."""
         if self.prompt is not None:
-            return list(self.tokenizer(self.prompt)["input_ids"])
+            return list(self.tokenizer(self.prompt, **encode_settings(self.pipeline))["input_ids"])
         if not self.template or self.template_error:
             return []
         question = [{"role": "user", "content": "What is tea?"}]
@@ -95,6 +96,11 @@ class Case:
     def vocabulary(self) -> int:
         """The number of tokens that the model has embeddings for."""
         return vocabulary_size(self.pipeline.model)
+
+    @cached_property
+    def refusals(self) -> list[Refusal]:
+        """What the pipeline and the model say and no call does."""
+        return list(refusals(self.pipeline, self.options))
 
     def lookup(self, name: str) -> Any:
         """Returns a setting of transformers' `GenerationConfig`, as a call would use it."""

@@ -170,6 +170,34 @@ def eos_is_suppressed(case: Case) -> Iterator[Finding]:
 
 
 @check
+def refused_settings(case: Case) -> Iterator[Finding]:
+    """The pipeline or the model has settings that LlamaStopLLM and ChatLlamaStop refuse."""
+    for refusal in case.refusals:
+        yield Finding(
+            "error",
+            "setting-refused",
+            f"{refusal.problem}.",
+            "LlamaStopLLM and ChatLlamaStop refuse to answer with it: they do not do what it asks.",
+            refusal.fix,
+        )
+
+
+@check
+def empty_eos(case: Case) -> Iterator[Finding]:
+    """The generation config names no EOS token, by an empty list."""
+    settings = case.pipeline.model.generation_config
+    if settings.eos_token_id == [] and case.eos:
+        yield Finding(
+            "warning",
+            "eos-empty",
+            "`eos_token_id` of the generation config is an empty list.",
+            "`generate` of transformers fails with it, or ends no answer. (LlamaStopLLM and "
+            "ChatLlamaStop take the EOS token of the tokenizer.)",
+            case.eos_line(case.eos),
+        )
+
+
+@check
 def right_padding(case: Case) -> Iterator[Finding]:
     """The tokenizer pads on the right."""
     if case.tokenizer.padding_side != "left":

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from langchain_llama_stop._checks import check_text
+
 S = TypeVar("S", str, tuple[int, ...])
 
 
@@ -112,6 +114,7 @@ def parse_stop(value: object) -> tuple[str, ...]:
             raise ValueError(
                 f"`stop` has to hold strings of at least one character, but holds {stop!r}."
             )
+        check_text("`stop`", stop)
     return tuple(dict.fromkeys(value))
 
 

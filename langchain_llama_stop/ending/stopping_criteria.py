@@ -13,7 +13,7 @@ from langchain_llama_stop.ending.stop_strings import (
     parse_stop,
     parse_stop_token_ids,
 )
-from langchain_llama_stop.tokens.detokenizer import detokenizer
+from langchain_llama_stop.tokens.detokenizer import REPLACEMENT, Detokenizer, detokenizer
 from langchain_llama_stop.tokens.masks import after_prompt, last_position
 
 if TYPE_CHECKING:
@@ -102,12 +102,28 @@ class StopSequenceCriteria(StoppingCriteria):
         # The newest token's characters, and those before it with which a stop may begin.
         newest = len(detokenizer.decode([ids[-1]], special=True))
         tail = detokenizer.tail(ids, self._longest + newest)
-        if any(stop in tail for stop in self.stop):
+        if _holds_stop(detokenizer, tail, ids, self.stop):
             return True
         if not self._special_stop or detokenizer.special_ids.isdisjoint(ids):
             return False
         tail = detokenizer.tail(ids, self._longest + newest, special=True)
-        return any(stop in tail for stop in self._special_stop)
+        return _holds_stop(detokenizer, tail, ids, self._special_stop, special=True)
+
+
+def _holds_stop(
+    detokenizer: Detokenizer,
+    tail: str,
+    ids: Sequence[int],
+    stops: Sequence[str],
+    *,
+    special: bool = False,
+) -> bool:
+    """Whether the end of a row's text holds a stop, in which half a character is no U+FFFD."""
+    found = [stop for stop in stops if stop in tail]
+    if found and all(REPLACEMENT in stop for stop in found):
+        whole = tail[: detokenizer.settled(ids, tail, special=special)]
+        return any(stop in whole for stop in found)
+    return bool(found)
 
 
 class AnswerBudget(StoppingCriteria):

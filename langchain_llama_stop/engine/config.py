@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
+from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor
 
 from langchain_llama_stop._weights import check_adapters
 from langchain_llama_stop.ending.stop_strings import parse_stop
 from langchain_llama_stop.engine import rope
+from langchain_llama_stop.engine.refusals import Refusal, refused_arguments, refused_settings
 from langchain_llama_stop.options import CONTINUATIONS, DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
@@ -35,7 +35,7 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
         pipeline.model.generation_config.eos_token_id,
         pipeline.tokenizer.eos_token_id,
     ):
-        if value is not None:
+        if value is not None and value != []:  # an empty list is as good as none
             return [value] if isinstance(value, int) else [int(i) for i in value]
     raise ValueError(
         "`eos_token_id` has to be known, but neither the generation config nor the tokenizer "
@@ -93,11 +93,9 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
         )
     if "stop_strings" in options.pipeline_kwargs:
         raise ValueError("`pipeline_kwargs` may not hold `stop_strings`: use the option `stop`.")
-    if pipeline._preprocess_params.get("prefix"):
-        raise ValueError(
-            f"The pipeline's `prefix` has to be empty, but is "
-            f"{pipeline._preprocess_params['prefix']!r}: put it into the prompts."
-        )
+    for refusal in refusals(pipeline, options):
+        raise ValueError(str(refusal))
+    options = with_pipeline_stops(pipeline, options)
     for token_id in eos_token_ids(pipeline, options):
         if not 0 <= token_id < vocabulary:
             raise ValueError(
@@ -113,26 +111,65 @@ def check_options(pipeline: Any, options: GenerationOptions) -> None:
                 f"itself ({pipeline.model.config.get_text_config().vocab_size} tokens), but is "
                 f"{f'one with {size}' if size else repr(options.assistant_model)}."
             )
+
+
+def refusals(pipeline: Any, options: GenerationOptions) -> Iterator[Refusal]:
+    """Finds what the pipeline, the model or `pipeline_kwargs` say and the engine does not do.
+
+    Args:
+        pipeline: The pipeline.
+        options: The options of a call.
+    """
+    yield from refused_arguments(pipeline, options.return_full_text)
+    settings, defaults = _settings(pipeline, options)[1], pipeline.model.generation_config
     config = generation_config(pipeline, options, max_new_tokens=1)
-    if (config.num_return_sequences or 1) > 1:
-        raise ValueError(
-            f"`num_return_sequences` has to be 1, but is {config.num_return_sequences}: "
-            f"pass the prompt several times to `batch` instead (without a `seed`)."
-        )
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(
-            f"The generation mode has to be greedy search or sampling, but the settings ask for "
-            f"{mode.value.replace('_', ' ')}: remove `num_beams` and the like from the pipeline "
-            "and from `pipeline_kwargs`."
-        )
+    for name, value in defaults.to_dict().items():  # as `generate` does it
+        if getattr(config, name, value) is None:
+            setattr(config, name, value)
+
+    def origin(name: str) -> str:
+        if name in options.pipeline_kwargs:
+            return "`pipeline_kwargs`"
+        return "the pipeline" if settings.get(name) is not None else "the model's generation config"
+
+    def unset(name: str) -> str:
+        if name in options.pipeline_kwargs:
+            return f"leave `{name}` out there"
+        if settings.get(name) is not None:
+            return f"build the pipeline without `{name}`"
+        return f"set `pipeline.model.generation_config.{name} = None`"
+
+    yield from refused_settings(config, origin, unset)
 
 
 def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The pipeline's own generation config, and the settings that override it."""
+    """A generation config, and the settings to put into it: the pipeline's, then the call's."""
     kwargs = dict(pipeline._generate_kwargs)
-    config = copy.deepcopy(kwargs.pop("generation_config", None)) or GenerationConfig()  # type: ignore[no-untyped-call]
-    return config, {**config.to_diff_dict(), **kwargs, **options.pipeline_kwargs}
+    given, config = kwargs.pop("generation_config", None), _CallConfig()  # type: ignore[no-untyped-call]
+    own = given.to_diff_dict() if given else {}
+    own = {name: value for name, value in own.items() if hasattr(config, name)}
+    return config, {**copy.deepcopy(own), **kwargs, **options.pipeline_kwargs}
+
+
+def check_prompt_ids(pipeline: Any, ids: list[int]) -> None:
+    """Refuses a prompt without tokens, or with one that the model has no embedding for.
+
+    Raises:
+        ValueError: With the token.
+    """
+    if not ids:
+        raise ValueError(
+            "The prompt has to hold at least one character, but is empty, and the tokenizer has no "
+            "BOS token that an answer could begin after: write a prompt."
+        )
+    size = vocabulary_size(pipeline.model)
+    if (last := max(ids)) >= size:
+        raise ValueError(
+            f"The prompt has to hold tokens with ids under {size}, as many as the model has "
+            f"embeddings, but holds {pipeline.tokenizer.convert_ids_to_tokens(last)!r} ({last}), "
+            "which was added to the tokenizer: call `model.resize_token_embeddings(len(tokenizer))`"
+            " and train it, or leave it out."
+        )
 
 
 def lookup(pipeline: Any, options: GenerationOptions, name: str) -> Any:
@@ -153,7 +190,10 @@ def lookup(pipeline: Any, options: GenerationOptions, name: str) -> Any:
 def pipeline_callables(pipeline: Any) -> tuple[list[Any], list[Any]]:
     """The logits processors and the stopping criteria of the pipeline itself."""
     params = pipeline._forward_params
-    return list(params.get("logits_processor") or ()), list(params.get("stopping_criteria") or ())
+    processors = list(params.get("logits_processor") or ())
+    if allowed := params.get("prefix_allowed_tokens_fn"):
+        processors.insert(0, PrefixConstrainedLogitsProcessor(allowed, num_beams=1))
+    return processors, list(params.get("stopping_criteria") or ())
 
 
 def token_budget(
@@ -202,12 +242,28 @@ def token_budget(
 
 
 def with_pipeline_stops(pipeline: Any, options: GenerationOptions) -> GenerationOptions:
-    """Adds the stops of the pipeline itself (`stop_sequence`) to the options."""
-    given = pipeline._forward_params.get("stop_strings")
-    if not given:
-        return options
-    stops = parse_stop([given] if isinstance(given, str) else given)
-    return options.replaced(stop=tuple(dict.fromkeys([*options.stop, *stops])))
+    """Adds what the pipeline and its model say to the options: their stops, a draft model."""
+    changes: dict[str, Any] = {}
+    stops = list(options.stop)
+    for given in (
+        pipeline._forward_params.get("stop_strings"),  # the pipeline's `stop_sequence`
+        lookup(pipeline, options, "stop_strings"),
+    ):
+        stops += parse_stop([given] if isinstance(given, str) else given)
+    if len(stops) > len(options.stop):
+        changes["stop"] = tuple(dict.fromkeys(stops))
+    if options.assistant_model is None and pipeline.assistant_model is not None:
+        changes["assistant_model"] = pipeline.assistant_model
+    return options.replaced(**changes) if changes else options
+
+
+class _CallConfig(GenerationConfig):
+    """The generation config of a call. Stop strings are the engine's own and never in it.
+
+    A value of None would let `generate` take those of the model's config.
+    """
+
+    stop_strings = property(lambda config: None, lambda config, value: None)
 
 
 def generation_config(

@@ -32,8 +32,12 @@ WARPERS = (
     transformers.TopKLogitsWarper,
     transformers.TopPLogitsWarper,
     transformers.TypicalLogitsWarper,
+    # With `watermarking_config` and `renormalize_logits`, after those of sampling:
+    transformers.WatermarkLogitsProcessor,
+    transformers.SynthIDTextWatermarkLogitsProcessor,
+    transformers.LogitNormalization,
 )
-"""The processors of sampling: transformers puts them after all others."""
+"""The processors that transformers puts after all others: those of sampling, and what follows."""
 
 
 class Prepared(NamedTuple):
@@ -99,7 +103,7 @@ class Decoder:
         self._criteria: Any = StoppingCriteriaList(c for c in criteria if type(c) not in simple)
         self._eos, self._do_sample = frozenset(config.eos_token_id), config.do_sample
         self._max_tokens = criteria.max_length - len(sequence.ids)
-        self.is_plain = not (count or self._do_sample)
+        self.is_plain = not (len(processors) or self._do_sample)
         self._sequence, self._generator, self._drafter = sequence, generator, drafter
         self.draft: list[int] = []
         # Prompt and answer, (1, all of them); filled up to `_written` when somebody asks for it.
@@ -145,16 +149,18 @@ class Decoder:
         else:
             input_ids = self.input_ids
             scores = self._processors(input_ids, own.clone())
+            warped = self._warpers(input_ids, scores.clone()) if self._warpers else scores
+            best = None
             if self._do_sample:
-                probabilities = torch.softmax(self._warpers(input_ids, scores), dim=-1)
-                best, choosable = None, not bool(probabilities[0, 0].isnan())
+                probabilities = torch.softmax(warped, dim=-1)
+                choosable = not bool(probabilities[0, 0].isnan())
                 if choosable:
                     drawn = torch.multinomial(probabilities, 1, generator=self._generator)
                     token = int(drawn)
             else:
-                highest, index = scores.max(dim=-1)
-                best, token = float(highest), int(index)
-                choosable = best > -torch.inf
+                highest, index = warped.max(dim=-1)
+                token, choosable = int(index), float(highest) > -torch.inf
+                best = None if self._warpers else float(highest)
         if not choosable:
             raise self._nothing_to_choose(own)
         # 3. Stop
@@ -166,8 +172,14 @@ class Decoder:
 
     def _nothing_to_choose(self, own: torch.Tensor) -> FloatingPointError:
         """The error to raise if no token can be chosen."""
-        whose = "The model's scores" if bool(own.isnan().any()) else "The scores"
         length = len(self._sequence.ids) + len(self._sequence.generated)
+        if bool(own.isfinite().all()):
+            return FloatingPointError(
+                f"The settings leave no token to choose after {length} tokens: loosen "
+                "`suppress_tokens`, `bad_words_ids`, `min_new_tokens`, `prefix_allowed_tokens_fn` "
+                "and the like, or look at your own `logits_processor`."
+            )
+        whose = "The model's scores" if bool(own.isnan().any()) else "The scores"
         return FloatingPointError(
             f"{whose} for the next token are not numbers, or forbid every token, after {length} "
             "tokens: load the model with `dtype='float32'` or 'bfloat16' (float16 overflows in "

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.landing import Landing
 from langchain_llama_stop.ending.logits_processor import InPlaceEosReward
-from langchain_llama_stop.ending.stop_strings import (
-    find_stop,
-    match_token_ids,
+from langchain_llama_stop.ending.stop_strings import find_stop, match_token_ids
+from langchain_llama_stop.engine.config import (
+    check_prompt_ids,
+    pipeline_callables,
+    thinking_ids,
+    token_budget,
 )
-from langchain_llama_stop.engine.config import pipeline_callables, thinking_ids, token_budget
 from langchain_llama_stop.engine.hint import add_hint
+from langchain_llama_stop.engine.refusals import encode_settings
 from langchain_llama_stop.engine.streaming import settled_text
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import Detokenizer, TextBuilder, detokenizer
@@ -102,11 +105,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         """Encodes the prompt and finds the budget."""
-        if not self.prompt:
-            raise ValueError("The prompt has to hold at least one character, but is empty.")
         tokenizer, options, prompt = self.pipeline.tokenizer, self.options, self.prompt
         with tokenizer_lock(tokenizer):
-            settings = {"split_special_tokens": True} if options.split_special_tokens else {}
+            settings = encode_settings(self.pipeline)
+            if options.split_special_tokens:
+                settings["split_special_tokens"] = True
             if isinstance(prompt, str):
                 self.ids = prompt_ids(tokenizer, prompt, **settings)
             else:
@@ -118,6 +121,7 @@ class Sequence:
                 first = token_budget(self.pipeline, options, len(self.ids), first=True)
                 hint = options.hint(first)
                 self.ids = prompt_ids(tokenizer, add_hint(tokenizer, prompt, hint), **settings)
+            check_prompt_ids(self.pipeline, self.ids)
             self.detokenizer: Detokenizer = detokenizer(tokenizer).after(self.ids)
             thinking = options.thinking_tokens
             self.budget = token_budget(self.pipeline, options, len(self.ids) + thinking)

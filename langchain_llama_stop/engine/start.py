@@ -17,6 +17,7 @@ from langchain_llama_stop.engine.config import (
     generation_config,
     pipeline_callables,
     thinking_ids,
+    vocabulary_size,
 )
 from langchain_llama_stop.engine.decode import Decoder, prepared
 from langchain_llama_stop.engine.forward import can_batch
@@ -42,7 +43,8 @@ def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox:
     prompt_length, max_new_tokens = len(sequence.ids), sequence.max_new_tokens
     config = generation_config(pipeline, options, max_new_tokens=max_new_tokens)
     config.eos_token_id = eos
-    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+    pad = tokenizer.pad_token_id  # one that was added without resizing has no embedding
+    config.pad_token_id = pad if pad is not None and pad < vocabulary_size(model) else eos[0]
     if model.generation_config.max_length and not model.generation_config.max_new_tokens:
         # The model's own setting is named: transformers warns where both are set in one call.
         config.max_length, config.max_new_tokens = prompt_length + max_new_tokens, None

@@ -38,6 +38,7 @@ class GrammarTokens:
         size: The number of the tokenizer's tokens.
         compiled: Gives a grammar's matcher, to be copied before use, and the ids of a short
             complete answer; None and [] if the grammar cannot be compiled.
+        shortest_length: Gives the number of these ids alone, for grammars of JSON.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -48,14 +49,19 @@ class GrammarTokens:
         self._outside, self._quote = list(firsts.values()), firsts.get('"')
         pieces = [self._tokenizer.greedy_tokenize(chr(i)) for i in (*range(32, 127), 10)]
         self._characters = [piece[0] for piece in pieces if len(piece) == 1]
-        # A schema compiles into one grammar per part of it: room for those of some tens of schemas.
-        self.compiled = lru_cache(maxsize=1024)(self._compile)
+        # A matcher takes some 50 KB, a number nothing: a schema has a matcher and, for each part of
+        # it, a number. Room for some tens of schemas.
+        self.compiled = lru_cache(maxsize=32)(self._compile)
+        self.shortest_length = lru_cache(maxsize=1024)(self._shortest_length)
 
     def _compile(self, lark: str, look_ahead: bool) -> tuple[LLMatcher | None, list[int]]:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
         if matcher.is_error():
             return None, []
         return matcher, self.shortest_completion(matcher, (), MAX_COMPLETION, look_ahead)
+
+    def _shortest_length(self, lark: str) -> int:
+        return len(self._compile(lark, look_ahead=False)[1])
 
     def mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Returns which tokens may come next, as bits of 32-bit words, (words,)."""

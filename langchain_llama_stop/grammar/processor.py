@@ -44,6 +44,9 @@ class _State(NamedTuple):
 class GrammarProcessor(LogitsProcessor):
     """Allows only tokens that lead to an answer of the grammar, complete within the budget.
 
+    It stands after the processors of other settings. Where these forbid every token that the
+    grammar allows, the answer takes the shortest way to its end.
+
     The result depends on `input_ids`, `scores` and the construction alone; the states of the last
     call are kept, so that a row costs one token per step.
 
@@ -93,7 +96,7 @@ class GrammarProcessor(LogitsProcessor):
                 f"{grammar.argument}, but is {max_new_tokens}."
             )
         self._start = _State(start.deep_copy(), completion, 0)
-        parts = [len(self._tokens.compiled(part, False)[1]) for part in grammar.parts]
+        parts = [self._tokens.shortest_length(part) for part in grammar.parts]
         self._reserve = max(parts) + _RESERVE_MARGIN if parts else max_new_tokens
         self._top = _TOP_NEAR_LIMIT if parts else _TOP_ALWAYS
         self._states: dict[tuple[int, ...], _State] = {}
@@ -133,6 +136,9 @@ class GrammarProcessor(LogitsProcessor):
                     ends = self._eos if complete else []
                     allowed = _only([*in_time, *ends] or state.completion[:1], allowed)
             scores[row, ~allowed] = -torch.inf
+            if scores[row].max() <= torch.finfo(scores.dtype).min:
+                # Settings such as `min_new_tokens` forbid all of them: the grammar goes first.
+                scores[row, state.completion[:1] or self._eos] = 0.0
         self._states = states
         return scores
 

@@ -80,7 +80,7 @@ def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> 
     return _json_grammar(text, argument)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _json_grammar(text: str, argument: str) -> Grammar:
     """The grammar of a JSON schema; cached, because one call needs it several times."""
     schema = json.loads(text)
@@ -118,7 +118,7 @@ def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def compile_error(lark: str) -> str:
     """Returns llguidance's message about a grammar in Lark form; "" if it can be compiled."""
     from llguidance import LLMatcher

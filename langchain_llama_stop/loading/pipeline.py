@@ -198,8 +198,10 @@ def _load_tokenizer(source: str | Path, fetch: dict[str, Any]) -> Any:
     """Loads the tokenizer; it pads on the left."""
     from transformers import AutoTokenizer
 
+    # With mistral-common installed, Mistral's own format would give a tokenizer of another kind.
+    settings = {"padding_side": "left", "mistral_format": False, **fetch}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **fetch)
+        tokenizer = AutoTokenizer.from_pretrained(source, **settings)
     except (ValueError, OSError) as error:
         if not isinstance(source, Path):
             raise

@@ -25,7 +25,8 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
+"""What decoders write for bytes that are no character, or not yet one."""
 _WINDOW = 16  # tokens decoded for each new one: shorter decodes are not faster
 _SLACK = 4  # characters at the start of a window that may be wrong: a UTF-8 character has 4 bytes
 
@@ -132,7 +133,7 @@ class Detokenizer:
         # A run of byte tokens is decoded as a whole: one more byte may change all of it.
         run = self._run_start(ids, len(ids), special) if self.byte_ids else len(ids)
         if run == len(ids):
-            return len(text) - text.endswith(_REPLACEMENT)
+            return len(text) - text.endswith(REPLACEMENT)
         before = ids[max(0, run - 1) : run]  # keeps the decoder from stripping a leading space
         length = len(self.decode([*before, *ids[run:]], special=special))
         return max(0, len(text) - length + len(self.decode(before, special=special)))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from langchain_llama_stop._checks import check_text
 from langchain_llama_stop.tokens.weak_cache import cached_per_process
 
 if TYPE_CHECKING:
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
 def tokenizer_lock(tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
     """Returns the lock of a tokenizer: two threads may not use a fast one at the same time."""
     return threading.RLock()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
+    """Encodes a text; all texts of users pass through here.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: Any text.
+        **settings: Further arguments of the tokenizer's call.
+
+    Raises:
+        ValueError: If the text holds half of a surrogate pair.
+    """
+    check_text("The text", text)
+    ids: list[int] = tokenizer(text, **settings)["input_ids"]
+    return ids
 
 
 def ids_after(
@@ -32,8 +49,8 @@ def ids_after(
     Returns:
         The ids of `text`; None if its start merges with `before`.
     """
-    first: list[int] = tokenizer(before, add_special_tokens=False, **settings)["input_ids"]
-    both: list[int] = tokenizer(before + text, add_special_tokens=False, **settings)["input_ids"]
+    first = encode(tokenizer, before, add_special_tokens=False, **settings)
+    both = encode(tokenizer, before + text, add_special_tokens=False, **settings)
     return both[len(first) :] if both[: len(first)] == first else None
 
 
@@ -51,10 +68,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, inside: bool = F
     after = ids_after(tokenizer, "\n", text, split_special_tokens=True) if inside else None
     if after is not None:
         return after
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    return ids
+    return encode(tokenizer, text, add_special_tokens=False, split_special_tokens=True)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -68,12 +82,17 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
     """Encodes a prompt as the model gets it: with one BOS, also where the text has one already.
 
+    An empty prompt becomes the BOS alone; without any, no ids.
+
     Args:
         tokenizer: The model's tokenizer.
         text: The prompt.
         **settings: For the tokenizer.
+
+    Raises:
+        ValueError: If the text holds half of a surrogate pair.
     """
-    ids: list[int] = tokenizer(text, **settings)["input_ids"]
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        return ids[1:]
-    return ids
+    ids, bos = encode(tokenizer, text, **settings), tokenizer.bos_token_id
+    if not ids and isinstance(bos, int):
+        return [bos]
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids

@@ -97,7 +97,7 @@ LLAMA3_SPLIT = (
 
 
 @functools.cache
-def _byte_characters() -> tuple[str, ...]:
+def byte_characters() -> tuple[str, ...]:
     """The character that the byte-level pre-tokenizer writes for each of the 256 bytes."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     others = itertools.count(256)
@@ -105,7 +105,7 @@ def _byte_characters() -> tuple[str, ...]:
 
 
 def _byte_vocabulary() -> dict[str, int]:
-    return {character: byte for byte, character in enumerate(_byte_characters())}
+    return {character: byte for byte, character in enumerate(byte_characters())}
 
 
 def _learned_merges(
@@ -186,7 +186,7 @@ def _llama3_splitter() -> pre_tokenizers.PreTokenizer:
 
 @functools.cache
 def _byte_bpe_merges() -> tuple[tuple[str, str], ...]:
-    return tuple(_learned_merges(_llama3_splitter(), [TEXT], _byte_characters(), 300))
+    return tuple(_learned_merges(_llama3_splitter(), [TEXT], byte_characters(), 300))
 
 
 def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:

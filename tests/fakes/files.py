@@ -68,8 +68,11 @@ def save_tiny(folder: Path, special: dict[str, str] | None = None, **changes) ->
     return folder
 
 
-def save_gguf(file: Path, shift: float = 0.0) -> Path:
-    """Writes the tiny model as llama.cpp does: with its names and its order of q and k."""
+def save_gguf(file: Path, shift: float = 0.0, **ids: int) -> Path:
+    """Writes the tiny model as llama.cpp does: with its names and its order of q and k.
+
+    `ids` are further special tokens, such as `eot_token_id`.
+    """
     config, weights = tiny_config(), tiny_model().state_dict()
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
@@ -90,6 +93,8 @@ def save_gguf(file: Path, shift: float = 0.0) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    for name, token_id in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}", token_id)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in weights.items():

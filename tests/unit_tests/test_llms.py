@@ -209,8 +209,7 @@ def test_empty_input():
     model = llm()
     assert model.batch([]) == []
     assert model.generate([]).generations == []
-    with pytest.raises(ValueError, match="prompt has to hold"):
-        model.invoke("")
+    assert isinstance(model.invoke(""), str)  # after the BOS alone
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer():

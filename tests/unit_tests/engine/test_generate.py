@@ -392,9 +392,9 @@ def test_the_budget_ends_at_the_context_window():
         generate(tiny(), ["x" * 512], options())
 
 
-def test_an_empty_prompt_is_refused():
+def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(ValueError, match="prompt has to hold at least one character"):
-        generate(tiny(), ["Hi", ""], options())
+        generate(tiny(), ["Hi", []], options())
 
 
 def test_every_eos_id_of_the_generation_config_ends_an_answer():

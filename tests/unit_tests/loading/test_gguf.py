@@ -38,6 +38,21 @@ def test_a_changed_gguf_file_is_converted_again_and_its_old_copy_removed(tmp_pat
     assert len(copies(cache)) == 1
 
 
+@pytest.mark.parametrize(
+    ("ids", "eos"),
+    [
+        ({}, 2),
+        ({"eot_token_id": 2}, 2),
+        ({"eot_token_id": 9}, [2, 9]),
+        ({"eot_token_id": 9, "eom_token_id": 11}, [2, 9, 11]),
+        ({"eom_token_id": 11}, [2, 11]),
+    ],
+)
+def test_what_ends_a_turn_in_a_gguf_file_is_eos_too(tmp_path, cache, ids, eos):
+    pipeline = load_pipeline(save_gguf(tmp_path / "m.gguf", **ids))
+    assert pipeline.model.generation_config.eos_token_id == eos
+
+
 def cut_weights(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
