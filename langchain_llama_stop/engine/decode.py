@@ -162,7 +162,7 @@ class Decoder:
                 token, choosable = int(index), float(highest) > -torch.inf
                 best = None if self._warpers else float(highest)
         if not choosable:
-            raise self._nothing_to_choose(own)
+            raise self._nothing_to_choose(own, scores)
         # 3. Stop
         ends = token in self._eos or len(self._sequence.generated) + 1 >= self._max_tokens
         if self._criteria:
@@ -170,10 +170,10 @@ class Decoder:
             ends = bool(self._criteria(ids, None).any()) or ends
         return Step(token, ends, input_ids, own, scores, best, self._do_sample)
 
-    def _nothing_to_choose(self, own: torch.Tensor) -> FloatingPointError:
+    def _nothing_to_choose(self, own: torch.Tensor, scores: torch.Tensor) -> FloatingPointError:
         """The error to raise if no token can be chosen."""
         length = len(self._sequence.ids) + len(self._sequence.generated)
-        if bool(own.isfinite().all()):
+        if bool(own.isfinite().all()) and not bool(scores.isnan().any()):
             return FloatingPointError(
                 f"The settings leave no token to choose after {length} tokens: loosen "
                 "`suppress_tokens`, `bad_words_ids`, `min_new_tokens`, `prefix_allowed_tokens_fn` "

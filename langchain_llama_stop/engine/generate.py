@@ -7,7 +7,6 @@ runs the passes for all calls together. `generate` waits for what `stream_genera
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -133,10 +132,8 @@ def _pieces(
                 yield text
     finally:
         engine.abort(requests)
-    while waiting:  # the time is up: until the engine has left them as they are
-        waiting -= outbox.get(math.inf)[1] is None
     cancellation.check()
-    finished, count = sum(sequence.finished for sequence in sequences), len(sequences)
+    finished, count = sum(request.left().finished for request in requests), len(requests)
     if finished < count:
         if options.on_timeout == "raise":
             raise deadline.error(finished, count)

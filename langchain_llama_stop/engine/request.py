@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import Context
 from typing import Any
 
@@ -57,6 +58,7 @@ class Request:
         self.prefix_cache, self.unbatchable = prefix_cache, unbatchable
         self.model_kwargs, self.threads = model_kwargs, torch.get_num_threads()
         self._outbox, self._context, self._sent = outbox, context, 0
+        self._writing = threading.Lock()
         self.finished = self.aborted = self.prefill_alone = False
         self.error: BaseException | None = None
         self.steps = 0
@@ -74,17 +76,25 @@ class Request:
 
     def advance(self, logits: torch.Tensor, greedy: list[tuple[int, float]]) -> None:
         """Takes the logits of a pass; see `Decoder.decode`. An error ends the request."""
-        try:
-            self._context.run(self.decoder.decode, logits, greedy)
-        except BaseException as error:  # an interrupt too: it is meant for this call alone
-            self.end(error)
-            return
+        with self._writing:
+            if self.aborted:
+                return
+            try:
+                self._context.run(self.decoder.decode, logits, greedy)
+            except BaseException as error:  # an interrupt too: it is meant for this call alone
+                self.end(error)
+                return
         self.steps += 1
         if self.sequence.finished:
             self.end()
         elif len(text := self.sequence.streamable) > self._sent:
             self._outbox.put((self, text[self._sent :]))
             self._sent = len(text)
+
+    def left(self) -> Sequence:
+        """The sequence of an aborted request, to which nobody writes any more."""
+        with self._writing:
+            return self.sequence
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the request, early or not; its caller gets the error."""

@@ -7,15 +7,15 @@ import asyncio
 import gc
 import os
 import random
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from transformers import LogitsProcessor
+
 from langchain_llama_stop import LlamaStopLLM
-from langchain_llama_stop.engine.thread import engine_of
 from tests.fakes.generation import tiny
-from tests.fakes.threads import at_rest
+from tests.fakes.threads import Gate, at_rest, wait_for
 
 SECONDS = 600 if os.environ.get("LLAMA_STOP_LONG") else 4
 OPTIONS = [
@@ -100,24 +100,30 @@ def test_32_threads_and_200_tasks_get_what_each_would_get_alone():
     assert max(half) < 1.2 * min(half) + 50  # flat
 
 
+class Arrivals(LogitsProcessor):
+    """Records the number of its call when it has been prefilled."""
+
+    def __init__(self, order, number):
+        self.order, self.number = order, number
+
+    def __call__(self, input_ids, scores):
+        if self.number not in self.order:
+            self.order.append(self.number)
+        return scores
+
+
 def test_nobody_waits_for_more_than_a_bounded_number_of_later_calls():
     """Calls are prefilled in the order of their arrival; none is overtaken."""
-    llm = LlamaStopLLM(pipeline=tiny(), temperature=0, max_new_tokens=6, batch_size=4)
-    scheduler, order, arrived = engine_of(llm.pipeline.model), [], []
-    prefill, add_request, lock = scheduler._prefill, scheduler.add_request, threading.Lock()
-
-    def recording_prefill(group):
-        with lock:
-            order.extend(group)
-        prefill(group)
-
-    def recording_add_request(request):
-        with lock:
-            add_request(request)
-            arrived.append(request)
-
-    scheduler._prefill, scheduler.add_request = recording_prefill, recording_add_request
-    with ThreadPoolExecutor(32) as pool:
-        list(pool.map(llm.invoke, PROMPTS * 12))
-    assert len(order) == len(arrived) == 120
-    assert order == arrived
+    pipeline, order = tiny(), []
+    llm = LlamaStopLLM(pipeline=pipeline, temperature=0, max_new_tokens=6, batch_size=4)
+    gate = Gate(pipeline)
+    gate.open.clear()
+    with ThreadPoolExecutor(61) as pool:
+        pool.submit(llm.invoke, "first")
+        assert gate.waits.wait(30)
+        for number in range(60):
+            arrivals = [Arrivals(order, number)]
+            pool.submit(llm.invoke, PROMPTS[number % len(PROMPTS)], logits_processor=arrivals)
+            wait_for(pipeline, number + 1)
+        gate.open.set()
+    assert order == list(range(60)) and max(gate.rows) == 4

@@ -7,6 +7,7 @@ chat x with and without draft tokens. LLAMA_STOP_LONG=1 runs over 20,000 of them
 
 import os
 import random
+from itertools import accumulate
 
 import pytest
 from langchain_core.messages import HumanMessage
@@ -79,15 +80,17 @@ def test_stops_on_every_path_are_as_defined(name, lookup):
     print(f"{name}, {lookup} draft tokens: {cases} cases, none differs")
 
 
-def settled(tokenizer, ids):
-    """The part of the ids' text that no later token changes.
+def settled(tokenizer, prompt, ids):
+    """The part of an answer's text that no later token changes, as it follows its prompt.
 
     A run of byte-fallback tokens ("<0x0A>") is decoded as a whole: if it is incomplete, all of it
     becomes replacement characters.
     """
     while ids and tokenizer.convert_ids_to_tokens(ids[-1]).startswith("<0x"):
         ids = ids[:-1]
-    return tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    before = len(tokenizer.decode(prompt, skip_special_tokens=True))
+    text = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+    return text[before:].rstrip("\ufffd")
 
 
 def safe_length(text, stops):
@@ -106,19 +109,21 @@ def test_a_stream_holds_back_what_it_must_and_no_more(name):
     for _ in range(5 * ROUNDS):
         ids = encode(name, "".join(rng.choices(pieces, k=rng.randrange(1, 12))))
         ids = [i for i in ids if i not in special]
-        stops, received = rng.sample(plain, rng.randrange(1, 9)), [""]
+        stops, safe = rng.sample(plain, rng.randrange(1, 9)), [""]
         prompt = tokenizer("go")["input_ids"]
 
-        def check(input_ids, scores, prompt=prompt, stops=stops, received=received):
-            text = settled(tokenizer, input_ids[0, len(prompt) :].tolist())
-            assert received[0] == text[: safe_length(text, stops)], (stops, text)
+        def note(input_ids, scores, prompt=prompt, stops=stops, safe=safe):
+            text = settled(tokenizer, prompt, input_ids[0, len(prompt) :].tolist())
+            text = text[: safe_length(text, stops)]
+            if len(text) > len(safe[-1]):
+                safe.append(text)
             return scores
 
         scores = scripted_answers({tuple(prompt): ids}, len(tokenizer), eos)
         pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
         opts = options(stop=stops, eos_reward=False, prefix_cache=0, max_new_tokens=len(ids) + 2)
-        opts = opts.updated({"logits_processor": [check]})
-        for piece in stream_generate(pipeline, "go", opts):
-            received[0] += piece.text
-            steps += 1
+        opts = opts.updated({"logits_processor": [note]})
+        *streamed, _ = [piece.text for piece in stream_generate(pipeline, "go", opts)]
+        assert list(accumulate(["", *streamed])) == safe, (stops, safe)
+        steps += len(streamed) + 1
     print(f"{name}: {steps} pieces of streams, none late")

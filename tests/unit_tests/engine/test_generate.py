@@ -514,6 +514,7 @@ def test_an_interrupted_forward_pass_leaves_nothing_in_the_prefix_cache(error):
     stream = stream_generate(pipeline, "x" * 70, opts)
     next(stream)
     stream.close()  # between two steps: the computed prefix is complete, and is cached
+    assert at_rest(pipeline)
     assert prefix_cache_of(pipeline.model).tokens >= 70
 
 
