@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from langchain_core.runnables.config import run_in_executor
 
+from langchain_llama_stop._locks import in_forked_child
 from langchain_llama_stop.engine.admission import Cancellation, cancelled_by
 
 
@@ -24,7 +24,7 @@ _WAITING: ThreadPoolExecutor
 """Threads of awaited calls, made as they are needed: more than `max_calls` (1024 by default), so
 that one call too many is refused and does not wait here."""
 _new_pool()
-os.register_at_fork(after_in_child=_new_pool)
+in_forked_child(_new_pool)
 
 
 class AsyncCallsMixin:

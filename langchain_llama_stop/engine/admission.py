@@ -93,23 +93,20 @@ class Cancellation:
     def cancel(self) -> None:
         """Aborts all requests of the call, and those that are still to come."""
         with self._lock:
-            self._cancelled, aborts = True, self._aborts
+            self._cancelled, aborts = True, list(self._aborts)
         for abort in aborts:
             abort()
 
-    def add(self, abort: Callable[[], None]) -> None:
-        """Registers how a request of the call is aborted.
-
-        Args:
-            abort: Aborts the request; may be called from any thread.
-
-        Raises:
-            Cancelled: If the call has been cancelled.
-        """
-        self.check()
+    @contextmanager
+    def aborting(self, abort: Callable[[], None]) -> Iterator[None]:
+        """Calls `abort` if the call is cancelled in this context; it may come from any thread."""
         with self._lock:
             self._aborts.append(abort)
-        self.check()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._aborts.remove(abort)
 
     def check(self) -> None:
         """Raises `Cancelled` if the call has been cancelled."""
@@ -126,11 +123,11 @@ def current_cancellation() -> Cancellation:
 
 
 @contextmanager
-def cancelled_by(cancellation: Cancellation | None) -> Iterator[None]:
+def cancelled_by(cancellation: Cancellation) -> Iterator[None]:
     """Makes the calls of this thread cancellable for as long as the context lasts.
 
     Args:
-        cancellation: What cancels them; None where this thread works for other calls.
+        cancellation: What cancels them.
     """
     token = _CURRENT.set(cancellation)
     try:

@@ -71,7 +71,7 @@ class Batch:
             attended: 1 for tokens that count, 0 for padding, (rows, new); None if all count.
 
         Returns:
-            The logits, (rows, keep, vocab).
+            The logits, (rows, keep, vocab), float32.
         """
         prefix_cache_of(model).watch_adapters(model)
         length, padded = self.cache.length, self.padded or attended is not None
@@ -82,7 +82,7 @@ class Batch:
         try:
             logits = forward(
                 model, tokens, self.cache, positions, mask if padded else None, keep=keep
-            )
+            ).float()
         except BaseException:  # some layers have written, others have not
             self.cache.truncate(length)
             raise

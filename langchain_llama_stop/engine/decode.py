@@ -7,6 +7,7 @@ the scheduler decides which passes run and which sequences share them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ WARPERS = (
 """The processors that transformers puts after all others: those of sampling, and what follows."""
 
 
+_SIMPLE = (EosTokenCriteria, MaxLengthCriteria)
+"""The criteria that `generate` always adds."""
+
+
 class Prepared(NamedTuple):
     """What transformers' `generate` has put together for one sequence.
 
@@ -69,12 +74,7 @@ def prepared(
 
 
 class Decoder:
-    """Chooses the tokens of one sequence, greedily or by sampling.
-
-    Attributes:
-        is_plain: Whether each token is simply the one with the highest logit.
-        draft: Draft tokens for the next pass; they may be left out.
-    """
+    """Chooses the tokens of one sequence, greedily or by sampling."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Decoder:
         prepared: Prepared,
         *,
         device: torch.device,
+        given_criteria: Iterable[Any],
         generator: torch.Generator | None,
         drafter: Drafter | None,
     ) -> None:
@@ -91,6 +92,7 @@ class Decoder:
             sequence: The sequence; it is given the tokens.
             prepared: What `generate` has put together.
             device: Where processors and criteria expect the ids.
+            given_criteria: Those among the criteria that `generate` was given.
             generator: The source of randomness; torch's global one if None.
             drafter: Drafts tokens; greedy decoding only.
         """
@@ -99,15 +101,20 @@ class Decoder:
         count = len(processors) - len(sampling)
         self._processors: Any = LogitsProcessorList(processors[:count])
         self._warpers: Any = LogitsProcessorList(reversed(sampling))
-        simple = (EosTokenCriteria, MaxLengthCriteria)
-        self._criteria: Any = StoppingCriteriaList(c for c in criteria if type(c) not in simple)
-        self._eos, self._do_sample = frozenset(config.eos_token_id), config.do_sample
-        self._max_tokens = criteria.max_length - len(sequence.ids)
-        self.is_plain = not (len(processors) or self._do_sample)
+        # EOS and the length are compared here; unless the user's own criteria took their places.
+        given = set(map(id, given_criteria))
+        simple = [c for c in criteria if isinstance(c, _SIMPLE) and id(c) not in given]
+        self._criteria: Any = StoppingCriteriaList(c for c in criteria if c not in simple)
+        ends_by_eos = any(isinstance(c, EosTokenCriteria) for c in simple)
+        self._eos = frozenset(config.eos_token_id if ends_by_eos else ())
+        self._do_sample, self._max_tokens = config.do_sample, sequence.max_new_tokens
+        self._is_plain = not (len(processors) or self._do_sample)
         self._sequence, self._generator, self._drafter = sequence, generator, drafter
-        self.draft: list[int] = []
+        self._draft: list[int] = []  # of the pass that runs
+        self._accepted = 0  # draft tokens of the last pass that were right
         # Prompt and answer, (1, all of them); filled up to `_written` when somebody asks for it.
-        self._buffer = torch.empty(1, criteria.max_length, dtype=torch.long, device=device)
+        length = len(sequence.ids) + sequence.max_new_tokens
+        self._buffer = torch.empty(1, length, dtype=torch.long, device=device)
         self._written = 0
 
     @property
@@ -128,22 +135,30 @@ class Decoder:
             logits: The model's own, (1 or more, vocab), float32; not written to.
             greedy: The id and the value of the highest of each.
         """
-        drafted, position = len(self.draft), 0
+        logits = logits.to(self._buffer.device)
+        if len(greedy) == 1:
+            self._draft = []  # a pass that others share has none
         for position, best in enumerate(greedy):
             step = self._step(logits[position : position + 1], best)
             self._sequence.take(step)
+            self._accepted = position
             if step.finished:
                 return
-            if position < drafted and step.token != self.draft[position]:
+            if position < len(self._draft) and step.token != self._draft[position]:
                 break
+
+    def new_draft(self) -> list[int]:
+        """Drafts tokens for a pass that no other sequence shares; they may be wrong."""
         if self._drafter:
-            room = self._max_tokens - len(self._sequence.generated) - 1
-            self.draft = self._drafter(self.input_ids, drafted, position, room)[0].tolist()
+            drafted, room = len(self._draft), self._max_tokens - len(self._sequence.generated) - 1
+            ids = self._drafter(self.input_ids, drafted, self._accepted, room)
+            self._draft = ids[0].tolist()
+        return self._draft
 
     def _step(self, own: torch.Tensor, greedy: tuple[int, float]) -> Step:
         """One more token, after the model's own logits, (1, vocab)."""
         # 1. Scores, (1, vocab), and 2. the choice
-        if self.is_plain:
+        if self._is_plain:
             scores, input_ids, (token, best) = own, None, greedy
             choosable = best > -torch.inf
         else:

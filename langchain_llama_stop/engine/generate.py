@@ -15,9 +15,10 @@ from typing import Any
 from langchain_llama_stop.engine.admission import Deadline, admitted, current_cancellation
 from langchain_llama_stop.engine.config import with_pipeline_stops
 from langchain_llama_stop.engine.outbox import Outbox
+from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Sequence
 from langchain_llama_stop.engine.start import start
-from langchain_llama_stop.engine.thread import INSIDE, engine_of
+from langchain_llama_stop.engine.thread import check_outside, engine_of
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import TextBuilder
 
@@ -111,29 +112,37 @@ def _pieces(
     Closed, interrupted, or left by an error of one of them, it aborts all of them.
     """
     engine, outbox, cancellation = engine_of(pipeline.model), Outbox(), current_cancellation()
-    if engine in INSIDE.get():
-        raise RuntimeError(
-            "The model has to be called from outside of its own processors and criteria, but was "
-            "called from inside: call it in a callback, or another model."
-        )
-    # Those of one length share a prefill without padding; the longest first: they need most memory.
-    in_order = sorted(sequences, key=lambda s: (s.budget, len(s.ids)), reverse=True)
-    requests = [start(pipeline, sequence, options, outbox) for sequence in in_order]
-    waiting = len(requests)
+    # The longest first: they need most memory. Those of one length need no padding together.
+    upcoming = sorted(sequences, key=lambda s: (s.budget, len(s.ids)), reverse=True)
+    requests: list[Request] = []
+    running, most = 0, options.batch_size
     try:
-        cancellation.add(partial(engine.abort, requests))
-        engine.add(requests)
-        while waiting and (item := outbox.get(deadline.until)):
-            request, text = item
-            waiting -= text is None
-            if text is None and request.error:
-                raise request.error
-            if text:
-                yield text
+        with cancellation.aborting(partial(engine.abort, requests)):
+            while (upcoming or running) and not deadline.passed:
+                cancellation.check()
+                check_outside(engine)
+                # A prefill holds up the running rows, so that it has to add a quarter of a batch,
+                # and more than one row, if so many are left. Chosen, not tuned.
+                if upcoming and (not running or most - running >= max(2, most // 4)):
+                    batch = upcoming[: most - running]
+                    del upcoming[: len(batch)]
+                    new = [start(pipeline, s, options, outbox, deadline.until) for s in batch]
+                    requests += new
+                    engine.add(new)
+                    running += len(new)
+                    cancellation.check()
+                text, error = outbox.get(deadline.until) or ("", None)
+                if error:
+                    raise error
+                running -= text is None
+                if text:
+                    yield text
     finally:
         engine.abort(requests)
     cancellation.check()
-    finished, count = sum(request.left().finished for request in requests), len(requests)
+    for request in requests:
+        request.settled()
+    finished, count = sum(sequence.finished for sequence in sequences), len(sequences)
     if finished < count:
         if options.on_timeout == "raise":
             raise deadline.error(finished, count)

@@ -1,7 +1,7 @@
 """What happens when memory runs out: how it is recognised, and what is freed first.
 
-If that is not enough, `scheduler.py` lets requests wait and prefills them again, `generate.py`
-halves the batches of a call, and a single answer that does not fit gets the error made here.
+If that is not enough, `scheduler.py` lets requests wait and prefills them again. A single answer
+that does not fit gets the error made here.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        """Starts empty; belongs to the thread, and the process, that makes it."""
+        """Starts empty; belongs to the process that makes it."""
         self._items: SimpleQueue[Any] = SimpleQueue()
         self._engine, self._pid = HERE.engine, os.getpid()
 
@@ -55,7 +55,7 @@ class Outbox:
             until: The time by `time.monotonic` at which to stop waiting.
 
         Returns:
-            The item; None if the time is up.
+            The item; None if the time is up, even if there is one.
 
         Raises:
             RuntimeError: In a forked child, to which the parent's answers do not come.
@@ -65,8 +65,11 @@ class Outbox:
                 "The answer has to be read in the process that asked for it, but this is a child "
                 "that was forked meanwhile: ask again here."
             )
+        self._engine = HERE.engine  # who takes from it may change from item to item
         if self._engine:
             self._engine.serve(lambda: not self._items.empty() or time.monotonic() >= until, until)
+        if time.monotonic() >= until:
+            return None
         try:
             return self._items.get(timeout=seconds_until(until))
         except Empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextvars import Context
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from langchain_llama_stop.engine.decode import Decoder
 from langchain_llama_stop.engine.forward import run_model
+from langchain_llama_stop.engine.oom import without_frames
 from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.sequence import Sequence
 
@@ -37,6 +39,7 @@ class Request:
         outbox: Outbox,
         context: Context,
         *,
+        until: float,
         max_rows: int,
         prefix_cache: int,
         unbatchable: bool,
@@ -49,6 +52,7 @@ class Request:
             decoder: Chooses its tokens.
             outbox: Where pieces of the answer, and its end, go to.
             context: The caller's context variables: the caller's own processors run in it.
+            until: The time by `time.monotonic` at which the request leaves in any case.
             max_rows: Rows that a batch may have once the request has joined it.
             prefix_cache: Tokens that the model's prefix cache may hold.
             unbatchable: Whether its passes cannot be shared.
@@ -57,7 +61,7 @@ class Request:
         self.sequence, self.decoder, self.max_rows = sequence, decoder, max_rows
         self.prefix_cache, self.unbatchable = prefix_cache, unbatchable
         self.model_kwargs, self.threads = model_kwargs, torch.get_num_threads()
-        self._outbox, self._context, self._sent = outbox, context, 0
+        self._outbox, self._context, self._until, self._sent = outbox, context, until, 0
         self._writing = threading.Lock()
         self.finished = self.aborted = self.prefill_alone = False
         self.error: BaseException | None = None
@@ -70,9 +74,19 @@ class Request:
         return self.sequence.ids + self.sequence.generated
 
     @property
-    def next_tokens(self) -> list[int]:
-        """The newest token, and draft tokens that may be left out of the pass."""
-        return [self.sequence.generated[-1], *self.decoder.draft]
+    def length(self) -> int:
+        """How many ids these are."""
+        return len(self.sequence.ids) + len(self.sequence.generated)
+
+    @property
+    def newest(self) -> int:
+        """The newest token of the answer."""
+        return self.sequence.generated[-1]
+
+    @property
+    def leaves(self) -> bool:
+        """Whether its caller does not wait for it any more."""
+        return self.aborted or time.monotonic() >= self._until
 
     def advance(self, logits: torch.Tensor, greedy: list[tuple[int, float]]) -> None:
         """Takes the logits of a pass; see `Decoder.decode`. An error ends the request."""
@@ -82,17 +96,17 @@ class Request:
             try:
                 self._context.run(self.decoder.decode, logits, greedy)
             except BaseException as error:  # an interrupt too: it is meant for this call alone
-                self.end(error)
+                self.end(without_frames(error))
                 return
         self.steps += 1
         if self.sequence.finished:
             self.end()
         elif len(text := self.sequence.streamable) > self._sent:
-            self._outbox.put((self, text[self._sent :]))
+            self._outbox.put((text[self._sent :], None))
             self._sent = len(text)
 
-    def left(self) -> Sequence:
-        """The sequence of an aborted request, to which nobody writes any more."""
+    def settled(self) -> Sequence:
+        """The sequence, once nobody writes to it: of a request that is aborted or finished."""
         with self._writing:
             return self.sequence
 
@@ -100,7 +114,7 @@ class Request:
         """Ends the request, early or not; its caller gets the error."""
         if not self.finished:
             self.finished, self.error, self.model_kwargs = True, error, {}
-            self._outbox.put((self, None))
+            self._outbox.put((None, error))
 
 
 def unbatched_pass(model: Any, request: Request) -> torch.Tensor:

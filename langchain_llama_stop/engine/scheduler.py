@@ -37,6 +37,7 @@ class Scheduler:
         """Starts with no request; `model` gives the model, as a weak reference does."""
         self._ref = model
         self._queue: list[Request] = []  # wait for their prefill, the first come first
+        self._prefilling: list[Request] = []  # of the prefill that runs
         self._batch: Batch | None = None
         self._unbatchable: list[Request] = []
         self._just_prefilled = False  # whether the last step was a prefill
@@ -69,9 +70,9 @@ class Scheduler:
     def fail(self, error: BaseException) -> None:
         """Ends all requests with an error that no one of them has caused."""
         running = self._batch.running() if self._batch else ()
-        for request in [*self._queue, *running, *self._unbatchable]:
+        for request in [*self._queue, *self._prefilling, *running, *self._unbatchable]:
             request.end(error)
-        self._queue, self._batch, self._unbatchable = [], None, []
+        self._queue, self._prefilling, self._batch, self._unbatchable = [], [], None, []
 
     def step(self) -> None:
         """One prefill of queued requests or one decode of all running ones."""
@@ -80,7 +81,9 @@ class Scheduler:
         group = [] if self._batch and self._just_prefilled else self._next_group()
         self._just_prefilled = bool(group)
         if group:
+            self._prefilling = group
             self._prefill(group)
+            self._prefilling = []
         elif self._batch:
             self._decode(self._batch)
         for request in self._unbatchable:
@@ -88,13 +91,13 @@ class Scheduler:
         self._unbatchable = [request for request in self._unbatchable if not request.finished]
 
     def _remove_aborted(self) -> None:
-        """Ends the aborted requests; their prefixes are cached."""
+        """Ends the requests that are aborted, or whose time is up; their prefixes are cached."""
         batch = self._batch
-        aborted = [request for request in (batch.running() if batch else ()) if request.aborted]
+        aborted = [request for request in (batch.running() if batch else ()) if request.leaves]
         for request in aborted:
             self._cache_prefix(batch, request)
         others = [*self._queue, *self._unbatchable]
-        for request in [*aborted, *(request for request in others if request.aborted)]:
+        for request in [*aborted, *(request for request in others if request.leaves)]:
             request.end()
         self._queue = [request for request in self._queue if not request.finished]
         self._unbatchable = [request for request in self._unbatchable if not request.finished]
@@ -124,15 +127,11 @@ class Scheduler:
             self._unbatchable.append(self._queue.pop(0))
         if not self._queue:
             return []
-        running, most = self.running_rows, self._queue[0].max_rows
-        # A prefill holds up the running rows, so that it has to add a quarter of a batch, and
-        # more than one row, if so many wait. Chosen, not tuned.
-        if running and most - running < min(len(self._queue), max(2, most // 4)):
-            return []
+        running = self.running_rows
         group: list[Request] = []
         lengths: list[int] = []
         for request in self._queue:
-            lengths = [*lengths, len(request.ids)]
+            lengths = [*lengths, request.length]
             padding = len(lengths) * max(lengths) - sum(lengths)
             if (
                 request.unbatchable
@@ -151,13 +150,13 @@ class Scheduler:
         try:
             batch, logits, cache = prefill(self._model, group)
             self._prefix_cache = cache or self._prefix_cache
+            for request, row in zip(group, logits, strict=True):
+                if request.prefix_cache and not request.steps:
+                    request.prompt_logits = row[-1].clone()
         except BaseException as error:
             failure = without_frames(error)
         if failure:
             return self._prefill_failed(group, failure)
-        for request, row in zip(group, logits, strict=True):
-            if request.prefix_cache and not request.steps:
-                request.prompt_logits = row[-1].clone()
         before = self._batch
         self._process_logits(batch, logits)
         with self._moving_rows(before, batch):
@@ -184,7 +183,7 @@ class Scheduler:
             logger.info("A prefill of %d requests failed, is tried again: %s", len(group), cause)
             self._queue[:0] = group
         elif self._batch and no_memory:
-            self._preempt(group, self._batch)
+            self._preempt(group, self.running_rows)
         else:
             self._end(group[0], failure)
 
@@ -192,14 +191,14 @@ class Scheduler:
         """Lets requests wait that could not join the running rows for lack of memory."""
         if out_of_memory(failure):
             free_caches(self._model)
-            self._preempt(group, running)
+            self._preempt(group, len(running.running()))
         else:
             for request in group:
                 request.end(failure)
 
-    def _preempt(self, group: list[Request], running: Batch) -> None:
-        """Lets requests wait until fewer rows run than now; then they are prefilled again."""
-        most = max(1, len(running.running()))
+    def _preempt(self, group: list[Request], running: int) -> None:
+        """Lets requests wait until fewer than `running` rows run; then they are prefilled again."""
+        most = max(1, running)
         for request in group:
             request.max_rows = most
             logger.info("Memory ran out: a request waits until at most %d others run.", most - 1)
@@ -216,15 +215,12 @@ class Scheduler:
 
     def _decode(self, batch: Batch) -> None:
         """One forward pass over the newest token of all rows."""
-        if len(batch.requests) == 1 and not self._queue and (request := batch.requests[0]):
-            newest = [request.next_tokens]  # with its draft
-        else:
-            for request in batch.running():
-                request.decoder.draft = []
-            newest = [[0 if r is None or r.finished else r.next_tokens[0]] for r in batch.requests]
-        tokens = torch.tensor(newest, device=batch.mask.device)
+        newest = [[0 if r is None or r.finished else r.newest] for r in batch.requests]
         failure = None
         try:
+            if len(newest) == 1 and not self._queue and (request := batch.requests[0]):
+                newest[0] += request.decoder.new_draft()
+            tokens = torch.tensor(newest, device=batch.mask.device)
             logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
         except BaseException as error:
             failure = without_frames(error)
@@ -242,9 +238,9 @@ class Scheduler:
             return  # and try again
         *older, newest = batch.running()
         if no_memory and older:
+            self._preempt([newest], len(older))
             batch.requests = [None if r is newest else r for r in batch.requests]
             batch.compact(at_once=True)
-            self._preempt([newest], batch)
         else:
             self._end(newest, failure)
 
@@ -252,14 +248,14 @@ class Scheduler:
         """A pass of a request that cannot share one."""
         try:
             logits = unbatched_pass(self._model, request).float()
+            greedy = _greedy(logits[None])[0]
         except BaseException as error:
             self._end(request, without_frames(error))
         else:
-            request.advance(logits, _greedy(logits[None])[0])
+            request.advance(logits, greedy)
 
     def _process_logits(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Advances all requests by the logits of a pass, (rows, 1 or more, vocab)."""
-        logits = logits.float()
+        """Advances all requests by the logits of a pass, (rows, 1 or more, vocab), float32."""
         running = batch.running()
         greedy = _greedy(logits)
         for request, row in running.items():
@@ -267,7 +263,7 @@ class Scheduler:
             if request.finished:
                 self._cache_prefix(batch, request)
             elif logits.shape[1] > 1:  # drops draft tokens that were wrong
-                batch.truncate(len(request.ids) - 1)
+                batch.truncate(request.length - 1)
 
     def _cache_prefix(self, batch: Batch | None, request: Request) -> None:
         """Keeps what has been computed of a request in the prefix cache."""

@@ -36,8 +36,10 @@ from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
-def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox: Outbox) -> Request:
-    """Makes the request of one sequence; its answer goes to the outbox."""
+def start(
+    pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox: Outbox, until: float
+) -> Request:
+    """Makes the request of one sequence, which goes to the outbox, and leaves at `until`."""
     model, tokenizer = pipeline.model, pipeline.tokenizer
     eos = eos_token_ids(pipeline, options)
     prompt_length, max_new_tokens = len(sequence.ids), sequence.max_new_tokens
@@ -71,7 +73,14 @@ def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox:
     if options.seed is not None:
         generator = torch.Generator(pipeline.device).manual_seed(options.seed)
     drafter = None if unbatchable else build_drafter(sequence, options, config.do_sample)
-    decoder = Decoder(sequence, made, device=pipeline.device, generator=generator, drafter=drafter)
+    decoder = Decoder(
+        sequence,
+        made,
+        device=pipeline.device,
+        given_criteria=criteria,
+        generator=generator,
+        drafter=drafter,
+    )
     context = copy_context()
     context.run(INSIDE.set, (*INSIDE.get(), engine_of(model)))
     return Request(
@@ -79,6 +88,7 @@ def start(pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox:
         decoder,
         outbox,
         context,
+        until=until,
         max_rows=options.batch_size,
         prefix_cache=0 if unbatchable else options.prefix_cache,
         unbatchable=unbatchable,

@@ -36,8 +36,8 @@ INSIDE: ContextVar[tuple[Engine, ...]] = ContextVar("inside", default=())
 class Engine:
     """One thread that runs one model.
 
-    Callers only put into its queue, which needs no lock: garbage collection may abort a request
-    at any point of any thread.
+    To abort is to put into its queue, which needs no lock: garbage collection may do it at any
+    point of any thread.
     """
 
     def __init__(self, model: Any) -> None:
@@ -46,7 +46,7 @@ class Engine:
         inbox = self._inbox
         self._model = ref(model, lambda _: inbox.put(None))
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._schedulers: list[Scheduler] = []  # more than one while a processor waits
         self._ending = False
         self.stepping = threading.RLock()
@@ -69,12 +69,15 @@ class Engine:
 
     def add(self, requests: list[Request]) -> None:
         """Queues the requests of a call, all at once; starts the thread if there is none."""
-        self._inbox.put(requests)
+        if self._ending:
+            raise RuntimeError("A model answers until the interpreter exits, and it is exiting.")
         with self._starting:
             if self._thread is None:
                 name = "llama-stop engine"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
+        self._inbox.put(requests)
 
     def abort(self, requests: Iterable[Request]) -> None:
         """Lets requests end early, finished or not; may be called from any thread."""
@@ -89,7 +92,9 @@ class Engine:
         self._inbox.put(None)
 
     def serve(self, done: Callable[[], bool], until: float = math.inf) -> None:
-        """Runs the model for new requests until `done`; called on the thread itself.
+        """Runs the model for new requests until `done`, and those to their end.
+
+        Called on the thread itself.
 
         Args:
             done: Whether to stop; it is asked after each step and each message.
@@ -98,15 +103,18 @@ class Engine:
         scheduler = Scheduler(self._model)
         self._schedulers.append(scheduler)
         try:
-            while not self._ending and (scheduler.busy or not done()):
-                self._read(scheduler, math.inf if scheduler.busy else until)
+            while not self._ending:
+                if not done():
+                    self._read(scheduler, until)
+                elif not scheduler.busy:
+                    return
                 if scheduler.busy:
                     self._step(scheduler)
         finally:
             self._schedulers.remove(scheduler)
 
     def stop(self) -> None:
-        """Ends the thread after its step; requests that run are left as they are."""
+        """Ends the thread after its step; who still waits for an answer waits for ever."""
         self._ending = True
         self.wake()
         if self._thread and self._thread is not threading.current_thread():
@@ -114,6 +122,9 @@ class Engine:
 
     def _run(self) -> None:
         HERE.engine = self
+        if (model := self._model()) is not None and model.device.type == "cuda":
+            torch.cuda.set_device(model.device)  # a thread starts with the first GPU
+        del model
         # Without inference mode a step takes an eighth longer where the host is the limit (`make
         # bench ARGS="--shape thin-32"`).
         with torch.inference_mode():
@@ -153,6 +164,15 @@ def engine_of(model: Any) -> Engine:
     return Engine(model)
 
 
+def check_outside(engine: Engine) -> None:
+    """Raises RuntimeError in a processor or criterion of this engine's own."""
+    if engine in INSIDE.get():
+        raise RuntimeError(
+            "The model has to be called from outside of its own processors and criteria, but was "
+            "called from inside: call it in a callback, or another model."
+        )
+
+
 @atexit.register
 def _stop_all() -> None:
     """Ends all threads: one inside torch while the interpreter goes down may crash it."""
@@ -182,11 +202,13 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     _HELD.engines = ()
+    HERE.engine = None
     _ENGINES.clear()  # their threads are the parent's
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

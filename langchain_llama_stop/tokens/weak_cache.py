@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from langchain_llama_stop._locks import ForkSafeLock
+from langchain_llama_stop._locks import ForkSafeLock, in_forked_child
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +36,7 @@ def _cached(make: Callable[[K], V], *, in_child: bool) -> Callable[[K], V]:
     cache: WeakKeyDictionary[K, V] = WeakKeyDictionary()
     lock = ForkSafeLock()
     if in_child:
-        os.register_at_fork(after_in_child=cache.clear)
+        in_forked_child(cache.clear)
 
     @functools.wraps(make)
     def cached(key: K) -> V:
