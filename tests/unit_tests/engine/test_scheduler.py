@@ -1,6 +1,7 @@
 """Calls share forward passes: each gets what it would get alone, whatever happens to the others."""
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
