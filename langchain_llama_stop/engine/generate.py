@@ -1,7 +1,7 @@
 """From prompts to answers: the only place that starts a generation.
 
 Each prompt becomes a sequence, each sequence a request at the model's engine (`thread.py`), which
-runs the passes for all calls together. `generate` waits for what `stream_generate` yields.
+runs the passes for all calls together. `generate` and `stream_generate` drain the same pieces.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
@@ -12,9 +11,8 @@ from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
 class OnDemoModel:
     @pytest.fixture(autouse=True)
     def shared(self, request: pytest.FixtureRequest) -> Any:
-        # On a GPU the rows of a batch round differently in 4 bit than alone.
-        exact = "demo_pipeline_float32" if torch.cuda.is_available() else "demo_pipeline"
-        self.pipeline, self.passes = request.getfixturevalue(exact), 0
+        # The rows of a batch round differently in 4 bit than alone.
+        self.pipeline, self.passes = request.getfixturevalue("demo_pipeline_float32"), 0
         hook = self.pipeline.model.register_forward_pre_hook(self.count)
         yield
         hook.remove()
