@@ -120,13 +120,13 @@ class Decoder:
     @property
     def input_ids(self) -> torch.Tensor:
         """Prompt and answer so far, (1, length)."""
-        sequence = self._sequence
-        length = len(sequence.ids) + len(sequence.generated)
-        if self._written < length:
-            new = (sequence.ids + sequence.generated)[self._written :]
+        prompt, generated = self._sequence.ids, self._sequence.generated
+        new = generated[self._written - len(prompt) :] if self._written else prompt + generated
+        if new:
+            length = self._written + len(new)
             self._buffer[0, self._written : length] = torch.tensor(new)
             self._written = length
-        return self._buffer[:, :length]
+        return self._buffer[:, : self._written]
 
     def decode(self, logits: torch.Tensor, greedy: list[tuple[int, float]]) -> None:
         """Takes the logits after the newest token and after each draft token.
@@ -181,13 +181,14 @@ class Decoder:
         # 3. Stop
         ends = token in self._eos or len(self._sequence.generated) + 1 >= self._max_tokens
         if self._criteria:
-            ids = torch.cat([self.input_ids, self._buffer.new_tensor([[token]])], dim=1)
-            ends = bool(self._criteria(ids, None).any()) or ends
+            length = self.input_ids.shape[1]
+            self._buffer[0, length] = token
+            ends = bool(self._criteria(self._buffer[:, : length + 1], None).any()) or ends
         return Step(token, ends, input_ids, own, scores, best, self._do_sample)
 
     def _nothing_to_choose(self, own: torch.Tensor, scores: torch.Tensor) -> FloatingPointError:
         """The error to raise if no token can be chosen."""
-        length = len(self._sequence.ids) + len(self._sequence.generated)
+        length = self._sequence.length
         if bool(own.isfinite().all()) and not bool(scores.isnan().any()):
             return FloatingPointError(
                 f"The settings leave no token to choose after {length} tokens: loosen "

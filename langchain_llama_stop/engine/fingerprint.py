@@ -1,4 +1,4 @@
-"""What a model computes with: its tensors and what adapters add, told apart in a millisecond."""
+"""What a model computes with: tensors and adapters, told apart in a few milliseconds."""
 
 from __future__ import annotations
 

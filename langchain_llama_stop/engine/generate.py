@@ -141,7 +141,7 @@ def _pieces(
         engine.abort(requests)
     cancellation.check()
     for request in requests:
-        request.settled()
+        request.wait_until_left()
     finished, count = sum(sequence.finished for sequence in sequences), len(sequences)
     if finished < count:
         if options.on_timeout == "raise":

@@ -40,7 +40,8 @@ class Outbox:
     def __init__(self) -> None:
         """Starts empty; belongs to the process that makes it."""
         self._items: SimpleQueue[Any] = SimpleQueue()
-        self._engine, self._pid = HERE.engine, os.getpid()
+        self._engine: _Engine | None = None  # on whose thread the call waits
+        self._pid = os.getpid()
 
     def put(self, item: Any) -> None:
         """Adds an item; called by engines."""

@@ -74,11 +74,6 @@ class Request:
         return self.sequence.ids + self.sequence.generated
 
     @property
-    def length(self) -> int:
-        """How many ids these are."""
-        return len(self.sequence.ids) + len(self.sequence.generated)
-
-    @property
     def newest(self) -> int:
         """The newest token of the answer."""
         return self.sequence.generated[-1]
@@ -105,10 +100,10 @@ class Request:
             self._outbox.put((text[self._sent :], None))
             self._sent = len(text)
 
-    def settled(self) -> Sequence:
-        """The sequence, once nobody writes to it: of a request that is aborted or finished."""
+    def wait_until_left(self) -> None:
+        """Waits until nobody writes to the sequence any more, after the request was aborted."""
         with self._writing:
-            return self.sequence
+            return
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the request, early or not; its caller gets the error."""

@@ -76,7 +76,7 @@ class Scheduler:
 
     def step(self) -> None:
         """One prefill of queued requests or one decode of all running ones."""
-        self._remove_aborted()
+        self._remove_leaving()
         # In turns: running rows do not wait for more than one prefill.
         group = [] if self._batch and self._just_prefilled else self._next_group()
         self._just_prefilled = bool(group)
@@ -90,18 +90,18 @@ class Scheduler:
             self._unbatched_step(request)
         self._unbatchable = [request for request in self._unbatchable if not request.finished]
 
-    def _remove_aborted(self) -> None:
+    def _remove_leaving(self) -> None:
         """Ends the requests that are aborted, or whose time is up; their prefixes are cached."""
         batch = self._batch
-        aborted = [request for request in (batch.running() if batch else ()) if request.leaves]
-        for request in aborted:
+        leaving = [request for request in (batch.running() if batch else ()) if request.leaves]
+        for request in leaving:
             self._cache_prefix(batch, request)
         others = [*self._queue, *self._unbatchable]
-        for request in [*aborted, *(request for request in others if request.leaves)]:
+        for request in [*leaving, *(request for request in others if request.leaves)]:
             request.end()
         self._queue = [request for request in self._queue if not request.finished]
         self._unbatchable = [request for request in self._unbatchable if not request.finished]
-        if batch and aborted:
+        if batch and leaving:
             with self._moving_rows(batch):
                 self._batch = batch.compact(at_once=True)
 
@@ -131,7 +131,7 @@ class Scheduler:
         group: list[Request] = []
         lengths: list[int] = []
         for request in self._queue:
-            lengths = [*lengths, request.length]
+            lengths = [*lengths, request.sequence.length]
             padding = len(lengths) * max(lengths) - sum(lengths)
             if (
                 request.unbatchable
@@ -263,7 +263,7 @@ class Scheduler:
             if request.finished:
                 self._cache_prefix(batch, request)
             elif logits.shape[1] > 1:  # drops draft tokens that were wrong
-                batch.truncate(request.length - 1)
+                batch.truncate(request.sequence.length - 1)
 
     def _cache_prefix(self, batch: Batch | None, request: Request) -> None:
         """Keeps what has been computed of a request in the prefix cache."""

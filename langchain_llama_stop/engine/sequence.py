@@ -135,6 +135,11 @@ class Sequence:
             )
             self._thinking = opened > closed
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.ids) + len(self.generated)
+
     def take(self, step: Step) -> None:
         """Takes the next token; an answer that its budget cuts with it lands."""
         if self.landing and (ids := self.answer_ids(self.landing.zone)) is not None:

@@ -1,6 +1,8 @@
-"""Holds a model still while calls wait for it."""
+"""Holds a model still while calls wait for it, and records their order."""
 
 import threading
+
+from transformers import LogitsProcessor
 
 from langchain_llama_stop.engine.thread import engine_of
 
@@ -27,6 +29,18 @@ class Gate:
         if not self.open.is_set():
             self.waits.set()
         assert self.open.wait(30)
+
+
+class Arrivals(LogitsProcessor):
+    """Records the number of its call when the call's first sequence has been prefilled."""
+
+    def __init__(self, order, number):
+        self.order, self.number = order, number
+
+    def __call__(self, input_ids, scores):
+        if self.number not in self.order:
+            self.order.append(self.number)
+        return scores
 
 
 def wait_for(pipeline, count):

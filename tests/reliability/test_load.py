@@ -11,11 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from transformers import LogitsProcessor
-
 from langchain_llama_stop import LlamaStopLLM
 from tests.fakes.generation import tiny
-from tests.fakes.threads import Gate, at_rest, wait_for
+from tests.fakes.threads import Arrivals, Gate, at_rest, wait_for
 
 SECONDS = 600 if os.environ.get("LLAMA_STOP_LONG") else 4
 OPTIONS = [
@@ -98,18 +96,6 @@ def test_32_threads_and_200_tasks_get_what_each_would_get_alone():
     assert len(counts) == 6 and at_rest(llm.pipeline)
     half = sizes[len(sizes) // 2 :]
     assert max(half) < 1.2 * min(half) + 50  # flat
-
-
-class Arrivals(LogitsProcessor):
-    """Records the number of its call when it has been prefilled."""
-
-    def __init__(self, order, number):
-        self.order, self.number = order, number
-
-    def __call__(self, input_ids, scores):
-        if self.number not in self.order:
-            self.order.append(self.number)
-        return scores
 
 
 def test_nobody_waits_for_more_than_a_bounded_number_of_later_calls():

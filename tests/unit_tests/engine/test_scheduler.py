@@ -22,7 +22,7 @@ from tests.fakes import (
     tiny_llama,
 )
 from tests.fakes.generation import options, streamed, tiny
-from tests.fakes.threads import Gate, at_rest, wait_for
+from tests.fakes.threads import Arrivals, Gate, at_rest, wait_for
 
 
 def started_during(pipeline, gate, calls, first="A"):
@@ -62,18 +62,6 @@ def test_options_of_every_kind_share_them():
     gate = Gate(pipeline)
     assert started_during(pipeline, gate, calls)[1:] == expected
     assert max(gate.rows) == 7
-
-
-class Arrivals(LogitsProcessor):
-    """Records the number of its call when the call's first sequence has been prefilled."""
-
-    def __init__(self, order, number):
-        self.order, self.number = order, number
-
-    def __call__(self, input_ids, scores):
-        if self.number not in self.order:
-            self.order.append(self.number)
-        return scores
 
 
 def test_no_more_rows_than_batch_size_and_nobody_overtakes():
