@@ -15,9 +15,13 @@ from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, R
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
 
-from langchain_llama_stop._langchain.tools import format_choice, format_response, format_tools
+from langchain_llama_stop._langchain.tools import (
+    format_choice,
+    format_response,
+    format_tools,
+    recursive_schema,
+)
 from langchain_llama_stop.grammar.schema import json_grammar
 
 _METHODS = ("json_schema", "json_mode", "function_calling")
@@ -165,10 +169,8 @@ def _json_schema(schema: Any) -> dict[str, Any]:
         if not schema:
             raise ValueError("`schema` has to describe the answers, but is {}.")
         return dict(schema)
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        own = schema.model_json_schema()
-        if "$ref" in str(own.get("$defs")):  # LangChain drops schemas that refer to themselves
-            return own
+    if own := recursive_schema(schema):
+        return own
     try:
         return convert_to_json_schema(schema)
     except Exception as error:  # LangChain raises errors of many types

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
 from langchain_llama_stop.grammar.schema import json_grammar
 
@@ -36,18 +37,35 @@ def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
                 f"tools or dicts in OpenAI's form, but holds {tool!r}: {error}"
             ) from error
         function = described.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("parameters"), dict):
-            raise ValueError(
-                f"Each of `tools` has to have a schema of its arguments (`parameters`), but "
-                f"{tool!r} has none: for a tool without arguments give "
-                "{'type': 'object', 'properties': {}}."
-            )
+        if not isinstance(function, dict):
+            raise ValueError(f"Each of `tools` has to have a `function`, but {tool!r} has none.")
+        function = {**function, "parameters": _parameters(tool, function)}
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"Each of `tools` has to have a name, but {tool!r} has {name!r}.")
         json_grammar(function["parameters"], f"The schema of the tool {name!r}")
-        formatted.append(described)
+        formatted.append({**described, "function": function})
     return formatted
+
+
+def _parameters(tool: Any, function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments: an object, which holds nothing if the schema names nothing."""
+    given = recursive_schema(getattr(tool, "args_schema", tool)) or function.get("parameters") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"The schema of the tool {function.get('name')!r} has to be a dict, but is {given!r}."
+        )
+    schema = {k: v for k, v in given.items() if k not in ("title", "description")}
+    told = schema.keys() - {"$schema", "type", "required"}
+    return {"type": "object", **({} if told else {"properties": {}}), **schema}
+
+
+def recursive_schema(value: Any) -> dict[str, Any] | None:
+    """The JSON schema of a Pydantic class that refers to itself: LangChain drops such parts."""
+    if not (isinstance(value, type) and issubclass(value, BaseModel)):
+        return None
+    schema = value.model_json_schema()
+    return schema if "$ref" in str(schema.get("$defs")) else None
 
 
 def format_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str | None:

@@ -7,38 +7,22 @@ of the answer is known at each step, and its tokens are forced when the budget l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.grammar.completion import MAX_COMPLETION, grammar_tokens
 from langchain_llama_stop.grammar.schema import Grammar
+from langchain_llama_stop.grammar.state import State, begin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOP_NEAR_LIMIT, _TOP_ALWAYS = 8, 32
-"""Top tokens whose completions are computed: near the limit; at every step, for grammars without
-parts. Not tuned: each costs a copy of the matcher, and enough must remain to choose from."""
-_RESERVE_MARGIN = 4
-"""Tokens kept beside a part's completion, for separators and brackets around it. Not tuned."""
-
-
-class _State(NamedTuple):
-    """The state of one row's answer.
-
-    Attributes:
-        matcher: llguidance's state after the answer.
-        completion: Ids that complete the answer; [] if it is complete.
-        begin: The number of the answer's ids when it was last complete.
-    """
-
-    matcher: LLMatcher
-    completion: list[int]
-    begin: int
+_TOP, _ENOUGH = 256, 32
+"""Near the limit, completions of top tokens are computed until this many can be completed in time.
+Not tuned: enough must remain to choose from, and each costs some microseconds."""
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -80,26 +64,22 @@ class GrammarProcessor(LogitsProcessor):
         self.unconstrained = grammar.unconstrained
         self._eos = list(eos_token_ids)
         self._tokens = grammar_tokens(tokenizer)
-        self._look_ahead = not grammar.parts  # completions of JSON need no search
-        start, completion = self._tokens.compiled(grammar.lark, self._look_ahead)
+        start = begin(self._tokens, grammar, max_new_tokens - 1)
         if start is None:
             raise ValueError(
                 f"{grammar.argument} has to be a grammar that llguidance can compile, but cannot "
                 f"be compiled: simplify {grammar.lark!r}."
             )
-        if len(completion) >= max_new_tokens:
-            least = f"{len(completion) + 1} or more"
-            if len(completion) > MAX_COMPLETION:
+        if start.length >= max_new_tokens:
+            least = f"{start.length + 1} or more"
+            if start.length > MAX_COMPLETION:
                 least = f"over {MAX_COMPLETION}"
             raise ValueError(
                 f"`max_new_tokens` has to be {least} for the smallest answer that fits "
                 f"{grammar.argument}, but is {max_new_tokens}."
             )
-        self._start = _State(start.deep_copy(), completion, 0)
-        parts = [self._tokens.shortest_length(part) for part in grammar.parts]
-        self._reserve = max(parts) + _RESERVE_MARGIN if parts else max_new_tokens
-        self._top = _TOP_NEAR_LIMIT if parts else _TOP_ALWAYS
-        self._states: dict[tuple[int, ...], _State] = {}
+        self._start = start
+        self._states: dict[tuple[int, ...], State] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Forbids the tokens that do not lead to an answer of the grammar.
@@ -112,29 +92,14 @@ class GrammarProcessor(LogitsProcessor):
             New scores, (batch, vocab).
         """
         scores = scores.clone()
-        states: dict[tuple[int, ...], _State] = {}
+        states: dict[tuple[int, ...], State] = {}
         for row, ids in enumerate(map(tuple, input_ids[:, self.prompt_length :].tolist())):
             if not set(ids).isdisjoint(self._eos):  # finished; only padding follows
                 continue
             state = states[ids] = self._state_after(ids)
-            complete = state.matcher.is_accepting()
             left = self.max_new_tokens - len(ids) - 1  # without EOS
-            allowed = self._allowed(state.matcher, scores.shape[1]).to(scores.device)  # (vocab,)
-            if len(state.completion) >= left and not (complete and self.unconstrained):
-                allowed = _only(state.completion[:1] or self._eos, allowed)
-            elif complete and ids and not allowed[scores[row].argmax()]:
-                # The model's favourite cannot follow a complete answer: the answer ends.
-                allowed = _only(self._eos, allowed)
-            elif len(state.completion) + self._reserve >= left:
-                top = scores[row].masked_fill(~allowed, -torch.inf).topk(self._top).indices.tolist()
-                top = [token for token in top if allowed[token]]
-                late = [t for t in top if self._exceeds_budget(ids, t, left, states)]
-                if complete and self.unconstrained:
-                    allowed[late] = False
-                else:
-                    in_time = [token for token in top if token not in late]
-                    ends = self._eos if complete else []
-                    allowed = _only([*in_time, *ends] or state.completion[:1], allowed)
+            allowed = self._allowed(state, scores.shape[1]).to(scores.device)  # (vocab,)
+            self._narrow(scores[row], allowed, state, left, begun=bool(ids))
             scores[row, ~allowed] = -torch.inf
             if scores[row].max() <= torch.finfo(scores.dtype).min:
                 # Settings such as `min_new_tokens` forbid all of them: the grammar goes first.
@@ -142,61 +107,59 @@ class GrammarProcessor(LogitsProcessor):
         self._states = states
         return scores
 
-    def _exceeds_budget(
-        self, ids: tuple[int, ...], token: int, left: int, states: dict[tuple[int, ...], _State]
-    ) -> bool:
-        """Whether the answer cannot be completed within `left` tokens if `token` comes next."""
-        if token in self._eos:
-            return False
-        longer = (*ids, token)
-        state = states[longer] = self._advance(states[ids], longer, 1)
-        return len(state.completion) > left - 1
+    def _narrow(
+        self, scores: torch.Tensor, allowed: torch.Tensor, state: State, left: int, *, begun: bool
+    ) -> None:
+        """Forbids tokens after which the answer cannot be complete in time.
 
-    def _state_after(self, ids: tuple[int, ...]) -> _State:
+        Args:
+            scores: Of one row, (vocab,).
+            allowed: What the grammar allows, (vocab,); changed in place.
+            state: The row's state.
+            left: Tokens left, without EOS.
+            begun: Whether there is an answer yet.
+        """
+        complete, free = state.accepting, state.accepting and self.unconstrained
+        if state.length >= left and not free:
+            _keep(allowed, state.completion[:1] or self._eos)
+        elif complete and begun and not allowed[scores.argmax()]:
+            # The model's favourite cannot follow a complete answer: the answer ends.
+            _keep(allowed, self._eos)
+        elif state.length + state.reserve >= left:
+            top = scores.masked_fill(~allowed, -torch.inf).topk(min(_TOP, len(scores)))
+            in_time, late = list[int](), list[int]()
+            for token, score in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+                if score == -torch.inf or len(in_time) == _ENOUGH:
+                    break
+                ends = token in self._eos or state.length_after(token) < left
+                (in_time if ends else late).append(token)
+            if free:
+                allowed[late] = False
+            else:
+                ends = self._eos if complete else []
+                _keep(allowed, [*in_time, *ends] or state.completion[:1])
+
+    def _state_after(self, ids: tuple[int, ...]) -> State:
         """The state after some ids, from the states of the last call where they help."""
         if ids in self._states:
             return self._states[ids]
         if ids[:-1] in self._states:
-            return self._advance(self._states[ids[:-1]], ids, 1)
-        return self._advance(self._start, ids, len(ids))
+            return self._states[ids[:-1]].after(ids[-1:])
+        return self._start.after(ids) if ids else self._start
 
-    def _advance(self, before: _State, ids: tuple[int, ...], count: int) -> _State:
-        """The state after some ids, the last `count` of which are new."""
-        if not count:
-            return before
-        matcher = before.matcher.deep_copy()
-        matcher.consume_tokens(list(ids[-count:]))
-        if matcher.is_accepting():
-            return _State(matcher, [], len(ids))
-        # The completion of before often still fits: a longer string is closed in the same way, and
-        # a token may have covered several tokens of it.
-        old = before.completion
-        for rest in (old[1:], old, old[2:], old[3:]):
-            if rest and matcher.validate_tokens(rest) == len(rest) and _completes(matcher, rest):
-                return _State(matcher, rest, before.begin)
-        left, recent = self.max_new_tokens - len(ids), ids[before.begin :]
-        completion = self._tokens.shortest_completion(matcher, recent, left, self._look_ahead)
-        return _State(matcher, completion, before.begin)
-
-    def _allowed(self, matcher: LLMatcher, size: int) -> torch.Tensor:
+    def _allowed(self, state: State, size: int) -> torch.Tensor:
         """Which tokens may come next, (size,)."""
-        mask = self._tokens.mask(matcher)
+        mask = self._tokens.mask(state.matcher)
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")  # (32 * words,)
         bits = bits[: min(size, self._tokens.size)]
         allowed = torch.zeros(size, dtype=torch.bool)
         allowed[: len(bits)] = torch.from_numpy(bits.astype(bool))
-        allowed[self._eos] = matcher.is_accepting()
+        allowed[self._eos] = state.accepting
+        allowed[state.forbidden] = False
         return allowed
 
 
-def _only(ids: list[int], allowed: torch.Tensor) -> torch.Tensor:
-    """A mask like `allowed` that allows only these ids."""
-    only = torch.zeros_like(allowed)
-    only[ids] = True
-    return only
-
-
-def _completes(matcher: LLMatcher, ids: list[int]) -> bool:
-    """Whether appending these (allowed) tokens completes the answer."""
-    matcher = matcher.deep_copy()
-    return matcher.consume_tokens(ids) and matcher.is_accepting()
+def _keep(allowed: torch.Tensor, ids: list[int]) -> None:
+    """Allows only these ids, in place."""
+    allowed.fill_(False)
+    allowed[ids] = True

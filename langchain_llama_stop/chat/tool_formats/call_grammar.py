@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from langchain_llama_stop.chat.tool_formats.base import THINKING, ToolFormat
-from langchain_llama_stop.grammar.schema import Grammar, json_grammar, json_rule
+from langchain_llama_stop.grammar.regex import ANYTHING, EVERY, both, cat, chars, literal, no
+from langchain_llama_stop.grammar.rules import (
+    Rules,
+    Terminal,
+    regex_terminal,
+    text_terminal,
+    token_terminal,
+)
+from langchain_llama_stop.grammar.schema import Grammar, add_schema
 
 
 def call_grammar(
@@ -33,38 +40,64 @@ def call_grammar(
     Returns:
         The grammar.
     """
+    rules, unchecked = Rules(), dict[str, None]()
     functions = [tool["function"] for tool in tools]
     demanded = [f for f in functions if f["name"] == choice]
-    calls = "\n".join(
-        f"call_{i}: {fmt.rule(fmt.name + json.dumps(f['name']) + fmt.arguments)} "
-        f"{json_rule(f['parameters'])} {fmt.rule(fmt.end)}"
-        for i, f in enumerate(demanded or functions)
+
+    def value(part: Mapping[str, Any], argument: str) -> int:
+        number, weak = add_schema(rules, part, argument)
+        unchecked.update(dict.fromkeys(weak))
+        return number
+
+    call = rules.new(
+        *(
+            [
+                *_pieces(fmt, fmt.name + json.dumps(f["name"]) + fmt.arguments),
+                value(f["parameters"], f"The schema of the tool {f['name']!r}"),
+                *_pieces(fmt, fmt.end),
+            ]
+            for f in demanded or functions
+        )
     )
-    calls += f"\ncall: {' | '.join(f'call_{i}' for i in range(len(demanded or functions)))}"
-    begin, between, close = map(fmt.rule, (fmt.trigger, fmt.between, fmt.close))
-    one = f"start: {begin} call {close}\n{calls}"
-    parts = [one, *(part for f in functions for part in json_grammar(f["parameters"]).parts)]
-    make = partial(Grammar, argument="`tools`")
-    if demanded:
-        return make(one, tuple(parts))
-    rest = f"call ({between} call)* {close}" if several else f"call {close}"
-    if choice == "any":
-        return make(f"start: {begin} {rest}\n{calls}", tuple(parts))
-    if schema is not None:
-        parts += json_grammar(schema).parts
-        return make(f"start: {json_rule(schema)} | {begin} {rest}\n{calls}", tuple(parts))
-    if fmt.plain:
-        start = f"start: TEXT | {begin} {rest}\nTEXT: /{_not_beginning_with(fmt.trigger)}/"
+    begin, between, close = (_pieces(fmt, t) for t in (fmt.trigger, fmt.between, fmt.close))
+    more = rules.new([])
+    if several and not demanded:
+        rules.alternatives[more].append((more, *between, call))
+    calls = (call, more, *close)
+    free = schema is None and not demanded and choice != "any"
+    if not free:
+        options: list[Sequence[int | Terminal]] = [(*begin, *calls)]
+        if schema is not None and not demanded and choice != "any":
+            options.insert(0, (value(schema, "`json_schema`"),))
+        start = rules.new(*options)
+    elif fmt.plain:
+        other = regex_terminal(no(cat(literal(fmt.trigger), ANYTHING)), "text")
+        start = rules.new((other,), (*begin, *calls))
     elif fmt.trigger.startswith(tuple(fmt.tokens)):  # a single token: no text can contain it
-        thoughts = [fmt.rule(tag) for tag in THINKING if tag in fmt.tokens]
-        text = f"({' | '.join(['TEXT', *thoughts])})*"
-        start = f"start: {text} | {text} {begin} {rest}\nTEXT: /(.|\\n)+/"
-    else:
-        start = f"start: TEXT | head {rest}\nhead[lazy]: TEXT {begin}\nTEXT: /(.|\\n)*/"
-    return make(f"{start}\n{calls}", tuple(parts), unconstrained=True)
+        text = rules.new([])
+        thoughts = [token_terminal(fmt.tokens[tag]) for tag in THINKING if tag in fmt.tokens]
+        some = regex_terminal(cat(chars(EVERY), ANYTHING), "text")
+        rules.alternatives[text] += [(text, piece) for piece in (some, *thoughts)]
+        start = rules.new((text,), (text, *begin, *calls))
+    else:  # any text up to the first trigger, or without one
+        last = cat(ANYTHING, literal(fmt.trigger))
+        other = regex_terminal(no(cat(last, ANYTHING)), "text")
+        head = regex_terminal(both(last, no(cat(last, chars(EVERY), ANYTHING))), "text")
+        start = rules.new((other,), (head, *calls))
+    return Grammar.of_rules(
+        rules, start, unconstrained=free, argument="`tools`", unchecked=tuple(unchecked)
+    )
 
 
-def _not_beginning_with(prefix: str) -> str:
-    """A regular expression for texts that do not begin with `prefix`."""
-    texts = [f"{re.escape(prefix[:i])}([^{re.escape(c)}](.|\\n)*)?" for i, c in enumerate(prefix)]
-    return "|".join(texts)
+def _pieces(fmt: ToolFormat, text: str) -> list[Terminal]:
+    """A text of a format as terminals: single tokens by their ids, JSON as schemas write it.
+
+    llguidance takes the longest piece that may come next; so what may begin alike has to be cut
+    alike.
+    """
+    tokens = "|".join(map(re.escape, fmt.tokens)) or "(?!)"
+    pieces = re.findall(rf'{tokens}|"[^"]*"|[{{}}\[\]]|, |: |[^"{{}}\[\],:<]+|.', text, re.DOTALL)
+    return [
+        token_terminal(fmt.tokens[piece]) if piece in fmt.tokens else text_terminal(piece)
+        for piece in pieces
+    ]

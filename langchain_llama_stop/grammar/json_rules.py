@@ -1,0 +1,365 @@
+"""JSON schemas as context-free rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from langchain_llama_stop.grammar.facets import (
+    ANNOTATIONS,
+    Facets,
+    Schema,
+    canonical,
+    item_schemas,
+    name_fits,
+    overlap,
+    property_schemas,
+    read,
+    resolve,
+    type_of,
+)
+from langchain_llama_stop.grammar.json_text import (
+    FORMATS,
+    format_regex,
+    number_terminal,
+    string_regex,
+)
+from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
+from langchain_llama_stop.grammar.regex import ANYTHING, NOTHING, Regex, both, either, literal, no
+from langchain_llama_stop.grammar.rules import Rules, Terminal, regex_terminal, text_terminal
+
+MOST_NESTED = 200
+"""Dicts and lists that a schema may hold inside of each other. Python's own JSON ends near 1,000."""
+_MOST_COUNTED = 1000
+"""Items or characters that a rule counts; a larger bound is checked after the answer."""
+_MOST_STATES = 4000
+"""Rules of one object whose properties are counted."""
+
+_Alternative = list["int | Terminal"]
+
+
+class JsonRules:
+    """Adds the rules of JSON schemas to some rules.
+
+    Attributes:
+        unchecked: Keywords that decoding does not enforce, with what they ask for.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.unchecked: dict[str, None] = {}
+        self._rules = rules
+        self._known: dict[str, int] = {}
+        self._waiting: list[tuple[int, Schema]] = []
+        self._terminals: dict[object, Terminal] = {}
+        self._root: Schema = True
+
+    def add(self, schema: Mapping[str, Any]) -> int:
+        """Adds the rules of a schema; returns the number of the one for its values.
+
+        Raises:
+            ValueError: If a keyword cannot be read, or cannot be enforced at all; it is named.
+        """
+        _require_shallow(schema)
+        self._root, self._known = schema, {}
+        number = self._value(schema)
+        while self._waiting:
+            rule, part = self._waiting.pop()
+            self._rules.alternatives[rule] += [tuple(a) for a in self._alternatives(part)]
+        return number
+
+    def _value(self, schema: Schema) -> int:
+        """The rule of a schema's values; its alternatives come later."""
+        key = canonical(schema) if schema is not self._root else ""
+        if key not in self._known:
+            self._known[key] = self._rules.new()
+            self._waiting.append((self._known[key], schema))
+        return self._known[key]
+
+    def _all(self, schemas: tuple[Schema, ...]) -> int:
+        """The rule of the values that fit several schemas."""
+        if len(schemas) < 2:
+            return self._value(schemas[0] if schemas else True)
+        return self._value({"allOf": list(schemas)})
+
+    def _alternatives(self, schema: Schema) -> list[_Alternative]:
+        if isinstance(schema, Mapping):
+            told = schema.keys() - ANNOTATIONS
+            if told == {"$ref"}:
+                return [[self._value(resolve(str(schema["$ref"]), self._root))]]
+            if told == {"anyOf"} and isinstance(schema["anyOf"], list):
+                return [[self._value(part)] for part in schema["anyOf"]]
+        found: list[_Alternative] = []
+        for facets in read(schema, self._root):
+            found += self._facets(facets)
+        return found
+
+    def _facets(self, facets: Facets) -> list[_Alternative]:
+        self.unchecked.update(dict.fromkeys(sorted(facets.unchecked)))
+        if facets.values is not None:
+            return [self._constant(v) for v in facets.values if self._fits(v, facets)]
+        found: list[_Alternative] = []
+        for word, kind, value in (("null", "null", None), ("true", "boolean", True), ("false", "boolean", False)):
+            if kind in facets.types and not _forbids(facets, value):
+                found.append([self._text(word)])
+        for kind in ("integer", "number"):
+            if kind in facets.types:
+                found.append([self._number(facets, integer=kind == "integer")])
+        if "string" in facets.types:
+            found.append([self._regex(string_regex(*self._string(facets)))])
+        if "array" in facets.types:
+            found += self._array(facets)
+        if "object" in facets.types:
+            found += self._object(facets)
+        return found
+
+    def _text(self, text: str) -> Terminal:
+        return self._terminals.setdefault(text, text_terminal(text))
+
+    def _regex(self, regex: Regex) -> Terminal:
+        if regex not in self._terminals:
+            self._terminals[regex] = regex_terminal(regex)
+        return self._terminals[regex]
+
+    def _number(self, facets: Facets, *, integer: bool) -> Terminal:
+        forbidden = [v for v in facets.forbidden if isinstance(v, int | float)]
+        if forbidden and not isinstance(forbidden[0], bool):
+            self.unchecked["not"] = None
+        multiples = facets.multiples
+        if len(multiples) > 1:
+            self.unchecked["multipleOf"] = None
+        key = (integer, facets.low, facets.low_excluded, facets.high, facets.high_excluded, multiples)
+        if key not in self._terminals:
+            self._terminals[key] = number_terminal(
+                integer=integer,
+                low=facets.low,
+                low_excluded=facets.low_excluded,
+                high=facets.high,
+                high_excluded=facets.high_excluded,
+                multiple=max(multiples, default=None),
+            )
+        return self._terminals[key]
+
+    def _string(self, facets: Facets) -> tuple[list[Regex], int, int | None]:
+        """What a string's text matches, its least and its largest number of characters."""
+        parts = [format_regex(name) for name in facets.formats if name in FORMATS]
+        for pattern in facets.patterns:
+            try:
+                parts.append(parse_pattern(pattern))
+            except UnknownPattern as problem:
+                self.unchecked[f"pattern {pattern!r} ({problem})"] = None
+        parts += [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
+        fewest, most = facets.fewest_chars, facets.most_chars
+        return parts, fewest, most
+
+    def _constant(self, value: Any) -> _Alternative:
+        """A value as JSON, in the pieces in which other values are written."""
+        if isinstance(value, Mapping):
+            pieces: _Alternative = [self._text("{")]
+            for i, (key, part) in enumerate(value.items()):
+                pieces += [self._text(", ")] * (i > 0) + [self._key(str(key)), self._text(": ")]
+                pieces += self._constant(part)
+            return [*pieces, self._text("}")]
+        if isinstance(value, list | tuple):
+            pieces = [self._text("[")]
+            for i, part in enumerate(value):
+                pieces += [self._text(", ")] * (i > 0) + self._constant(part)
+            return [*pieces, self._text("]")]
+        return [self._text(json.dumps(value, ensure_ascii=False))]
+
+    def _key(self, name: str) -> Terminal:
+        return self._text(json.dumps(name, ensure_ascii=False))
+
+    def _fits(self, value: Any, facets: Facets) -> bool:
+        """Whether one of the values that are allowed has what else is asked."""
+        if not type_of(value) & facets.types or _forbids(facets, value):
+            return False
+        if isinstance(value, str):
+            return all(_matches(part, value) for part in self._string(facets)[0]) and (
+                facets.fewest_chars <= len(value) <= (facets.most_chars or len(value))
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            terminal = self._number(facets, integer=isinstance(value, int))
+            text = json.dumps(value)
+            return "e" in text or _matches(terminal.regex, text)
+        return True
+
+    def _array(self, facets: Facets) -> list[_Alternative]:
+        fewest, most = facets.fewest_items, facets.most_items
+        if most is not None and most > _MOST_COUNTED:
+            self.unchecked["maxItems"], most = None, None
+        if fewest > _MOST_COUNTED:
+            raise ValueError(f"`minItems` has to be at most {_MOST_COUNTED}, but is {fewest}")
+        if most is not None and most < fewest:
+            return []
+        begin, comma, end = self._text("["), self._text(", "), self._text("]")
+        if facets.contains:
+            if facets.prefix or most is not None or fewest > 1:
+                self.unchecked["contains"] = None
+            else:
+                item, certain = self._all(facets.items), self._all((*facets.items, *facets.contains))
+                before = self._rules.new([], [])
+                self._rules.alternatives[before] = [(), (before, item, comma)]
+                return [[begin, before, certain, self._more(item), end]]
+        # After the items that have to be there come those that may be: each one opens the next.
+        counted = max(len(facets.prefix), fewest) if most is None else most
+        items = [self._all(item_schemas(facets, i)) for i in range(counted)]
+        rest: int | None = None
+        if most is None:
+            rest = self._more(self._all(facets.items))
+        for i in range(counted - 1, max(fewest, 1) - 1, -1):
+            one: _Alternative = [comma, items[i], *([rest] if rest is not None else [])]
+            rest = self._rules.new([], one)
+        tail = [rest] if rest is not None else []
+        found: list[_Alternative] = []
+        if not fewest:
+            found.append([begin, end])
+        if counted or most is None:
+            first = items[0] if items else self._all(facets.items)
+            needed = [piece for item in items[1:fewest] for piece in (comma, item)]
+            found.append([begin, first, *needed, *tail, end])
+        return found
+
+    def _more(self, item: int) -> int:
+        """Any number of further items."""
+        more = self._rules.new()
+        self._rules.alternatives[more] = [(), (more, self._text(", "), item)]
+        return more
+
+    def _object(self, facets: Facets) -> list[_Alternative]:
+        others = facets.others
+        if others is None:  # an object holds what its schema names, unless it says otherwise
+            others = (False,) if facets.named and not facets.by_pattern else ()
+        names = [self._name(part) for part in facets.names]
+        members: list[tuple[int, bool]] = []  # a member's rule, and whether it has to be there
+        listed = dict.fromkeys([*facets.properties, *facets.required])
+        for name in listed:
+            schemas = property_schemas(facets, name)
+            allowed = False not in schemas and all(_matches(part, name) for part in names)
+            if allowed:
+                pair = [self._key(name), self._text(": "), self._all(schemas)]
+                members.append((self._rules.new(pair), name in facets.required))
+            elif name in facets.required:
+                return []
+        free = self._free_members(facets, others, names, list(listed))
+        return self._members(members, free, facets.fewest_properties, facets.most_properties)
+
+    def _free_members(
+        self, facets: Facets, others: tuple[Schema, ...], names: list[Regex], listed: list[str]
+    ) -> int | None:
+        """The rule of a member whose name is not listed; None if there is none."""
+        taken = [no(literal(name)) for name in listed]
+        pairs: list[_Alternative] = []
+        patterns = [(parse_pattern(p), schema) for p, schema in facets.by_pattern]
+        for chosen in _subsets(len(patterns)):
+            schemas = tuple(patterns[i][1] for i in chosen) or others
+            if False in schemas:
+                continue
+            matching = [
+                regex if i in chosen else no(regex) for i, (regex, _) in enumerate(patterns)
+            ]
+            name = both(ANYTHING, *matching, *names, *taken)
+            key = regex_terminal(string_regex([name]), "key")
+            pairs.append([key, self._text(": "), self._all(schemas)])
+        return self._rules.new(*pairs) if pairs else None
+
+    def _name(self, schema: Schema) -> Regex:
+        """The texts of names that fit a schema."""
+        options = []
+        for facets in read(schema, self._root):
+            self.unchecked.update(dict.fromkeys(sorted(facets.unchecked)))
+            if facets.values is not None:
+                texts = [v for v in facets.values if isinstance(v, str) and self._fits(v, facets)]
+                options.append(either(*map(literal, texts)))
+            elif "string" in facets.types:
+                parts, fewest, most = self._string(facets)
+                options.append(both(ANYTHING, *parts, _length(fewest, most)))
+        return either(*options)
+
+    def _members(
+        self, members: list[tuple[int, bool]], free: int | None, fewest: int, most: int | None
+    ) -> list[_Alternative]:
+        """Objects of some members in their order, then any number of free ones.
+
+        A state is the number of members that were passed, and how many of them were written, as
+        far as that matters.
+        """
+        required = sum(needed for _, needed in members)
+        least = fewest if fewest > required else 0
+        counted = max(least, 0 if most is None else most)
+        if counted * len(members) > _MOST_STATES or counted > _MOST_COUNTED:
+            self.unchecked["minProperties" if most is None else "maxProperties"] = None
+            least, most, counted = 0, None, 0
+        if most is not None and required > most:
+            return []
+        comma, end = self._text(", "), self._text("}")
+        states: dict[tuple[int, int, bool], int] = {}
+
+        def state(passed: int, written: int) -> int:
+            """The rule of what follows; `written` is 0, or up to what counts."""
+            number = min(written, max(counted, 1))
+            key = (passed, number, written > 0)
+            if key not in states:
+                states[key] = self._rules.new()
+                queue.append((states[key], passed, number))
+            return states[key]
+
+        queue: list[tuple[int, int, int]] = []
+        start = state(0, 0)
+        for rule, passed, written in queue:  # grows as it is read
+            alternatives = self._rules.alternatives[rule]
+            between = [comma] if written else []
+            room = most is None or written < most
+            if passed < len(members):
+                member, needed = members[passed]
+                if room:
+                    alternatives.append((*between, member, state(passed + 1, written + 1)))
+                if not needed:
+                    alternatives.append((state(passed + 1, written),))
+                continue
+            if written >= least:
+                alternatives.append((end,))
+            if free is None or not room:
+                continue
+            if written < counted:
+                alternatives.append((*between, free, state(passed, written + 1)))
+            else:  # nothing is counted any more
+                first = [*between, free]
+                more = self._more(free)
+                alternatives.append((*first, more, end))
+        return [[self._text("{"), start]]
+
+
+def _length(fewest: int, most: int | None) -> Regex:
+    from langchain_llama_stop.grammar.regex import EVERY, chars, repeat
+
+    return repeat(chars(EVERY), fewest, most) if fewest or most is not None else ANYTHING
+
+
+def _subsets(count: int) -> Iterable[tuple[int, ...]]:
+    """All subsets of the numbers below a count."""
+    if count > 6:
+        raise ValueError(f"`patternProperties` has to hold at most 6 patterns, but holds {count}")
+    return [tuple(i for i in range(count) if bits >> i & 1) for bits in range(1 << count)]
+
+
+def _matches(regex: Regex, text: str) -> bool:
+    for character in text:
+        regex = regex.after(ord(character))
+    return regex.nullable
+
+
+def _forbids(facets: Facets, value: Any) -> bool:
+    return any(canonical(value) == canonical(v) for v in facets.forbidden)
+
+
+def _require_shallow(schema: Any) -> None:
+    """Refuses what is nested more deeply than JSON's parsers bear."""
+    level, depth = [schema], 0
+    while level:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError(f"it has to be at most {MOST_NESTED} levels deep, but is deeper")
+        parts = [p.values() if isinstance(p, Mapping) else p for p in level
+                 if isinstance(p, Mapping | list | tuple)]  # fmt: skip
+        level = [inner for part in parts for inner in part]

@@ -1,0 +1,239 @@
+"""`pattern` of JSON schemas: ECMA 262's regular expressions, and what Python writes in its own way."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import unicodedata
+
+from langchain_llama_stop.grammar.regex import (
+    EMPTY,
+    EVERY,
+    Ranges,
+    Regex,
+    both,
+    cat,
+    chars,
+    either,
+    no,
+    quotient,
+    repeat,
+    without,
+)
+
+_BEGIN, _END = 0x110000, 0x110001
+"""Stand for the ends of a text while a pattern is read; no character is one of them."""
+_CLASSES = {
+    "d": ((48, 57),),
+    "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
+    "s": ((9, 13), (32, 32), (160, 160), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
+          (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+}  # fmt: skip
+_LINE_ENDS = ((10, 10), (13, 13), (0x2028, 0x2029))
+_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7, "e": 27}
+_QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d+)(?:(,)(\d*))?\})[?+]?")
+_CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]+)\}")
+_MOST_NESTED = 50
+
+
+class UnknownPattern(ValueError):
+    """A pattern with something that is not supported; its text says what."""
+
+
+@functools.lru_cache(maxsize=256)
+def parse_pattern(pattern: str) -> Regex:
+    """Reads a pattern.
+
+    Args:
+        pattern: A regular expression; it may match anywhere in a text unless it is anchored.
+
+    Returns:
+        The expression of all texts in which it matches.
+
+    Raises:
+        UnknownPattern: If something in it is not supported (`\\b`, back references, a look-around
+            that something precedes).
+    """
+    reader = _Reader(pattern)
+    anywhere = repeat(chars(EVERY))
+    begin, end = chars([(_BEGIN, _BEGIN)]), chars([(_END, _END)])
+    found = reader.alternatives(cat(anywhere, repeat(end, 0, 1)), 0)
+    if reader.rest:
+        raise UnknownPattern(f"an unmatched {reader.rest[0]!r}")
+    # The text is BEGIN, its characters, END; `^` and `$` are these two.
+    whole = either(found, cat(begin, anywhere, found))
+    return quotient(whole.after(_BEGIN), _END)
+
+
+class _Reader:
+    """Reads a pattern from left to right."""
+
+    def __init__(self, pattern: str) -> None:
+        flags = re.match(r"\(\?([imsux]+)\)", pattern)
+        self.flags = flags[1] if flags else ""
+        if set(self.flags) - set("isu"):
+            raise UnknownPattern(f"the flags (?{self.flags})")
+        self.rest = pattern[flags.end() :] if flags else pattern
+
+    def take(self, text: str) -> bool:
+        """Whether a text comes next, which is read then."""
+        found = self.rest.startswith(text)
+        if found:
+            self.rest = self.rest[len(text) :]
+        return found
+
+    def alternatives(self, after: Regex, depth: int) -> Regex:
+        """Alternatives up to a bracket or the end, each followed by `after`."""
+        if depth > _MOST_NESTED:
+            raise UnknownPattern("more than 50 nested groups")
+        options = [self.sequence(after, depth)]
+        while self.take("|"):
+            options.append(self.sequence(after, depth))
+        return either(*options)
+
+    def sequence(self, after: Regex, depth: int) -> Regex:
+        """Terms one after the other, then `after`."""
+        terms: list[tuple[str, Regex]] = []
+        while self.rest and self.rest[0] not in "|)":
+            terms.append(self.term(depth))
+        for kind, term in reversed(terms):
+            if kind == "term":
+                after = cat(term, after)
+            else:  # a look-ahead sees the rest of the text
+                ahead = cat(term, repeat(chars([*EVERY, (_END, _END)])))
+                after = both(ahead if kind == "ahead" else no(ahead), after)
+        return after
+
+    def term(self, depth: int) -> tuple[str, Regex]:
+        """One term, with its quantifier."""
+        for sign, kind in (("(?=", "ahead"), ("(?!", "not")):
+            if self.take(sign):
+                if depth:
+                    raise UnknownPattern("a look-ahead inside a group")
+                return kind, self.closed(depth)
+        part = self.atom(depth)
+        while quantifier := _QUANTIFIER.match(self.rest):
+            self.rest = self.rest[quantifier.end() :]
+            sign, fewest, comma, most = quantifier.groups()
+            if sign:
+                part = repeat(part, *{"*": (0, None), "+": (1, None), "?": (0, 1)}[sign])
+            else:
+                last = int(most) if most else (None if comma else int(fewest))
+                if last is not None and last < int(fewest):
+                    raise UnknownPattern(f"the bounds of {quantifier[0]!r}")
+                part = repeat(part, int(fewest), last)
+        return "term", part
+
+    def closed(self, depth: int) -> Regex:
+        """A group up to its bracket."""
+        part = self.alternatives(EMPTY, depth + 1)
+        if not self.take(")"):
+            raise UnknownPattern("an unmatched '('")
+        return part
+
+    def atom(self, depth: int) -> Regex:
+        """One character, class, group or anchor."""
+        if self.take("("):
+            if name := re.match(r"\?(?::|P?<(?![=!])\w+>)", self.rest):
+                self.rest = self.rest[name.end() :]
+            elif self.rest.startswith("?"):
+                raise UnknownPattern(f"the group '({self.rest[:3]}'")
+            return self.closed(depth)
+        if self.take("["):
+            return self.one_of(self.char_class())
+        first, self.rest = self.rest[0], self.rest[1:]
+        if first == "^":
+            return chars([(_BEGIN, _BEGIN)])
+        if first == "$":
+            return chars([(_END, _END)])
+        if first == ".":
+            return chars(EVERY) if "s" in self.flags else chars(without(EVERY, _LINE_ENDS))
+        if first in "*+?":
+            raise UnknownPattern(f"a {first!r} after nothing")
+        if first != "\\":
+            return self.one_of(((ord(first), ord(first)),))
+        if self.take("A"):
+            return chars([(_BEGIN, _BEGIN)])
+        if self.take("Z") or self.take("z"):
+            return chars([(_END, _END)])
+        return self.one_of(self.escape(inside=False))
+
+    def one_of(self, ranges: Ranges) -> Regex:
+        """One character of some ranges, of either case under the flag `i`."""
+        if "i" in self.flags:
+            both_cases = [
+                (ord(c), ord(c))
+                for low, high in ranges
+                for point in range(low, min(high, low + 500) + 1)
+                for c in (chr(point).lower(), chr(point).upper())
+                if len(c) == 1
+            ]
+            return chars([*ranges, *both_cases])
+        return chars(ranges)
+
+    def escape(self, inside: bool) -> Ranges:
+        """What follows a backslash."""
+        if not self.rest:
+            raise UnknownPattern("a '\\' at the end")
+        if code := _CODE.match(self.rest):
+            self.rest = self.rest[code.end() :]
+            point = int(code[1] or code[2] or code[3], 16)
+            return ((point, point),)
+        sign, self.rest = self.rest[0], self.rest[1:]
+        if sign in "pP" and (name := re.match(r"\{(?:(?:gc|General_Category)=)?(\w+)\}", self.rest)):
+            self.rest = self.rest[name.end() :]
+            found = _category(name[1])
+            return found if sign == "p" else without(EVERY, found)
+        if sign.lower() in _CLASSES:
+            found = _CLASSES[sign.lower()]
+            return found if sign.islower() else without(EVERY, found)
+        if inside and sign == "b":
+            return ((8, 8),)
+        if sign in _CONTROLS:
+            return ((_CONTROLS[sign], _CONTROLS[sign]),)
+        if sign == "c" and self.rest[:1].isalpha():
+            point, self.rest = ord(self.rest[0]) % 32, self.rest[1:]
+            return ((point, point),)
+        if sign.isalnum():
+            raise UnknownPattern(f"'\\{sign}'")
+        return ((ord(sign), ord(sign)),)
+
+    def char_class(self) -> Ranges:
+        """A class after its opening bracket."""
+        negated, ranges = self.take("^"), list[tuple[int, int]]()
+        while not self.take("]"):
+            if not self.rest:
+                raise UnknownPattern("an unmatched '['")
+            first = self.class_atom()
+            if self.rest[:1] == "-" and self.rest[1:2] not in ("]", "") and len(first) == 1:
+                low = first[0][0]
+                self.take("-")
+                last = self.class_atom()
+                if len(last) != 1 or last[0][0] != last[0][1] or last[0][0] < low:
+                    raise UnknownPattern("a range in brackets that goes backwards")
+                first = ((low, last[0][1]),)
+            ranges += first
+        return without(EVERY, ranges) if negated else tuple(ranges)
+
+    def class_atom(self) -> Ranges:
+        """One character or escape in a class."""
+        first, self.rest = self.rest[0], self.rest[1:]
+        return self.escape(inside=True) if first == "\\" else ((ord(first), ord(first)),)
+
+
+@functools.lru_cache(maxsize=64)
+def _category(name: str) -> Ranges:
+    """The characters of a general category of Unicode, such as `L` or `Lu`."""
+    names = {"Letter": "L", "Number": "N", "Punctuation": "P", "Symbol": "S", "Separator": "Z"}
+    prefix = names.get(name, name)
+    found: list[tuple[int, int]] = []
+    for point in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(point)).startswith(prefix) and not 0xD800 <= point <= 0xDFFF:
+            if found and found[-1][1] == point - 1:
+                found[-1] = (found[-1][0], point)
+            else:
+                found.append((point, point))
+    if not found:
+        raise UnknownPattern(f"the class \\p{{{name}}}")
+    return tuple(found)

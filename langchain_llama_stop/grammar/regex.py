@@ -1,0 +1,435 @@
+"""Regular expressions as automata that are worked out while they are walked.
+
+A state is an expression, and the state after a character is its derivative: what may follow that
+character (Brzozowski, "Derivatives of Regular Expressions", 1964). So `&` and `~` are as simple as
+`|`, and `.{0,50}foo.{0,50}` costs only the states that an answer passes through; the libraries that
+build a whole automaton first never end there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, reduce
+from typing import Any
+from weakref import WeakValueDictionary
+
+Ranges = tuple[tuple[int, int], ...]
+"""Characters, as sorted ranges of code points that do not touch; both ends belong to a range."""
+
+_LAST = 0x10FFFF
+EVERY: Ranges = ((0, 0xD7FF), (0xE000, _LAST))
+"""All characters. UTF-8 has none for the code points between."""
+_MOST_STATES = 5_000
+"""States that a search for a shortest text may visit. Not tuned: patterns that people write need
+some hundreds; a search that reaches this takes a second."""
+_READABLE = tuple(map(ord, "a0A"))
+"""Characters that stand for their class in a shortest text, rather than its first."""
+_UNKNOWN = b"?"
+
+
+_numbers = itertools.count()
+
+
+class Regex:
+    """A state: a regular expression of characters. Equal expressions are one object.
+
+    Attributes:
+        nullable: Whether the empty text matches.
+        least: No match has fewer bytes of UTF-8.
+        cuts: Code points at which classes of characters begin that lead to one state each.
+    """
+
+    nullable: bool = False
+    least: int = 0
+    cuts: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self._number = next(_numbers)
+        self._after: dict[int, Regex] = {}
+        self._shortest: bytes | None = _UNKNOWN
+
+    def derive(self, point: int) -> Regex:
+        """The state after a character."""
+        raise NotImplementedError
+
+    def lark(self) -> str:
+        """The expression as llguidance writes it between slashes."""
+        raise NotImplementedError
+
+    def after(self, point: int) -> Regex:
+        """The state after a character, remembered."""
+        index = bisect_right(self.cuts, point)
+        if index not in self._after:
+            self._after[index] = self.derive(point)
+        return self._after[index]
+
+    def following(self, low: int = 0, high: int = _LAST) -> Iterator[tuple[int, Regex]]:
+        """One character of each class between two code points, and the state after it."""
+        starts = [low, *(c for c in self.cuts if low < c <= high)]
+        for start, end in zip(starts, [*starts[1:], high + 1], strict=True):
+            if 0xD800 <= start < 0xE000:  # no characters
+                start = 0xE000
+            state = self.after(start) if start < end else NOTHING
+            if state is not NOTHING:
+                yield next((c for c in _READABLE if start <= c < end), start), state
+
+    @property
+    def shortest(self) -> bytes | None:
+        """A text of the fewest bytes that matches; None if there is none, or none is found."""
+        if self._shortest is _UNKNOWN:
+            self._shortest = self._search()
+        return self._shortest
+
+    def _search(self) -> bytes | None:
+        paths: list[tuple[int, int, bytes, Regex]] = [(self.least, 0, b"", self)]
+        number, seen = itertools.count(1), set[int]()
+        while paths:
+            _, _, text, state = heapq.heappop(paths)
+            if state.nullable:
+                return text
+            if id(state) in seen or len(seen) > _MOST_STATES:
+                continue
+            seen.add(id(state))
+            for point, after in state.following():
+                if id(after) not in seen:
+                    longer = text + chr(point).encode()
+                    rank = len(longer) + after.least
+                    heapq.heappush(paths, (rank, next(number), longer, after))
+        return None
+
+
+_known: WeakValueDictionary[tuple[object, ...], Regex] = WeakValueDictionary()
+
+
+def _one(kind: Any, *parts: Any) -> Any:
+    """The one object of an expression."""
+    key = (kind, *parts)
+    found = _known.get(key)
+    if found is None:
+        found = _known[key] = kind(*parts)
+    return found
+
+
+class _Chars(Regex):
+    """One character of some ranges."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.ranges = ranges
+        first = ranges[0][0] if ranges else 1 << 30
+        self.least = 1 + (first >= 0x80) + (first >= 0x800) + (first >= 0x10000)
+        self.cuts = tuple(c for low, high in ranges for c in (low, high + 1))
+
+    def derive(self, point: int) -> Regex:
+        return EMPTY if any(low <= point <= high for low, high in self.ranges) else NOTHING
+
+    def lark(self) -> str:
+        points = [rf"\x{{{a:X}}}-\x{{{b:X}}}" if a < b else rf"\x{{{a:X}}}" for a, b in self.ranges]
+        return f"[{''.join(points)}]"
+
+
+class _Empty(Regex):
+    """The empty text alone."""
+
+    nullable = True
+
+    def derive(self, point: int) -> Regex:
+        return NOTHING
+
+    def lark(self) -> str:
+        return ""
+
+
+class _Cat(Regex):
+    """One expression, then another."""
+
+    def __init__(self, first: Regex, rest: Regex) -> None:
+        super().__init__()
+        self.first, self.rest = first, rest
+        self.nullable = first.nullable and rest.nullable
+        self.least = first.least + rest.least
+        self.cuts = _cuts([first, rest] if first.nullable else [first])
+
+    def derive(self, point: int) -> Regex:
+        state = cat(self.first.after(point), self.rest)
+        return either(state, self.rest.after(point)) if self.first.nullable else state
+
+    def lark(self) -> str:
+        return self.first.lark() + self.rest.lark()
+
+
+class _Alt(Regex):
+    """One of several expressions."""
+
+    def __init__(self, *options: Regex) -> None:
+        super().__init__()
+        self.options = options
+        self.nullable = any(o.nullable for o in options)
+        self.least = min(o.least for o in options)
+        self.cuts = _cuts(options)
+
+    def derive(self, point: int) -> Regex:
+        return either(*(o.after(point) for o in self.options))
+
+    def lark(self) -> str:
+        return f"(?:{'|'.join(o.lark() for o in self.options)})"
+
+
+class _And(Regex):
+    """What matches several expressions. llguidance writes it outside of slashes only."""
+
+    def __init__(self, *parts: Regex) -> None:
+        super().__init__()
+        self.parts = parts
+        self.nullable = all(p.nullable for p in parts)
+        self.least = max(p.least for p in parts)
+        self.cuts = _cuts(parts)
+
+    def derive(self, point: int) -> Regex:
+        return both(*(p.after(point) for p in self.parts))
+
+
+class _Not(Regex):
+    """What does not match an expression."""
+
+    def __init__(self, part: Regex) -> None:
+        super().__init__()
+        self.part, self.nullable, self.cuts = part, not part.nullable, part.cuts
+
+    def derive(self, point: int) -> Regex:
+        return no(self.part.after(point))
+
+
+class _Repeat(Regex):
+    """An expression some times over; `most` None is no bound."""
+
+    def __init__(self, part: Regex, fewest: int, most: int | None) -> None:
+        super().__init__()
+        self.part, self.fewest, self.most = part, fewest, most
+        self.nullable = fewest == 0 or part.nullable
+        self.least = fewest * part.least
+        self.cuts = part.cuts
+
+    def derive(self, point: int) -> Regex:
+        most = None if self.most is None else self.most - 1
+        return cat(self.part.after(point), repeat(self.part, max(self.fewest - 1, 0), most))
+
+    def lark(self) -> str:
+        most = "" if self.most is None else self.most
+        return f"(?:{self.part.lark()}){{{self.fewest},{most}}}"
+
+
+class _Multiple(Regex):
+    """A decimal number without exponent that is a multiple of `modulus / 10**places`.
+
+    `rest` is the remainder of the digits so far; `place` counts decimal places, None before the
+    point.
+    """
+
+    cuts = tuple(ord(c) + i for c in "-./0123456789" for i in (0, 1))
+
+    def __init__(self, modulus: int, places: int, rest: int = 0, place: int | None = None) -> None:
+        super().__init__()
+        self.modulus, self.places, self.rest, self.place = modulus, places, rest, place
+        missing = places - (place or 0)
+        self.nullable = rest * 10**missing % modulus == 0
+
+    def derive(self, point: int) -> Regex:
+        if chr(point) == "-":
+            return self
+        if chr(point) == "." and self.place is None:
+            return _multiple(self.modulus, self.places, self.rest, 0)
+        if not 48 <= point <= 57 or (self.place == self.places and point != 48):
+            return NOTHING
+        if self.place == self.places:
+            return self
+        place = None if self.place is None else self.place + 1
+        return _multiple(self.modulus, self.places, (self.rest * 10 + point - 48), place)
+
+
+def _multiple(modulus: int, places: int, rest: int, place: int | None) -> Regex:
+    found: Regex = _one(_Multiple, modulus, places, rest % modulus, place)
+    return found
+
+
+def _cuts(parts: Iterable[Regex]) -> tuple[int, ...]:
+    return tuple(sorted({c for part in parts for c in part.cuts}))
+
+
+NOTHING: Regex = _Chars(())
+EMPTY: Regex = _Empty()
+
+
+def chars(ranges: Iterable[tuple[int, int]]) -> Regex:
+    """One character of some ranges of code points, in any order."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    found: Regex = _one(_Chars, tuple(merged)) if merged else NOTHING
+    return found
+
+
+def literal(text: str) -> Regex:
+    """A text itself."""
+    return cat(*(chars([(ord(c), ord(c))]) for c in text))
+
+
+def cat(*parts: Regex) -> Regex:
+    """One expression after the other."""
+
+    def joined(rest: Regex, first: Regex) -> Regex:
+        if first is NOTHING or rest is NOTHING:
+            return NOTHING
+        if first is EMPTY or rest is EMPTY:
+            return rest if first is EMPTY else first
+        if isinstance(first, _Cat):
+            return cat(first.first, cat(first.rest, rest))
+        found: Regex = _one(_Cat, first, rest)
+        return found
+
+    return reduce(joined, reversed(parts), EMPTY)
+
+
+def either(*options: Regex) -> Regex:
+    """One of several expressions."""
+    return _joined(_Alt, options, NOTHING, ANYTHING)
+
+
+def both(*parts: Regex) -> Regex:
+    """What matches all of several expressions."""
+    return _joined(_And, parts, ANYTHING, NOTHING)
+
+
+def _joined(kind: Any, parts: Iterable[Regex], neutral: Regex, final: Regex) -> Regex:
+    """Joins parts without repeating any; `neutral` says nothing, `final` decides."""
+    flat: dict[Regex, None] = {}
+    for part in parts:
+        flat.update(dict.fromkeys(getattr(part, "options" if kind is _Alt else "parts", (part,))
+                                  if isinstance(part, kind) else (part,)))
+    flat.pop(neutral, None)
+    if final in flat:
+        return final
+    if len(flat) < 2:
+        return next(iter(flat), neutral)
+    found: Regex = _one(kind, *sorted(flat, key=lambda part: part._number))
+    return found
+
+
+def no(part: Regex) -> Regex:
+    """What does not match an expression."""
+    if isinstance(part, _Not):
+        return part.part
+    if part is NOTHING:
+        return ANYTHING
+    if part is ANYTHING:
+        return NOTHING
+    found: Regex = _one(_Not, part)
+    return found
+
+
+def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
+    """An expression some times over, without bound if `most` is None."""
+    if most == 0 or part is EMPTY or (part is NOTHING and not fewest):
+        return EMPTY
+    if fewest == most == 1 or part is NOTHING:
+        return part
+    if part.nullable:
+        fewest = 0
+    found: Regex = _one(_Repeat, part, fewest, most)
+    return found
+
+
+ANYTHING: Regex = _one(_Repeat, chars(EVERY), 0, None)
+
+
+def multiple_of(modulus: int, places: int) -> Regex:
+    """A number without exponent that is a multiple of `modulus / 10**places`, given as digits."""
+    return _multiple(modulus, places, 0, None)
+
+
+def quotient(part: Regex, last: int) -> Regex:
+    """All texts that match once the code point `last`, which is no character, follows them."""
+    if isinstance(part, _Chars):
+        return part.after(last)
+    if isinstance(part, _Alt):
+        return either(*(quotient(o, last) for o in part.options))
+    if isinstance(part, _And):
+        return both(*(quotient(p, last) for p in part.parts))
+    if isinstance(part, _Not):
+        return no(quotient(part.part, last))
+    if isinstance(part, _Cat):
+        ends = quotient(part.first, last) if part.rest.nullable else NOTHING
+        return either(ends, cat(plain(part.first), quotient(part.rest, last)))
+    if isinstance(part, _Repeat):
+        most = None if part.most is None else part.most - 1
+        before = repeat(plain(part.part), max(part.fewest - 1, 0), most)
+        return cat(before, quotient(part.part, last))
+    return NOTHING
+
+
+def map_chars(part: Regex, change: Callable[[Ranges], Regex]) -> Regex:
+    """An expression with `change(ranges)` in place of each character."""
+    again = partial(map_chars, change=change)
+    if isinstance(part, _Chars):
+        return change(part.ranges) if part.ranges else part
+    if isinstance(part, _Alt):
+        return either(*map(again, part.options))
+    if isinstance(part, _And):
+        return both(*map(again, part.parts))
+    if isinstance(part, _Not):
+        return both(again(ANYTHING), no(again(part.part)))
+    if isinstance(part, _Cat):
+        return cat(again(part.first), again(part.rest))
+    if isinstance(part, _Repeat):
+        return repeat(again(part.part), part.fewest, part.most)
+    return part
+
+
+def plain(part: Regex) -> Regex:
+    """An expression without code points that are no characters."""
+    return map_chars(part, lambda ranges: chars(r for r in ranges if r[1] <= _LAST))
+
+
+def lark_terminal(part: Regex) -> str:
+    """An expression as the right side of a terminal's definition in llguidance's Lark form."""
+    if isinstance(part, _And):
+        return f"({' & '.join(map(lark_terminal, part.parts))})"
+    if isinstance(part, _Not):
+        return f"(/{ANYTHING.lark()}/ & ~{lark_terminal(part.part)})"
+    try:
+        return f"/{part.lark()}/"
+    except NotImplementedError:
+        if not isinstance(part, _Alt):
+            raise
+        return f"({' | '.join(map(lark_terminal, part.options))})"
+
+
+def alternatives_of(part: Regex) -> tuple[Regex, ...]:
+    """The alternatives of an expression, where `&` or `~` is in one of them; else none."""
+    mixed = isinstance(part, _Alt) and any(isinstance(o, _And | _Not) for o in part.options)
+    return part.options if mixed and isinstance(part, _Alt) else ()
+
+
+def parts_of(part: Regex) -> list[tuple[bool, Regex]]:
+    """The parts that `&` joins, each with whether `~` stands before it; none without either."""
+    parts = part.parts if isinstance(part, _And) else [part] if isinstance(part, _Not) else []
+    return [(True, p.part) if isinstance(p, _Not) else (False, p) for p in parts]
+
+
+def without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> Ranges:
+    """Ranges less others."""
+    left = list(ranges)
+    for a, b in others:
+        left = [
+            piece
+            for low, high in left
+            for piece in ((low, min(high, a - 1)), (max(low, b + 1), high))
+            if piece[0] <= piece[1]
+        ]
+    return tuple(left)

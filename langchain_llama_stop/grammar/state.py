@@ -1,0 +1,206 @@
+"""Where an answer under a grammar stands, and the tokens that complete it soonest."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from langchain_llama_stop.grammar.completion import MAX_COMPLETION, GrammarTokens
+from langchain_llama_stop.grammar.keys import Keys
+from langchain_llama_stop.grammar.rules import Place
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from langchain_llama_stop.grammar.schema import Grammar
+
+logger = logging.getLogger("langchain_llama_stop")
+
+_MARGIN = 4
+"""Tokens kept beside a part's completion, for separators and brackets around it. Not tuned."""
+
+
+def begin(tokens: GrammarTokens, grammar: Grammar, limit: int) -> State | None:
+    """The state before the first token.
+
+    Args:
+        tokens: The tokenizer's tokens.
+        grammar: The grammar.
+        limit: Tokens that the smallest answer may have.
+
+    Returns:
+        The state; None if llguidance cannot compile the grammar.
+    """
+    matcher = tokens.compiled(grammar.lark)
+    if matcher is None:
+        return None
+    matcher = matcher.deep_copy()
+    if grammar.parser is None:
+        start = tokens.short_completion(matcher, MAX_COMPLETION) if not matcher.is_accepting() else []
+        return _Walked(tokens, matcher, limit, limit, start)
+    parts = [tokens.vocabulary.length(text) for text in grammar.parser.texts if text is not None]
+    return _Parsed(tokens, matcher, grammar.parser.begin(), Keys(), max(parts) + _MARGIN, limit, True)
+
+
+class State:
+    """The state of an answer.
+
+    Attributes:
+        matcher: llguidance's state.
+        reserve: Tokens by which one token may lengthen the way to the end.
+        completion: Ids that complete the answer; [] if it is complete.
+        length: Their number.
+        forbidden: Tokens that the grammar allows and the state does not.
+    """
+
+    matcher: LLMatcher
+    reserve: int
+    completion: list[int]
+    forbidden: list[int]
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer is complete."""
+        return bool(self.matcher.is_accepting())
+
+    @property
+    def length(self) -> int:
+        return len(self.completion)
+
+    def after(self, ids: tuple[int, ...]) -> State:
+        """The state after more tokens."""
+        raise NotImplementedError
+
+    def length_after(self, token: int) -> int:
+        """The length after one more token."""
+        return self.after((token,)).length
+
+
+@dataclass(eq=False)
+class _Parsed(State):
+    """The state under rules that are known: the shortest completion is, too.
+
+    Attributes:
+        place: Where the answer stands; None if the rules do not allow it.
+        keys: Keys that are written, where an object may have any.
+    """
+
+    tokens: GrammarTokens
+    matcher: LLMatcher
+    place: Place | None
+    keys: Keys
+    reserve: int
+    left: int
+    first: bool = False
+
+    def after(self, ids: tuple[int, ...]) -> State:
+        matcher = self.matcher.deep_copy()
+        matcher.consume_tokens(list(ids))
+        place, keys = self._followed(ids)
+        left = self.left - len(ids)
+        return _Parsed(self.tokens, matcher, place, keys, self.reserve, left)
+
+    def length_after(self, token: int) -> int:
+        place, keys = self._followed((token,))
+        text = None if place is None else _completion(place, keys)
+        return MAX_COMPLETION + 1 if text is None else self.tokens.vocabulary.length(text)
+
+    def _followed(self, ids: tuple[int, ...]) -> tuple[Place | None, Keys]:
+        place, keys = self.place, self.keys
+        for symbol in (s for i in ids for s in self.tokens.vocabulary.texts[i]):
+            place = None if place is None else place.after(symbol)
+            if place is None:
+                break
+            if place.parser.has_keys:
+                keys = Keys() if place.in_text else keys.after(symbol)
+        return place, keys
+
+    @cached_property
+    def completion(self) -> list[int]:  # type: ignore[override]
+        if self.accepting:
+            return []
+        text = None if self.place is None else _completion(self.place, self.keys)
+        vocabulary, ids = self.tokens.vocabulary, list[int]()
+        if text is not None and self.place is not None:
+            ids = vocabulary.ids(text)
+            if self.first and len(ids) > self.left:  # before it is refused
+                ids = vocabulary.fewest(self.place, self.left) or ids
+        if ids and self.matcher.validate_tokens(ids) == len(ids):
+            return ids
+        logger.debug("No completion of %r is known; one is looked for.", text)
+        return self.tokens.short_completion(self.matcher, self.left)
+
+    @property
+    def forbidden(self) -> list[int]:  # type: ignore[override]
+        """Tokens that write a key of an object a second time."""
+        if self.place is None or not self.place.parser.has_keys or not self.keys.any_written:
+            return []
+        vocabulary = self.tokens.vocabulary
+        found = [i for text in self.keys.taken for i in vocabulary.beginning_with(text)]
+        texts = ((i, vocabulary.texts[i]) for i in vocabulary.quoting)
+        return found + [i for i, text in texts if self.keys.after(text).repeated]
+
+
+def _completion(place: Place, keys: Keys) -> str | None:
+    """The shortest text that completes an answer and writes no key twice; None if there is none."""
+    done = ""
+    while not keys.repeated and (rest := place.completion) is not None:
+        if not place.parser.has_keys or place.in_text:
+            return done + rest
+        state, begun, at_key = keys, 0, keys
+        for index, symbol in enumerate(rest):
+            following = state.after(symbol)
+            if following.repeated:
+                break
+            if following.opens_key:
+                begun, at_key = index + 1, following
+            state = following
+        else:
+            return done + rest
+        before = place.after(rest[:begun])
+        other = None if before is None else before.other_key(at_key.taken)
+        after = None if before is None or other is None else before.after(other)
+        if after is None or other is None:
+            return None
+        done += rest[:begun] + other
+        place, keys = after, at_key.after(other)
+    return None
+
+
+@dataclass(eq=False)
+class _Walked(State):
+    """The state under a grammar that the user wrote: short completions are looked for."""
+
+    tokens: GrammarTokens
+    matcher: LLMatcher
+    reserve: int
+    left: int
+    found: list[int] | None = None
+
+    forbidden = ()  # type: ignore[assignment]
+
+    def after(self, ids: tuple[int, ...]) -> State:
+        matcher = self.matcher.deep_copy()
+        matcher.consume_tokens(list(ids))
+        # The completion of before often still fits: a longer word is ended in the same way, and a
+        # token may have covered several tokens of it.
+        old, found = self.completion, None
+        for rest in (old[1:], old, old[2:], old[3:]):
+            if rest and matcher.validate_tokens(rest) == len(rest) and _completes(matcher, rest):
+                found = rest
+                break
+        return _Walked(self.tokens, matcher, self.reserve, self.left - len(ids), found)
+
+    @cached_property
+    def completion(self) -> list[int]:  # type: ignore[override]
+        if self.accepting or self.found:
+            return [] if self.accepting else self.found or []
+        return self.tokens.short_completion(self.matcher, self.left)
+
+
+def _completes(matcher: LLMatcher, ids: list[int]) -> bool:
+    """Whether appending these (allowed) tokens completes the answer."""
+    matcher = matcher.deep_copy()
+    return matcher.consume_tokens(ids) and bool(matcher.is_accepting())
