@@ -43,12 +43,18 @@ class _Is:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _snapshot(value: Any) -> Any:
+_DEEPEST = 100
+"""Levels of lists and dicts that are compared; what is deeper is parsed anew, and refused."""
+
+
+def _snapshot(value: Any, level: int = 0) -> Any:
     """What `value` holds now, to be compared later: lists and dicts by content, objects by `is`."""
+    if level > _DEEPEST:
+        return object()
     if isinstance(value, (list, tuple)):
-        return type(value), [_snapshot(item) for item in value]
+        return type(value), [_snapshot(item, level + 1) for item in value]
     if isinstance(value, dict):
-        return dict, [(key, _snapshot(item)) for key, item in value.items()]
+        return dict, [(key, _snapshot(item, level + 1)) for key, item in value.items()]
     if isinstance(value, (set, frozenset)):
         return set, [*value]
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -49,7 +49,7 @@ def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _parameters(tool: Any, function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments: an object, which holds nothing if the schema names nothing."""
+    """The schema of a tool's arguments: an object, empty if the schema names nothing."""
     given = recursive_schema(getattr(tool, "args_schema", tool)) or function.get("parameters") or {}
     if not isinstance(given, Mapping):
         raise ValueError(

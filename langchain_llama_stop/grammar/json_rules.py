@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from langchain_llama_stop.grammar.facets import (
-    ANNOTATIONS,
     Facets,
     Schema,
     canonical,
     item_schemas,
-    name_fits,
-    overlap,
     property_schemas,
-    read,
-    resolve,
     type_of,
 )
 from langchain_llama_stop.grammar.json_text import (
@@ -26,17 +22,29 @@ from langchain_llama_stop.grammar.json_text import (
     string_regex,
 )
 from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
-from langchain_llama_stop.grammar.regex import ANYTHING, NOTHING, Regex, both, either, literal, no
+from langchain_llama_stop.grammar.read_schema import ANNOTATIONS, read, resolve
+from langchain_llama_stop.grammar.regex import (
+    ANYTHING,
+    EVERY,
+    Regex,
+    both,
+    chars,
+    either,
+    literal,
+    no,
+    repeat,
+)
 from langchain_llama_stop.grammar.rules import Rules, Terminal, regex_terminal, text_terminal
 
-MOST_NESTED = 200
-"""Dicts and lists that a schema may hold inside of each other. Python's own JSON ends near 1,000."""
+MOST_NESTED = 100
+"""Dicts and lists that a schema may hold inside of each other. Not tuned: Python and LangChain walk
+schemas by recursion, and people's have some twenty."""
 _MOST_COUNTED = 1000
 """Items or characters that a rule counts; a larger bound is checked after the answer."""
 _MOST_STATES = 4000
 """Rules of one object whose properties are counted."""
 
-_Alternative = list["int | Terminal"]
+_Alternative = list[int | Terminal]
 
 
 class JsonRules:
@@ -47,6 +55,7 @@ class JsonRules:
     """
 
     def __init__(self, rules: Rules) -> None:
+        """Begins with some rules, which grow."""
         self.unchecked: dict[str, None] = {}
         self._rules = rules
         self._known: dict[str, int] = {}
@@ -91,17 +100,27 @@ class JsonRules:
                 return [[self._value(part)] for part in schema["anyOf"]]
         found: list[_Alternative] = []
         for facets in read(schema, self._root):
+            if facets.values is not None and any(isinstance(v, list | dict) for v in facets.values):
+                facets = replace(facets, values=tuple(self._valid(schema, facets.values)))
             found += self._facets(facets)
         return found
+
+    def _valid(self, schema: Schema, values: Iterable[Any]) -> list[Any]:
+        """Those of some values that fit a schema."""
+        from jsonschema import Draft202012Validator
+
+        named = {k: v for k, v in dict(self._root).items() if k in ("$defs", "definitions")}
+        check = Draft202012Validator({**named, **schema})
+        return [v for v in values if check.is_valid(v)]
 
     def _facets(self, facets: Facets) -> list[_Alternative]:
         self.unchecked.update(dict.fromkeys(sorted(facets.unchecked)))
         if facets.values is not None:
             return [self._constant(v) for v in facets.values if self._fits(v, facets)]
         found: list[_Alternative] = []
-        for word, kind, value in (("null", "null", None), ("true", "boolean", True), ("false", "boolean", False)):
-            if kind in facets.types and not _forbids(facets, value):
-                found.append([self._text(word)])
+        for value in (None, True, False):
+            if type_of(value) & facets.types and not _forbids(facets, value):
+                found.append([self._text(json.dumps(value))])
         for kind in ("integer", "number"):
             if kind in facets.types:
                 found.append([self._number(facets, integer=kind == "integer")])
@@ -128,7 +147,14 @@ class JsonRules:
         multiples = facets.multiples
         if len(multiples) > 1:
             self.unchecked["multipleOf"] = None
-        key = (integer, facets.low, facets.low_excluded, facets.high, facets.high_excluded, multiples)
+        key = (
+            integer,
+            facets.low,
+            facets.low_excluded,
+            facets.high,
+            facets.high_excluded,
+            multiples,
+        )
         if key not in self._terminals:
             self._terminals[key] = number_terminal(
                 integer=integer,
@@ -176,7 +202,8 @@ class JsonRules:
             return False
         if isinstance(value, str):
             return all(_matches(part, value) for part in self._string(facets)[0]) and (
-                facets.fewest_chars <= len(value) <= (facets.most_chars or len(value))
+                facets.fewest_chars <= len(value)
+                and (facets.most_chars is None or len(value) <= facets.most_chars)
             )
         if isinstance(value, int | float) and not isinstance(value, bool):
             terminal = self._number(facets, integer=isinstance(value, int))
@@ -197,7 +224,10 @@ class JsonRules:
             if facets.prefix or most is not None or fewest > 1:
                 self.unchecked["contains"] = None
             else:
-                item, certain = self._all(facets.items), self._all((*facets.items, *facets.contains))
+                item, certain = (
+                    self._all(facets.items),
+                    self._all((*facets.items, *facets.contains)),
+                )
                 before = self._rules.new([], [])
                 self._rules.alternatives[before] = [(), (before, item, comma)]
                 return [[begin, before, certain, self._more(item), end]]
@@ -237,7 +267,7 @@ class JsonRules:
             schemas = property_schemas(facets, name)
             allowed = False not in schemas and all(_matches(part, name) for part in names)
             if allowed:
-                pair = [self._key(name), self._text(": "), self._all(schemas)]
+                pair: _Alternative = [self._key(name), self._text(": "), self._all(schemas)]
                 members.append((self._rules.new(pair), name in facets.required))
             elif name in facets.required:
                 return []
@@ -259,7 +289,7 @@ class JsonRules:
                 regex if i in chosen else no(regex) for i, (regex, _) in enumerate(patterns)
             ]
             name = both(ANYTHING, *matching, *names, *taken)
-            key = regex_terminal(string_regex([name]), "key")
+            key = regex_terminal(string_regex([name]), "name" if chosen or names else "key")
             pairs.append([key, self._text(": "), self._all(schemas)])
         return self._rules.new(*pairs) if pairs else None
 
@@ -308,7 +338,7 @@ class JsonRules:
         start = state(0, 0)
         for rule, passed, written in queue:  # grows as it is read
             alternatives = self._rules.alternatives[rule]
-            between = [comma] if written else []
+            between: _Alternative = [comma] if written else []
             room = most is None or written < most
             if passed < len(members):
                 member, needed = members[passed]
@@ -324,15 +354,13 @@ class JsonRules:
             if written < counted:
                 alternatives.append((*between, free, state(passed, written + 1)))
             else:  # nothing is counted any more
-                first = [*between, free]
+                first: _Alternative = [*between, free]
                 more = self._more(free)
                 alternatives.append((*first, more, end))
         return [[self._text("{"), start]]
 
 
 def _length(fewest: int, most: int | None) -> Regex:
-    from langchain_llama_stop.grammar.regex import EVERY, chars, repeat
-
     return repeat(chars(EVERY), fewest, most) if fewest or most is not None else ANYTHING
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterable
 from decimal import Decimal
+from math import gcd
 
 from langchain_llama_stop.grammar.pattern import parse_pattern
 from langchain_llama_stop.grammar.regex import (
@@ -15,19 +16,17 @@ from langchain_llama_stop.grammar.regex import (
     NOTHING,
     Ranges,
     Regex,
-    alternatives_of,
     both,
     cat,
     chars,
     either,
     literal,
-    map_chars,
     multiple_of,
     no,
-    parts_of,
     repeat,
     without,
 )
+from langchain_llama_stop.grammar.rewrite import alternatives_of, map_chars, parts_of
 from langchain_llama_stop.grammar.rules import Terminal, regex_terminal
 
 MOST_DIGITS = 64
@@ -40,6 +39,7 @@ _QUOTE = literal('"')
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = ((0, 31), (34, 34), (92, 92))
 _DIGIT = chars([(48, 57)])
+_POINT = literal(".")
 
 
 def _hex(low: str) -> Regex:
@@ -111,9 +111,7 @@ def format_regex(name: str) -> Regex:
     return parse_pattern(f"^(?:{FORMATS[name]})$")
 
 
-def string_regex(
-    parts: Iterable[Regex] = (), fewest: int = 0, most: int | None = None
-) -> Regex:
+def string_regex(parts: Iterable[Regex] = (), fewest: int = 0, most: int | None = None) -> Regex:
     """A JSON string.
 
     Args:
@@ -183,22 +181,43 @@ def number_terminal(
         return regex_terminal(_free_number(integer))
     if multiple is None:
         return regex_terminal(_range(integer, low, low_excluded, high, high_excluded))
+    places = max(-int(multiple.normalize().as_tuple().exponent), 0)
+    modulus = int(multiple * 10**places)
+    if integer or not places:
+        integer, modulus, places = True, modulus // gcd(modulus, 10**places), 0
+    if modulus == 1 and not places:
+        return regex_terminal(_range(True, low, low_excluded, high, high_excluded))
+    if 10**places % modulus == 0:  # the decimal places alone decide
+        within = _range(False, low, low_excluded, high, high_excluded)
+        return regex_terminal(both(within, _with_places(modulus, places)))
     limit = Decimal(_MOST_OF_MULTIPLE)
-    low = -limit if low is None else low
-    high = limit if high is None else high
+    low, high = -limit if low is None else low, limit if high is None else high
     words = {
         "type": "integer" if integer else "number",
         "exclusiveMinimum" if low_excluded else "minimum": _plain_number(low),
         "exclusiveMaximum" if high_excluded else "maximum": _plain_number(high),
-        "multipleOf": _plain_number(multiple),
+        "multipleOf": _plain_number(Decimal(modulus).scaleb(-places)),
     }
-    sign, digits, exponent = multiple.as_tuple()
-    places = max(-int(exponent), 0)
     found = both(
-        _range(integer, low, low_excluded, high, high_excluded),
-        multiple_of(int(multiple * 10**places), places),
+        _range(integer, low, low_excluded, high, high_excluded), multiple_of(modulus, places)
     )
+    if places:  # llguidance writes all places or none, and nothing between 0 and -1
+        written = cat(repeat(_DIGIT), repeat(cat(_POINT, repeat(_DIGIT, places, places)), 0, 1))
+        signed = cat(literal("-"), chars([(49, 57)]), written)
+        found = both(found, either(written, signed))
+    if low < 0 <= high:
+        found = either(found, literal("-0"))  # which llguidance allows
     return Terminal(found, f"%json {json.dumps(words)}", is_rule=True)
+
+
+def _with_places(modulus: int, places: int) -> Regex:
+    """Numbers whose decimal places are a multiple of a number that divides a power of ten."""
+    zeros = repeat(literal("0"), 0, MOST_DIGITS)
+    texts = {f"{n:0{places}}".rstrip("0") for n in range(0, 10**places, modulus)}
+    endings = [cat(literal(text), zeros) if text else repeat(literal("0"), 1, MOST_DIGITS)
+               for text in sorted(texts)]  # fmt: skip
+    whole = cat(repeat(literal("-"), 0, 1), repeat(_DIGIT, 1, MOST_DIGITS))
+    return cat(whole, repeat(cat(_POINT, either(*endings)), 0, 1))
 
 
 def _plain_number(number: Decimal) -> int | float:
@@ -294,7 +313,6 @@ def _digits(low: int, high: int) -> Regex:
     return chars([(48 + low, 48 + high)]) if low <= high else NOTHING
 
 
-_POINT = literal(".")
 _ANY_FRACTION = repeat(cat(_POINT, repeat(_DIGIT, 1, MOST_DIGITS)), 0, 1)
 
 

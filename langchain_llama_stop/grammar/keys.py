@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from langchain_llama_stop.grammar.rules import Place
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -72,3 +74,29 @@ class Keys:
         if character == "," and self.written is not None:
             return replace(self, is_key=True)
         return self
+
+
+def shortest_completion(place: Place, keys: Keys) -> str | None:
+    """The shortest text that completes an answer and writes no key twice; None if there is none."""
+    done = ""
+    while not keys.repeated and (rest := place.completion) is not None:
+        if not place.parser.has_keys or place.in_text:
+            return done + rest
+        state, begun, at_key = keys, 0, keys
+        for index, symbol in enumerate(rest):
+            following = state.after(symbol)
+            if following.repeated:
+                break
+            if following.opens_key:
+                begun, at_key = index + 1, following
+            state = following
+        else:
+            return done + rest
+        before = place.after(rest[:begun])
+        other = None if before is None else before.other_key(at_key.taken)
+        after = None if before is None or other is None else before.after(other)
+        if after is None or other is None:
+            return None
+        done += rest[:begun] + other
+        place, keys = after, at_key.after(other)
+    return None

@@ -1,4 +1,4 @@
-"""`pattern` of JSON schemas: ECMA 262's regular expressions, and what Python writes in its own way."""
+"""`pattern` of JSON schemas: ECMA 262's regular expressions, and Python's own spellings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from langchain_llama_stop.grammar.regex import (
     chars,
     either,
     no,
-    quotient,
     repeat,
     without,
 )
+from langchain_llama_stop.grammar.rewrite import quotient
 
 _BEGIN, _END = 0x110000, 0x110001
 """Stand for the ends of a text while a pattern is read; no character is one of them."""
@@ -34,6 +34,7 @@ _LINE_ENDS = ((10, 10), (13, 13), (0x2028, 0x2029))
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7, "e": 27}
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d+)(?:(,)(\d*))?\})[?+]?")
 _CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]+)\}")
+_CATEGORY = re.compile(r"\{(?:(?:gc|General_Category)=)?(\w+)\}")
 _MOST_NESTED = 50
 
 
@@ -43,7 +44,7 @@ class UnknownPattern(ValueError):
 
 @functools.lru_cache(maxsize=256)
 def parse_pattern(pattern: str) -> Regex:
-    """Reads a pattern.
+    r"""Reads a pattern.
 
     Args:
         pattern: A regular expression; it may match anywhere in a text unless it is anchored.
@@ -52,7 +53,7 @@ def parse_pattern(pattern: str) -> Regex:
         The expression of all texts in which it matches.
 
     Raises:
-        UnknownPattern: If something in it is not supported (`\\b`, back references, a look-around
+        UnknownPattern: If something in it is not supported (`\b`, back references, a look-around
             that something precedes).
     """
     reader = _Reader(pattern)
@@ -181,7 +182,9 @@ class _Reader:
             point = int(code[1] or code[2] or code[3], 16)
             return ((point, point),)
         sign, self.rest = self.rest[0], self.rest[1:]
-        if sign in "pP" and (name := re.match(r"\{(?:(?:gc|General_Category)=)?(\w+)\}", self.rest)):
+        if sign in "pP" and (
+            name := re.match(r"\{(?:(?:gc|General_Category)=)?(\w+)\}", self.rest)
+        ):
             self.rest = self.rest[name.end() :]
             found = _category(name[1])
             return found if sign == "p" else without(EVERY, found)

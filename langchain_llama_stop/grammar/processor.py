@@ -131,8 +131,8 @@ class GrammarProcessor(LogitsProcessor):
             for token, score in zip(top.indices.tolist(), top.values.tolist(), strict=True):
                 if score == -torch.inf or len(in_time) == _ENOUGH:
                     break
-                ends = token in self._eos or state.length_after(token) < left
-                (in_time if ends else late).append(token)
+                soon = token in self._eos or state.length_after(token) < left
+                (in_time if soon else late).append(token)
             if free:
                 allowed[late] = False
             else:

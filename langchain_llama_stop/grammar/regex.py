@@ -11,16 +11,18 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial, reduce
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any
 from weakref import WeakValueDictionary
+
+from typing_extensions import override
 
 Ranges = tuple[tuple[int, int], ...]
 """Characters, as sorted ranges of code points that do not touch; both ends belong to a range."""
 
-_LAST = 0x10FFFF
-EVERY: Ranges = ((0, 0xD7FF), (0xE000, _LAST))
+LAST = 0x10FFFF
+EVERY: Ranges = ((0, 0xD7FF), (0xE000, LAST))
 """All characters. UTF-8 has none for the code points between."""
 _MOST_STATES = 5_000
 """States that a search for a shortest text may visit. Not tuned: patterns that people write need
@@ -47,6 +49,7 @@ class Regex:
     cuts: tuple[int, ...] = ()
 
     def __init__(self) -> None:
+        """Begins with nothing known."""
         self._number = next(_numbers)
         self._after: dict[int, Regex] = {}
         self._shortest: bytes | None = _UNKNOWN
@@ -66,7 +69,7 @@ class Regex:
             self._after[index] = self.derive(point)
         return self._after[index]
 
-    def following(self, low: int = 0, high: int = _LAST) -> Iterator[tuple[int, Regex]]:
+    def following(self, low: int = 0, high: int = LAST) -> Iterator[tuple[int, Regex]]:
         """One character of each class between two code points, and the state after it."""
         starts = [low, *(c for c in self.cuts if low < c <= high)]
         for start, end in zip(starts, [*starts[1:], high + 1], strict=True):
@@ -113,116 +116,134 @@ def _one(kind: Any, *parts: Any) -> Any:
     return found
 
 
-class _Chars(Regex):
+class Chars(Regex):
     """One character of some ranges."""
 
     def __init__(self, ranges: Ranges) -> None:
+        """Takes its parts."""
         super().__init__()
         self.ranges = ranges
         first = ranges[0][0] if ranges else 1 << 30
         self.least = 1 + (first >= 0x80) + (first >= 0x800) + (first >= 0x10000)
         self.cuts = tuple(c for low, high in ranges for c in (low, high + 1))
 
+    @override
     def derive(self, point: int) -> Regex:
         return EMPTY if any(low <= point <= high for low, high in self.ranges) else NOTHING
 
+    @override
     def lark(self) -> str:
         points = [rf"\x{{{a:X}}}-\x{{{b:X}}}" if a < b else rf"\x{{{a:X}}}" for a, b in self.ranges]
         return f"[{''.join(points)}]"
 
 
-class _Empty(Regex):
+class Empty(Regex):
     """The empty text alone."""
 
     nullable = True
 
+    @override
     def derive(self, point: int) -> Regex:
         return NOTHING
 
+    @override
     def lark(self) -> str:
         return ""
 
 
-class _Cat(Regex):
+class Cat(Regex):
     """One expression, then another."""
 
     def __init__(self, first: Regex, rest: Regex) -> None:
+        """Takes its parts."""
         super().__init__()
         self.first, self.rest = first, rest
         self.nullable = first.nullable and rest.nullable
         self.least = first.least + rest.least
         self.cuts = _cuts([first, rest] if first.nullable else [first])
 
+    @override
     def derive(self, point: int) -> Regex:
         state = cat(self.first.after(point), self.rest)
         return either(state, self.rest.after(point)) if self.first.nullable else state
 
+    @override
     def lark(self) -> str:
         return self.first.lark() + self.rest.lark()
 
 
-class _Alt(Regex):
+class Alt(Regex):
     """One of several expressions."""
 
     def __init__(self, *options: Regex) -> None:
+        """Takes its parts."""
         super().__init__()
         self.options = options
         self.nullable = any(o.nullable for o in options)
         self.least = min(o.least for o in options)
         self.cuts = _cuts(options)
 
+    @override
     def derive(self, point: int) -> Regex:
         return either(*(o.after(point) for o in self.options))
 
+    @override
     def lark(self) -> str:
         return f"(?:{'|'.join(o.lark() for o in self.options)})"
 
 
-class _And(Regex):
+class And(Regex):
     """What matches several expressions. llguidance writes it outside of slashes only."""
 
     def __init__(self, *parts: Regex) -> None:
+        """Takes its parts."""
         super().__init__()
         self.parts = parts
         self.nullable = all(p.nullable for p in parts)
         self.least = max(p.least for p in parts)
         self.cuts = _cuts(parts)
 
+    @override
     def derive(self, point: int) -> Regex:
         return both(*(p.after(point) for p in self.parts))
 
 
-class _Not(Regex):
+class Not(Regex):
     """What does not match an expression."""
 
     def __init__(self, part: Regex) -> None:
+        """Takes its parts."""
         super().__init__()
         self.part, self.nullable, self.cuts = part, not part.nullable, part.cuts
 
+    @override
     def derive(self, point: int) -> Regex:
         return no(self.part.after(point))
 
 
-class _Repeat(Regex):
+class Repeat(Regex):
     """An expression some times over; `most` None is no bound."""
 
     def __init__(self, part: Regex, fewest: int, most: int | None) -> None:
+        """Takes its parts."""
         super().__init__()
         self.part, self.fewest, self.most = part, fewest, most
         self.nullable = fewest == 0 or part.nullable
         self.least = fewest * part.least
         self.cuts = part.cuts
 
+    @override
     def derive(self, point: int) -> Regex:
         most = None if self.most is None else self.most - 1
         return cat(self.part.after(point), repeat(self.part, max(self.fewest - 1, 0), most))
 
+    @override
     def lark(self) -> str:
         most = "" if self.most is None else self.most
         return f"(?:{self.part.lark()}){{{self.fewest},{most}}}"
 
 
-class _Multiple(Regex):
+class Multiple(Regex):
     """A decimal number without exponent that is a multiple of `modulus / 10**places`.
 
     `rest` is the remainder of the digits so far; `place` counts decimal places, None before the
@@ -232,11 +253,13 @@ class _Multiple(Regex):
     cuts = tuple(ord(c) + i for c in "-./0123456789" for i in (0, 1))
 
     def __init__(self, modulus: int, places: int, rest: int = 0, place: int | None = None) -> None:
+        """Takes its parts."""
         super().__init__()
         self.modulus, self.places, self.rest, self.place = modulus, places, rest, place
         missing = places - (place or 0)
         self.nullable = rest * 10**missing % modulus == 0
 
+    @override
     def derive(self, point: int) -> Regex:
         if chr(point) == "-":
             return self
@@ -251,7 +274,7 @@ class _Multiple(Regex):
 
 
 def _multiple(modulus: int, places: int, rest: int, place: int | None) -> Regex:
-    found: Regex = _one(_Multiple, modulus, places, rest % modulus, place)
+    found: Regex = _one(Multiple, modulus, places, rest % modulus, place)
     return found
 
 
@@ -259,8 +282,8 @@ def _cuts(parts: Iterable[Regex]) -> tuple[int, ...]:
     return tuple(sorted({c for part in parts for c in part.cuts}))
 
 
-NOTHING: Regex = _Chars(())
-EMPTY: Regex = _Empty()
+NOTHING: Regex = Chars(())
+EMPTY: Regex = Empty()
 
 
 def chars(ranges: Iterable[tuple[int, int]]) -> Regex:
@@ -271,7 +294,7 @@ def chars(ranges: Iterable[tuple[int, int]]) -> Regex:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:
             merged.append((low, high))
-    found: Regex = _one(_Chars, tuple(merged)) if merged else NOTHING
+    found: Regex = _one(Chars, tuple(merged)) if merged else NOTHING
     return found
 
 
@@ -288,9 +311,9 @@ def cat(*parts: Regex) -> Regex:
             return NOTHING
         if first is EMPTY or rest is EMPTY:
             return rest if first is EMPTY else first
-        if isinstance(first, _Cat):
+        if isinstance(first, Cat):
             return cat(first.first, cat(first.rest, rest))
-        found: Regex = _one(_Cat, first, rest)
+        found: Regex = _one(Cat, first, rest)
         return found
 
     return reduce(joined, reversed(parts), EMPTY)
@@ -298,20 +321,25 @@ def cat(*parts: Regex) -> Regex:
 
 def either(*options: Regex) -> Regex:
     """One of several expressions."""
-    return _joined(_Alt, options, NOTHING, ANYTHING)
+    return _joined(Alt, options, NOTHING, ANYTHING)
 
 
 def both(*parts: Regex) -> Regex:
     """What matches all of several expressions."""
-    return _joined(_And, parts, ANYTHING, NOTHING)
+    return _joined(And, parts, ANYTHING, NOTHING)
 
 
 def _joined(kind: Any, parts: Iterable[Regex], neutral: Regex, final: Regex) -> Regex:
     """Joins parts without repeating any; `neutral` says nothing, `final` decides."""
     flat: dict[Regex, None] = {}
     for part in parts:
-        flat.update(dict.fromkeys(getattr(part, "options" if kind is _Alt else "parts", (part,))
-                                  if isinstance(part, kind) else (part,)))
+        flat.update(
+            dict.fromkeys(
+                getattr(part, "options" if kind is Alt else "parts", (part,))
+                if isinstance(part, kind)
+                else (part,)
+            )
+        )
     flat.pop(neutral, None)
     if final in flat:
         return final
@@ -323,103 +351,36 @@ def _joined(kind: Any, parts: Iterable[Regex], neutral: Regex, final: Regex) -> 
 
 def no(part: Regex) -> Regex:
     """What does not match an expression."""
-    if isinstance(part, _Not):
+    if isinstance(part, Not):
         return part.part
     if part is NOTHING:
         return ANYTHING
     if part is ANYTHING:
         return NOTHING
-    found: Regex = _one(_Not, part)
+    found: Regex = _one(Not, part)
     return found
 
 
 def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
     """An expression some times over, without bound if `most` is None."""
+    if most is not None and most < fewest:
+        return NOTHING
     if most == 0 or part is EMPTY or (part is NOTHING and not fewest):
         return EMPTY
     if fewest == most == 1 or part is NOTHING:
         return part
     if part.nullable:
         fewest = 0
-    found: Regex = _one(_Repeat, part, fewest, most)
+    found: Regex = _one(Repeat, part, fewest, most)
     return found
 
 
-ANYTHING: Regex = _one(_Repeat, chars(EVERY), 0, None)
+ANYTHING: Regex = _one(Repeat, chars(EVERY), 0, None)
 
 
 def multiple_of(modulus: int, places: int) -> Regex:
     """A number without exponent that is a multiple of `modulus / 10**places`, given as digits."""
     return _multiple(modulus, places, 0, None)
-
-
-def quotient(part: Regex, last: int) -> Regex:
-    """All texts that match once the code point `last`, which is no character, follows them."""
-    if isinstance(part, _Chars):
-        return part.after(last)
-    if isinstance(part, _Alt):
-        return either(*(quotient(o, last) for o in part.options))
-    if isinstance(part, _And):
-        return both(*(quotient(p, last) for p in part.parts))
-    if isinstance(part, _Not):
-        return no(quotient(part.part, last))
-    if isinstance(part, _Cat):
-        ends = quotient(part.first, last) if part.rest.nullable else NOTHING
-        return either(ends, cat(plain(part.first), quotient(part.rest, last)))
-    if isinstance(part, _Repeat):
-        most = None if part.most is None else part.most - 1
-        before = repeat(plain(part.part), max(part.fewest - 1, 0), most)
-        return cat(before, quotient(part.part, last))
-    return NOTHING
-
-
-def map_chars(part: Regex, change: Callable[[Ranges], Regex]) -> Regex:
-    """An expression with `change(ranges)` in place of each character."""
-    again = partial(map_chars, change=change)
-    if isinstance(part, _Chars):
-        return change(part.ranges) if part.ranges else part
-    if isinstance(part, _Alt):
-        return either(*map(again, part.options))
-    if isinstance(part, _And):
-        return both(*map(again, part.parts))
-    if isinstance(part, _Not):
-        return both(again(ANYTHING), no(again(part.part)))
-    if isinstance(part, _Cat):
-        return cat(again(part.first), again(part.rest))
-    if isinstance(part, _Repeat):
-        return repeat(again(part.part), part.fewest, part.most)
-    return part
-
-
-def plain(part: Regex) -> Regex:
-    """An expression without code points that are no characters."""
-    return map_chars(part, lambda ranges: chars(r for r in ranges if r[1] <= _LAST))
-
-
-def lark_terminal(part: Regex) -> str:
-    """An expression as the right side of a terminal's definition in llguidance's Lark form."""
-    if isinstance(part, _And):
-        return f"({' & '.join(map(lark_terminal, part.parts))})"
-    if isinstance(part, _Not):
-        return f"(/{ANYTHING.lark()}/ & ~{lark_terminal(part.part)})"
-    try:
-        return f"/{part.lark()}/"
-    except NotImplementedError:
-        if not isinstance(part, _Alt):
-            raise
-        return f"({' | '.join(map(lark_terminal, part.options))})"
-
-
-def alternatives_of(part: Regex) -> tuple[Regex, ...]:
-    """The alternatives of an expression, where `&` or `~` is in one of them; else none."""
-    mixed = isinstance(part, _Alt) and any(isinstance(o, _And | _Not) for o in part.options)
-    return part.options if mixed and isinstance(part, _Alt) else ()
-
-
-def parts_of(part: Regex) -> list[tuple[bool, Regex]]:
-    """The parts that `&` joins, each with whether `~` stands before it; none without either."""
-    parts = part.parts if isinstance(part, _And) else [part] if isinstance(part, _Not) else []
-    return [(True, p.part) if isinstance(p, _Not) else (False, p) for p in parts]
 
 
 def without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> Ranges:

@@ -18,10 +18,12 @@ from langchain_llama_stop.grammar.regex import (
     Regex,
     both,
     either,
-    lark_terminal,
     literal,
     no,
 )
+from langchain_llama_stop.grammar.rewrite import lark_terminal
+
+Kind = Literal["", "key", "name", "text"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,14 +35,15 @@ class Terminal:
         lark: How llguidance writes it.
         token: The id of the special token.
         is_rule: Whether llguidance takes `lark` in rules alone.
-        kind: "key" for any key of an object, "text" for text that is no JSON.
+        kind: "key" for any key of an object, "name" for one of some keys, "text" for text that is
+            no JSON.
     """
 
     regex: Regex
     lark: str
     token: int | None = None
     is_rule: bool = False
-    kind: Literal["", "key", "text"] = ""
+    kind: Kind = ""
 
     @property
     def shortest(self) -> str | None:
@@ -56,7 +59,7 @@ def text_terminal(text: str) -> Terminal:
     return Terminal(literal(text), json.dumps(text))
 
 
-def regex_terminal(regex: Regex, kind: Literal["", "key", "text"] = "") -> Terminal:
+def regex_terminal(regex: Regex, kind: Kind = "") -> Terminal:
     """A text that matches an expression."""
     return Terminal(regex, lark_terminal(regex), kind=kind)
 
@@ -66,7 +69,7 @@ def token_terminal(token: int) -> Terminal:
     return Terminal(NOTHING, f"<[{token}]>", token)
 
 
-Sequences = tuple["int | Terminal", ...]
+Sequences = tuple[int | Terminal, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -152,22 +155,28 @@ class Parser:
 
     Attributes:
         texts: The shortest text of each rule.
-        has_keys: Whether an object may have any keys.
+        has_keys: Whether an object may have keys that are not listed.
+        has_names: Whether there may be no more of them after some.
     """
 
     def __init__(self, rules: Rules, start: int) -> None:
+        """Works out the shortest texts."""
         self.alternatives = rules.alternatives
         self.start = start
         self.texts = _shortest_texts(rules.alternatives)
         symbols = (s for rule in rules.alternatives for a in rule for s in a)
-        self.has_keys = any(isinstance(s, Terminal) and s.kind == "key" for s in symbols)
+        kinds = {s.kind for s in symbols if isinstance(s, Terminal)}
+        self.has_names = "name" in kinds
+        self.has_keys = "key" in kinds or self.has_names
         self._rests: dict[tuple[int, int], str] = {}
 
     def rest(self, symbols: Sequences, dot: int) -> str:
         """The shortest text of the symbols after a dot."""
         key = (id(symbols), dot)
         if key not in self._rests:
-            texts = [s.shortest if isinstance(s, Terminal) else self.texts[s] for s in symbols[dot:]]
+            texts = [
+                s.shortest if isinstance(s, Terminal) else self.texts[s] for s in symbols[dot:]
+            ]
             self._rests[key] = "".join(text or "" for text in texts)
         return self._rests[key]
 
@@ -213,6 +222,7 @@ class Place:
     def __init__(
         self, parser: Parser, inside: dict[frozenset[_Scan], Place], scans: list[_Scan]
     ) -> None:
+        """Begins with the terminals that are being read."""
         self.accepting = False
         self.parser, self._inside, self._scans = parser, inside, scans
         self._waiting: dict[int, list[_Item]] = {}
@@ -250,13 +260,14 @@ class Place:
 
     def after(self, text: str) -> Place | None:
         """The place after some symbols; None if the rules do not allow them."""
-        place: Place | None = self
+        place = self
         for symbol in map(ord, text):
             if symbol not in place._after:
                 place._after[symbol] = place._next(symbol)
-            place = place._after[symbol]
-            if place is None:
+            following = place._after[symbol]
+            if following is None:
                 return None
+            place = following
         return place
 
     def _next(self, symbol: int) -> Place | None:
@@ -305,7 +316,8 @@ class Place:
         texts = [
             text.decode("latin-1")
             for _, terminal, state, begun in self._scans
-            if terminal.kind == "key" and not begun
+            if terminal.kind in ("key", "name")
+            and not begun
             and (text := both(state, others).shortest) is not None
         ]
         return min(texts, key=len, default=None)
@@ -315,7 +327,8 @@ class Place:
         if rule == _WHOLE:
             return ""
         if self._ends is None:
-            self._ends = ends = {}
+            ends: dict[int, str] = {}
+            self._ends = ends
             changed = True
             while changed:
                 changed = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_llama_stop.grammar.json_rules import JsonRules
+from langchain_llama_stop.grammar.keys import Keys, shortest_completion
 from langchain_llama_stop.grammar.rules import Parser, Rules
 
 logger = logging.getLogger("langchain_llama_stop")
@@ -55,7 +56,13 @@ class Grammar:
 
     @classmethod
     def of_rules(
-        cls, rules: Rules, start: int, *, unconstrained: bool, argument: str, unchecked: tuple[str, ...]
+        cls,
+        rules: Rules,
+        start: int,
+        *,
+        argument: str,
+        unconstrained: bool = False,
+        unchecked: tuple[str, ...] = (),
     ) -> Grammar:
         """A grammar of some rules, without those that no answer can use.
 
@@ -63,7 +70,8 @@ class Grammar:
             ValueError: If no answer fits.
         """
         rules, start = rules.reduced(start)
-        if not rules.alternatives[start]:
+        parser = Parser(rules, start)
+        if shortest_completion(parser.begin(), Keys()) is None:
             raise ValueError(f"{argument} has to be a schema that some value fits, but none does.")
         lark = rules.lark(start)
         if problem := compile_error(lark):
@@ -71,7 +79,7 @@ class Grammar:
                 f"{argument} has to be a schema that llguidance can compile, but it cannot: "
                 f"{problem}: simplify it."
             )
-        return cls(lark, Parser(rules, start), unconstrained, argument, unchecked)
+        return cls(lark, parser, unconstrained, argument, unchecked)
 
 
 def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> Grammar:

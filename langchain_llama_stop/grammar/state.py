@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop.grammar.completion import MAX_COMPLETION, GrammarTokens
-from langchain_llama_stop.grammar.keys import Keys
+from langchain_llama_stop.grammar.keys import Keys, shortest_completion
 from langchain_llama_stop.grammar.rules import Place
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def begin(tokens: GrammarTokens, grammar: Grammar, limit: int) -> State | None:
         return None
     matcher = matcher.deep_copy()
     if grammar.parser is None:
-        start = tokens.short_completion(matcher, MAX_COMPLETION) if not matcher.is_accepting() else []
+        start = tokens.short_completion(matcher, MAX_COMPLETION)
         return _Walked(tokens, matcher, limit, limit, start)
     parts = [tokens.vocabulary.length(text) for text in grammar.parser.texts if text is not None]
-    return _Parsed(tokens, matcher, grammar.parser.begin(), Keys(), max(parts) + _MARGIN, limit, True)
+    margin = max(parts) + _MARGIN
+    return _Parsed(tokens, matcher, grammar.parser.begin(), Keys(), margin, limit, first=True)
 
 
 class State:
@@ -67,6 +68,7 @@ class State:
 
     @property
     def length(self) -> int:
+        """The number of tokens that complete the answer."""
         return len(self.completion)
 
     def after(self, ids: tuple[int, ...]) -> State:
@@ -91,20 +93,26 @@ class _Parsed(State):
     matcher: LLMatcher
     place: Place | None
     keys: Keys
-    reserve: int
+    margin: int
     left: int
     first: bool = False
+
+    @property
+    def reserve(self) -> int:  # type: ignore[override]
+        """Where keys may run out, every step is checked."""
+        names = self.place is not None and self.place.parser.has_names
+        return MAX_COMPLETION << 10 if names else self.margin
 
     def after(self, ids: tuple[int, ...]) -> State:
         matcher = self.matcher.deep_copy()
         matcher.consume_tokens(list(ids))
         place, keys = self._followed(ids)
         left = self.left - len(ids)
-        return _Parsed(self.tokens, matcher, place, keys, self.reserve, left)
+        return _Parsed(self.tokens, matcher, place, keys, self.margin, left)
 
     def length_after(self, token: int) -> int:
         place, keys = self._followed((token,))
-        text = None if place is None else _completion(place, keys)
+        text = None if place is None else shortest_completion(place, keys)
         return MAX_COMPLETION + 1 if text is None else self.tokens.vocabulary.length(text)
 
     def _followed(self, ids: tuple[int, ...]) -> tuple[Place | None, Keys]:
@@ -121,7 +129,7 @@ class _Parsed(State):
     def completion(self) -> list[int]:  # type: ignore[override]
         if self.accepting:
             return []
-        text = None if self.place is None else _completion(self.place, self.keys)
+        text = None if self.place is None else shortest_completion(self.place, self.keys)
         vocabulary, ids = self.tokens.vocabulary, list[int]()
         if text is not None and self.place is not None:
             ids = vocabulary.ids(text)
@@ -141,32 +149,6 @@ class _Parsed(State):
         found = [i for text in self.keys.taken for i in vocabulary.beginning_with(text)]
         texts = ((i, vocabulary.texts[i]) for i in vocabulary.quoting)
         return found + [i for i, text in texts if self.keys.after(text).repeated]
-
-
-def _completion(place: Place, keys: Keys) -> str | None:
-    """The shortest text that completes an answer and writes no key twice; None if there is none."""
-    done = ""
-    while not keys.repeated and (rest := place.completion) is not None:
-        if not place.parser.has_keys or place.in_text:
-            return done + rest
-        state, begun, at_key = keys, 0, keys
-        for index, symbol in enumerate(rest):
-            following = state.after(symbol)
-            if following.repeated:
-                break
-            if following.opens_key:
-                begun, at_key = index + 1, following
-            state = following
-        else:
-            return done + rest
-        before = place.after(rest[:begun])
-        other = None if before is None else before.other_key(at_key.taken)
-        after = None if before is None or other is None else before.after(other)
-        if after is None or other is None:
-            return None
-        done += rest[:begun] + other
-        place, keys = after, at_key.after(other)
-    return None
 
 
 @dataclass(eq=False)

@@ -89,7 +89,7 @@ def call_grammar(
     )
 
 
-def _pieces(fmt: ToolFormat, text: str) -> list[Terminal]:
+def _pieces(fmt: ToolFormat, text: str) -> list[int | Terminal]:
     """A text of a format as terminals: single tokens by their ids, JSON as schemas write it.
 
     llguidance takes the longest piece that may come next; so what may begin alike has to be cut

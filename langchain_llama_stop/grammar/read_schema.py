@@ -1,0 +1,328 @@
+"""Reads JSON schemas: drafts 4 to 2020-12, and OpenAPI's `nullable`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from langchain_llama_stop.grammar.facets import (
+    MOST_ALTERNATIVES,
+    Facets,
+    Schema,
+    overlap,
+    product,
+)
+
+TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_MOST_REFERENCES = 64
+
+ANNOTATIONS = {
+    "$schema", "$id", "id", "$anchor", "$comment", "$defs", "definitions", "$vocabulary", "title",
+    "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly",
+    "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "xml", "externalDocs",
+}  # fmt: skip
+"""Keywords that ask nothing of a value."""
+
+
+def read(schema: Schema, root: Schema, references: tuple[str, ...] = ()) -> list[Facets]:
+    """Reads a schema.
+
+    Args:
+        schema: The schema.
+        root: The whole schema that its references point into.
+        references: The references that led here, to tell a circle.
+
+    Returns:
+        Its alternatives: a value fits the schema if it fits one of them.
+
+    Raises:
+        ValueError: If a keyword cannot be read, or cannot be enforced at all; it is named.
+    """
+    if schema is True:
+        return [Facets()]
+    if schema is False:
+        return []
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"a schema has to be an object, true or false, but one is {schema!r}")
+    found = [_own(schema)]
+    for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+        if keyword in schema:
+            reference = str(schema[keyword])
+            if reference in references or len(references) > _MOST_REFERENCES:
+                raise ValueError(f"`{keyword}: {reference}` leads back to itself")
+            target = resolve(reference, root)
+            found = product(found, read(target, root, (*references, reference)))
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        if keyword not in schema:
+            continue
+        if not isinstance(schema[keyword], list | tuple):
+            raise ValueError(f"`{keyword}` has to be a list, but is {schema[keyword]!r}")
+        branches = [read(part, root, references) for part in schema[keyword]]
+        if keyword == "allOf":
+            for branch in branches:
+                found = product(found, branch)
+            continue
+        if keyword == "oneOf" and overlap(branches):
+            branches = [[_unchecked(f, "oneOf") for f in branch] for branch in branches]
+        found = product(found, [f for branch in branches for f in branch])
+    if "not" in schema:
+        negated = _negations(schema["not"], root, references)
+        if negated is None:
+            raise ValueError(f"`not` cannot be enforced for {json.dumps(schema['not'])[:80]}")
+        found = product(found, negated)
+    if "if" in schema and ("then" in schema or "else" in schema):
+        then = product(read(schema["if"], root, references),
+                        read(schema.get("then", True), root, references))  # fmt: skip
+        other = read(schema.get("else", True), root, references)
+        negated = _negations(schema["if"], root, references)
+        if negated is None:
+            other = [_unchecked(f, "if") for f in other]
+        else:
+            other = product(other, negated)
+        found = product(found, then + other)
+    found = _dependents(found, schema, root, references)
+    return [_closed(f, schema) for f in found]
+
+
+def resolve(reference: str, root: Schema) -> Schema:
+    """The schema that a reference points to (`#`, `#/$defs/a`, `#anchor`, an `$id`)."""
+    base, _, pointer = reference.partition("#")
+    target: Any = root
+    if base and (found := _with(root, ("$id", "id"), base)) is not None:
+        target = found
+    elif base:
+        raise ValueError(f"`$ref: {reference}` points out of the schema")
+    if pointer and not pointer.startswith("/"):
+        target = _with(target, ("$anchor", "$dynamicAnchor"), pointer)
+    for key in pointer.split("/")[1:] if pointer.startswith("/") else ():
+        key = key.replace("~1", "/").replace("~0", "~").replace("%25", "%").replace("%22", '"')
+        if isinstance(target, Mapping) and key in target:
+            target = target[key]
+        elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+            target = target[int(key)]
+        else:
+            target = None
+    if not isinstance(target, Mapping | bool):
+        raise ValueError(f"`$ref: {reference}` points to nothing")
+    return target
+
+
+def _with(root: Schema, keywords: tuple[str, ...], name: str) -> Schema:
+    """The part of a schema that has a name in one of some keywords."""
+    parts = [root]
+    for part in parts:  # grows as it is read
+        if isinstance(part, Mapping):
+            if any(part.get(keyword) == name for keyword in keywords):
+                return part
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return None
+
+
+def _own(schema: Mapping[str, Any]) -> Facets:
+    """What a schema's own keywords ask, without those that hold alternatives."""
+    get = schema.get
+    unchecked = {k for k in ("minContains", "maxContains") if k in schema and "contains" in schema}
+    if get("minContains") == 0:
+        unchecked = set()
+    if get("uniqueItems") is True:
+        unchecked.add("uniqueItems")
+    low, low_excluded = _bound(schema, "minimum", "exclusiveMinimum", max)
+    high, high_excluded = _bound(schema, "maximum", "exclusiveMaximum", min)
+    prefix, items = get("prefixItems", ()), get("items", True)
+    if isinstance(items, list | tuple):  # as drafts before 2020 write it
+        prefix, items = items, get("additionalItems", True)
+    values: tuple[Any, ...] | None = tuple(schema["enum"]) if "enum" in schema else None
+    if "const" in schema:
+        values = (schema["const"],)
+    types = _types(schema)
+    if get("nullable") is True:  # as OpenAPI 3.0 writes it
+        types |= {"null"}
+        values = None if values is None else (*values, None)
+    multiple = None if "multipleOf" not in schema else _number(schema, "multipleOf")
+    if multiple is not None and multiple <= 0:
+        raise ValueError(f"`multipleOf` has to be over 0, but is {multiple}")
+    found = Facets(
+        types=types,
+        values=values,
+        low=low,
+        low_excluded=low_excluded,
+        high=high,
+        high_excluded=high_excluded,
+        multiples=() if multiple is None else (multiple,),
+        patterns=(str(schema["pattern"]),) if "pattern" in schema else (),
+        formats=(str(schema["format"]),) if "format" in schema else (),
+        fewest_chars=_count(schema, "minLength") or 0,
+        most_chars=_count(schema, "maxLength"),
+        named="properties" in schema,
+        properties={str(k): (v,) for k, v in _mapping(schema, "properties").items()},
+        required=tuple(dict.fromkeys(map(str, _listed(schema, "required")))),
+        by_pattern=tuple(_mapping(schema, "patternProperties").items()),
+        others=(schema["additionalProperties"],) if "additionalProperties" in schema else None,
+        names=(schema["propertyNames"],) if "propertyNames" in schema else (),
+        fewest_properties=_count(schema, "minProperties") or 0,
+        most_properties=_count(schema, "maxProperties"),
+        prefix=tuple((part,) for part in prefix),
+        items=() if items is True else (items,),
+        contains=(schema["contains"],) if "contains" in schema and get("minContains") != 0 else (),
+        fewest_items=_count(schema, "minItems") or 0,
+        most_items=_count(schema, "maxItems"),
+        unchecked=frozenset(unchecked),
+    )
+    return found
+
+
+def _types(schema: Mapping[str, Any]) -> frozenset[str]:
+    named = schema.get("type", list(Facets().types))
+    names = [named] if isinstance(named, str) else named
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not set(map(str, names)) <= {*TYPES, "any"}
+    ):
+        raise ValueError(f"`type` has to be one or some of {', '.join(TYPES)}, but is {named!r}")
+    found = Facets().types if "any" in names else frozenset(names)
+    return found - {"integer"} if "number" in found else found
+
+
+def _number(schema: Mapping[str, Any], keyword: str) -> Decimal:
+    value = schema[keyword]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = Decimal(str(value))
+    except (InvalidOperation, TypeError) as error:
+        raise ValueError(f"`{keyword}` has to be a number, but is {value!r}") from error
+    if not number.is_finite():
+        raise ValueError(f"`{keyword}` has to be a number, but is {value!r}")
+    return number
+
+
+def _bound(
+    schema: Mapping[str, Any], plain: str, excluded: str, stricter: Any
+) -> tuple[Decimal | None, bool]:
+    """A bound, and whether it is excluded itself; draft 4 writes that as true."""
+    if isinstance(schema.get(excluded), bool):
+        return (_number(schema, plain), schema[excluded]) if plain in schema else (None, False)
+    found = [(_number(schema, k), k == excluded) for k in (plain, excluded) if k in schema]
+    if len(found) == 2 and found[0][0] == found[1][0]:
+        return found[1]
+    return stricter(found) if found else (None, False)
+
+
+def _count(schema: Mapping[str, Any], keyword: str) -> int | None:
+    if keyword not in schema:
+        return None
+    number = _number(schema, keyword)
+    if number < 0 or number != int(number):
+        raise ValueError(f"`{keyword}` has to be 0, 1, 2, …, but is {schema[keyword]!r}")
+    return int(number)
+
+
+def _mapping(schema: Mapping[str, Any], keyword: str) -> Mapping[str, Any]:
+    value = schema.get(keyword, {})
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{keyword}` has to be an object, but is {value!r}")
+    return value
+
+
+def _listed(schema: Mapping[str, Any], keyword: str) -> Iterable[Any]:
+    value = schema.get(keyword, ())
+    if isinstance(value, bool):  # as draft 3 writes it, inside of a property
+        return ()
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"`{keyword}` has to be a list, but is {value!r}")
+    return value
+
+
+def _unchecked(facets: Facets, keyword: str) -> Facets:
+    return replace(facets, unchecked=facets.unchecked | {keyword})
+
+
+def _closed(facets: Facets, schema: Mapping[str, Any]) -> Facets:
+    """`unevaluatedProperties` and `unevaluatedItems`, which see what other keywords have named."""
+    if "unevaluatedProperties" in schema and facets.others is None:
+        facets = replace(facets, others=(schema["unevaluatedProperties"],))
+    if "unevaluatedItems" in schema and not facets.items:
+        facets = replace(facets, items=(schema["unevaluatedItems"],))
+    return facets
+
+
+def _dependents(
+    found: list[Facets], schema: Mapping[str, Any], root: Schema, references: tuple[str, ...]
+) -> list[Facets]:
+    """Adds `dependentRequired` and `dependentSchemas`, and what drafts before 2019 write so."""
+    for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+        for name, needs in _mapping(schema, keyword).items():
+            without = Facets(properties={name: (False,)})
+            other = {"required": list(needs)} if isinstance(needs, list | tuple) else needs
+            present = product([Facets(required=(name,))], read(other, root, references))
+            if len(found) > MOST_ALTERNATIVES // 2:
+                found = [_unchecked(f, keyword) for f in found]
+            else:
+                found = product(found, [without, *present])
+    return found
+
+
+def _negations(schema: Schema, root: Schema, references: tuple[str, ...]) -> list[Facets] | None:
+    """The alternatives of what does not fit a schema; None if they cannot be written so."""
+    if isinstance(schema, bool):
+        return [] if schema else [Facets()]
+    every, found = Facets().types, list[Facets]()
+    told = {k: v for k, v in schema.items() if k not in ANNOTATIONS}
+    objects = frozenset({"object"})
+    for keyword, value in told.items():
+        if keyword in ("const", "enum"):
+            found.append(Facets(forbidden=tuple(value) if keyword == "enum" else (value,)))
+        elif keyword == "type":
+            types = _types(schema)
+            if "integer" in types:
+                return None
+            found.append(Facets(types=every - types))
+        elif keyword == "required":
+            found += [Facets(types=objects, properties={str(n): (False,)}) for n in value]
+        elif keyword == "properties":
+            for name, part in value.items():
+                wrong = _negations(part, root, references)
+                if wrong is None:
+                    return None
+                if wrong:
+                    not_fitting = {"not": part}
+                    found.append(
+                        Facets(types=objects, properties={name: (not_fitting,)}, required=(name,))
+                    )
+        elif keyword in ("minimum", "exclusiveMinimum"):
+            number = _number(schema, keyword)
+            found.append(Facets(types=frozenset({"number"}), high=number,
+                                high_excluded=keyword == "minimum"))  # fmt: skip
+        elif keyword in ("maximum", "exclusiveMaximum"):
+            number = _number(schema, keyword)
+            found.append(Facets(types=frozenset({"number"}), low=number,
+                                low_excluded=keyword == "maximum"))  # fmt: skip
+        elif keyword == "not":
+            found += read(value, root, references)
+        elif keyword in ("anyOf", "allOf"):
+            parts = [_negations(part, root, references) for part in value]
+            if any(part is None for part in parts):
+                return None
+            lists = [part for part in parts if part is not None]
+            if keyword == "allOf":
+                found += [f for part in lists for f in part]
+            else:
+                together = [Facets()]
+                for part in lists:
+                    together = product(together, part)
+                found += together
+        elif keyword == "$ref" and str(value) not in references:
+            target = resolve(str(value), root)
+            wrong = _negations(target, root, (*references, str(value)))
+            if wrong is None:
+                return None
+            found += wrong
+        else:
+            return None
+    return found
