@@ -133,7 +133,10 @@ def _pieces(
                     cancellation.check()
                 text, error = outbox.get(deadline.until) or ("", None)
                 if error:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # whose traceback refers to this frame
                 running -= text is None
                 if text:
                     yield text

@@ -6,6 +6,7 @@ that does not fit gets the error made here.
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -28,10 +29,30 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Drops the traceback of an out-of-memory error: its frames hold all tensors of the pass."""
+    """Drops the frame that has caught an error; called in its `except` clause.
+
+    The frame refers to the error in turn: the two would keep the model alive until garbage is
+    collected. If memory has run out, all frames are dropped: they hold all tensors of the pass.
+    """
     if out_of_memory(error):
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-    return error
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+
+
+def own_copy(error: BaseException) -> BaseException:
+    """A copy of an error that several callers get: to raise it changes its traceback and context.
+
+    It has the type, the attributes and the traceback of the original.
+    """
+    try:
+        copied = copy.copy(error)
+    except Exception:  # its class takes other arguments than it stores
+        copied = type(error).__new__(type(error), *error.args)
+        copied.__dict__.update(error.__dict__)
+    copied.__cause__, copied.__context__ = error.__cause__, error.__context__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)
 
 
 def free_caches(model: Any) -> bool:
@@ -44,10 +65,11 @@ def free_caches(model: Any) -> bool:
     return tokens > 0
 
 
-def one_answer_oom(prompt_tokens: int, max_new_tokens: int) -> torch.OutOfMemoryError:
-    """The error to raise where not even one answer fits into memory."""
+def answer_oom(prompt_tokens: int, max_new_tokens: int, others: int) -> torch.OutOfMemoryError:
+    """The error to raise where an answer does not fit into memory, with so many others running."""
+    beside, fewer = (f"beside {others} others", "lower `batch_size`, ") if others else ("alone", "")
     return torch.OutOfMemoryError(
-        f"Memory has run out with one answer alone (a prompt of {prompt_tokens} tokens and a "
-        f"budget of {max_new_tokens}): shorten the prompt, lower `max_new_tokens`, load the model "
-        "with `quantization='nf4'`, or free memory that something else holds."
+        f"Memory has run out with one answer {beside} (a prompt of {prompt_tokens} tokens and a "
+        f"budget of {max_new_tokens}): {fewer}shorten the prompt, lower `max_new_tokens`, load the "
+        "model with `quantization='nf4'`, or free memory that something else holds."
     )

@@ -59,14 +59,15 @@ def start(
     criteria = build_criteria(pipeline, options, **lengths)
     # 2. transformers adds its own, and checks the settings
     ids = torch.tensor([sequence.ids], device=pipeline.device)
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        generation_config=config,
-        logits_processor=processors,
-        stopping_criteria=criteria,
-        custom_generate=prepared,
-    )
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "generation_config": config,
+        "logits_processor": processors,
+        "stopping_criteria": criteria,
+        "custom_generate": prepared,
+    }
+    made = model.generate(**arguments)
     # 3. What chooses the tokens
     unbatchable = config.use_cache is False or not can_batch(model, prompt_length + max_new_tokens)
     generator = None
@@ -93,6 +94,7 @@ def start(
         prefix_cache=0 if unbatchable else options.prefix_cache,
         unbatchable=unbatchable,
         model_kwargs=made.model_kwargs if unbatchable else {},
+        fresh_kwargs=lambda: model.generate(**arguments).model_kwargs,
     )
 
 
