@@ -29,15 +29,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Drops the frame that has caught an error; called in its `except` clause.
-
-    The frame refers to the error in turn: the two would keep the model alive until garbage is
-    collected. If memory has run out, all frames are dropped: they hold all tensors of the pass.
-    """
+    """Drops the traceback of an out-of-memory error: its frames hold all tensors of the pass."""
     if out_of_memory(error):
-        error.__context__ = error.__cause__ = None
-        return error.with_traceback(None)
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -110,10 +110,9 @@ class Request:
             try:
                 self._context.run(self.decoder.decode, logits, greedy)
             except BaseException as error:  # an interrupt too: it is meant for this call alone
-                failure = without_frames(error)
-                if out_of_memory(failure):
-                    return failure
-                self.end(failure)
+                if out_of_memory(error):
+                    return without_frames(error)
+                self.end(error)
                 return None
         self.steps += 1
         if self.sequence.finished:

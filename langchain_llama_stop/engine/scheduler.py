@@ -33,7 +33,11 @@ Chosen, not tuned: so much padding costs less than a pass for each prompt."""
 
 
 class Scheduler:
-    """The requests of one model: those that wait for their prefill, and those that run."""
+    """The requests of one model: those that wait for their prefill, and those that run.
+
+    What fails is handled in `except` clauses: an error in a variable of a frame that its traceback
+    leads to would keep the model alive until garbage is collected.
+    """
 
     def __init__(self, model: Callable[[], Any]) -> None:
         """Starts with no request; `model` gives the model, as a weak reference does."""
@@ -111,9 +115,7 @@ class Scheduler:
         try:
             yield
         except BaseException as error:
-            failure = without_frames(error)
-            _end_all([r for batch in batches if batch for r in batch.running()], failure)
-            del failure
+            _end_all([r for batch in batches if batch for r in batch.running()], error)
             if self._batch in batches:
                 self._batch = None
 
@@ -148,7 +150,6 @@ class Scheduler:
 
     def _prefill(self, group: list[Request]) -> None:
         """Prefills requests; their rows join the running ones."""
-        failure = None
         try:
             batch, logits, cache = prefill(self._model, group)
             self._prefix_cache = cache or self._prefix_cache
@@ -156,9 +157,8 @@ class Scheduler:
                 if request.prefix_cache and not request.steps:
                     request.prompt_logits = row[-1].clone()
         except BaseException as error:
-            failure = without_frames(error)
-        if failure:
-            return self._prefill_failed(group, failure)
+            self._prefill_failed(group, without_frames(error))
+            return
         before = self._batch
         self._process_logits(batch, logits)
         with self._moving_rows(before, batch):
@@ -167,9 +167,7 @@ class Scheduler:
                     try:
                         running.join(joined)
                     except Exception as error:  # the running rows are as they were
-                        failure = without_frames(error)
-                    if failure:
-                        self._join_failed(list(joined.running()), failure)
+                        self._join_failed(list(joined.running()), without_frames(error))
                     joined = running
                 self._batch = joined
 
@@ -227,20 +225,19 @@ class Scheduler:
     def _decode(self, batch: Batch) -> None:
         """One forward pass over the newest token of all rows."""
         newest = [[0 if r is None or r.finished else r.newest] for r in batch.requests]
-        failure = None
+        failed = False
         try:
             if len(newest) == 1 and not self._queue and (request := batch.requests[0]):
                 newest[0] += request.decoder.new_draft()
             tokens = torch.tensor(newest, device=batch.mask.device)
             logits = batch.forward(self._model, tokens, keep=tokens.shape[1])
         except BaseException as error:
-            failure = without_frames(error)
-        if failure:
-            self._decode_failed(batch, failure)
+            failed = True
+            self._decode_failed(batch, without_frames(error))
         else:
             self._process_logits(batch, logits)
         with self._moving_rows(batch):
-            self._batch = batch.compact(at_once=failure is not None)
+            self._batch = batch.compact(at_once=failed)
 
     def _decode_failed(self, batch: Batch, failure: BaseException) -> None:
         """Without memory the newest request waits; any other failure ends it."""
@@ -253,20 +250,23 @@ class Scheduler:
 
     def _unbatched_step(self, request: Request) -> None:
         """A pass of a request that cannot share one."""
-        failure = None
         try:
             logits = unbatched_pass(self._model, request)
         except BaseException as error:
-            failure = without_frames(error)
-        if failure and not out_of_memory(failure):
-            request.end(failure)
-        elif failure and free_caches(self._model):
-            request.restart()
-        elif failure:
-            self._preempt([request], failure)
-        elif request.steps < len(request.sequence.generated):
+            self._unbatched_failed(request, without_frames(error))
+            return
+        if request.steps < len(request.sequence.generated):
             request.steps += 1  # a pass that was made again
         elif failure := self._advance(request, logits, 0):
+            self._preempt([request], failure)
+
+    def _unbatched_failed(self, request: Request, failure: BaseException) -> None:
+        """Without memory the request starts again, with more of it or alone."""
+        if not out_of_memory(failure):
+            request.end(failure)
+        elif free_caches(self._model):
+            request.restart()
+        else:
             self._preempt([request], failure)
 
     def _process_logits(self, batch: Batch, logits: Logits) -> None:
