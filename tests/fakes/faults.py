@@ -17,15 +17,16 @@ def fail_once(pipeline, error, when):
     hook = pipeline.model.model.layers[-1].register_forward_pre_hook(fail)
 
 
-def once_failing(monkeypatch, owner, name, error):
-    """Lets a method fail at its first call."""
+def once_failing(monkeypatch, owner, name, error, skipped=0):
+    """Lets a method fail once, at its first call or after some have succeeded."""
     original, calls = getattr(owner, name), []
+    bound = isinstance(owner.__dict__[name], classmethod)
 
     def fail(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 1:
+        if len(calls) == skipped + 1:
             raise error
-        return original(self, *args, **kwargs)
+        return original(*args, **kwargs) if bound else original(self, *args, **kwargs)
 
-    monkeypatch.setattr(owner, name, fail)
+    monkeypatch.setattr(owner, name, classmethod(fail) if bound else fail)
     return calls

@@ -18,7 +18,7 @@ from transformers import (
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, byte_ids, make_pipeline, tiny_llama
-from tests.fakes.generation import decoded, hashed, options, streamed, tiny
+from tests.fakes.generation import decoded, hashed, options, scripted, streamed, tiny
 from tests.fakes.threads import Gate, at_rest
 
 
@@ -138,3 +138,13 @@ def test_criteria_of_the_kinds_that_generate_adds_take_their_places(seed, place,
     assert streamed(pipeline, "Hi", opts)[1] == response
     kept = expected[:-1] if response.eos_source else expected
     assert response.text == decoded(pipeline.tokenizer, kept, prompt=byte_ids("Hi"))
+
+
+def test_a_token_that_the_users_criterion_does_not_end_at_is_no_end():
+    """EOS in the midst of an answer; who ended it, and its text, are those of its last token."""
+    eos = TOKENIZERS["bytes"].eos_token_id
+    pipeline = scripted("bytes", "go", [*byte_ids("ab"), eos, *byte_ids("cd")])
+    own = [EosTokenCriteria(byte_ids("d")[0])]
+    response = generate(pipeline, ["go"], options(eos_reward=False, stopping_criteria=own))[0]
+    assert response.token_ids == (*byte_ids("ab"), eos, *byte_ids("cd"))
+    assert (response.text, response.eos_source, response.finish_reason) == ("abcd", None, "stop")
