@@ -22,7 +22,7 @@ from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Sequence
 from langchain_llama_stop.engine.start import start
-from langchain_llama_stop.engine.thread import check_outside, engine_of
+from langchain_llama_stop.engine.thread import check_caller, engine_of
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import TextBuilder
 
@@ -131,7 +131,7 @@ def _pieces(
         with cancellation.aborting(leave):
             while (upcoming or running) and not deadline.passed:
                 cancellation.check()
-                check_outside(engine)
+                check_caller(engine)
                 # A prefill holds up the running rows, so that it has to add a quarter of a batch,
                 # and more than one row, if so many are left. Chosen, not tuned.
                 if upcoming and (not running or most - running >= max(2, most // 4)):

@@ -69,8 +69,6 @@ class Engine:
 
     def add(self, requests: list[Request]) -> None:
         """Queues the requests of a call, all at once; starts the thread if there is none."""
-        if self._ending or _EXITING.is_set():
-            raise RuntimeError("A model answers until the interpreter exits, and it is exiting.")
         with self._starting:
             if self._thread is None:
                 name = "llama-stop engine"
@@ -172,8 +170,10 @@ def engine_of(model: Any) -> Engine:
     return Engine(model)
 
 
-def check_outside(engine: Engine) -> None:
-    """Raises RuntimeError in a processor or criterion of this engine's own."""
+def check_caller(engine: Engine) -> None:
+    """Raises RuntimeError in a processor or criterion of this engine's own, or at exit."""
+    if _EXITING.is_set():
+        raise RuntimeError("A model answers until the interpreter exits, and it is exiting.")
     if engine in INSIDE.get():
         raise RuntimeError(
             "The model has to be called from outside of its own processors and criteria, but was "

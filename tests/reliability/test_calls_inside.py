@@ -194,21 +194,19 @@ def test_three_models_in_a_circle_end_by_their_time_outs(how, where, awaited):
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_a_call_inside_of_a_stream_that_is_closed_ends_too(awaited):
+async def test_a_call_inside_of_one_that_is_cancelled_ends_too(awaited):
     llm, other = model(), model(max_new_tokens=400, pipeline_kwargs={"min_new_tokens": 400})
     other.pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
     inside, passes = threading.Event(), Gate(other.pipeline).rows
 
     def ask():
-        if llm_started.is_set():
-            inside.set()
-            return asyncio.run(other.ainvoke("Ho")) if awaited else other.invoke("Ho")
-        llm_started.set()
+        inside.set()
+        return asyncio.run(other.ainvoke("Ho")) if awaited else other.invoke("Ho")
 
-    llm_started = threading.Event()
-    stream = stream_generate(llm.pipeline, "Hi", options(logits_processor=[Calling(ask)]))
-    next(stream)
-    assert inside.wait(20)
-    stream.close()
-    assert at_rest(llm.pipeline) and at_rest(other.pipeline)
+    task = asyncio.create_task(llm.ainvoke("Hi", logits_processor=[Calling(ask)]))
+    assert await asyncio.to_thread(inside.wait, 20)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await asyncio.to_thread(at_rest, llm.pipeline)
+    assert await asyncio.to_thread(at_rest, other.pipeline)
     assert len(passes) < 300  # it was not generated to its end
