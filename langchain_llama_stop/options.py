@@ -37,7 +37,7 @@ _SEVERAL = ("stop", "stop_token_ids", "logits_processor", "stopping_criteria")
 """Options that a call adds to; it replaces all others."""
 
 _IN_PROCESS = "it needs the model in this process: use `ChatLlamaStop`"
-_NO_DRAFTS = "vLLM runs no logits processors of ours beside guessed tokens"
+_NO_DRAFTS = "vLLM runs no logits processors of ours beside draft tokens"
 _MAX_SEQUENCES = "start the server with `vllm serve --max-num-seqs`"
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from langchain_core.runnables.config import run_in_executor
@@ -44,7 +45,7 @@ class AsyncCallsMixin:
                 return self._generate(*args, run_manager=callbacks, **kwargs)  # type: ignore[attr-defined]
 
         try:
-            return await run_in_executor(_WAITING, generate)
+            return await run_in_executor(_WAITING, copy_context().run, generate)
         except asyncio.CancelledError:
             cancellation.cancel()
             raise
@@ -62,7 +63,7 @@ class AsyncCallsMixin:
                 return next(stream, None)
 
         try:
-            while (chunk := await run_in_executor(_WAITING, pull)) is not None:
+            while (chunk := await run_in_executor(_WAITING, copy_context().run, pull)) is not None:
                 yield chunk
         finally:
             cancellation.cancel()

@@ -78,48 +78,53 @@ class Deadline:
 
 
 class Cancelled(Exception):
-    """Ends the thread of a call that was cancelled; nobody sees it."""
+    """Ends a call that was cancelled; only a processor that has made the call sees it."""
 
 
 class Cancellation:
-    """Lets one thread cancel a call that another thread waits for."""
+    """Lets one thread cancel calls that other threads wait for.
 
-    def __init__(self) -> None:
+    It needs no lock: garbage collection may cancel at any point of any thread.
+
+    Attributes:
+        until: The time by `time.monotonic` at which the calls are cancelled in any case.
+    """
+
+    def __init__(self, until: float = math.inf) -> None:
         """Starts with no request to abort."""
-        self._lock = threading.Lock()
+        self.until = until
         self._aborts: list[Callable[[], None]] = []
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Aborts all requests of the call, and those that are still to come."""
-        with self._lock:
-            self._cancelled, aborts = True, list(self._aborts)
-        for abort in aborts:
+        """Aborts all requests of the calls, and those that are still to come."""
+        self._cancelled = True
+        for abort in list(self._aborts):
             abort()
 
     @contextmanager
     def aborting(self, abort: Callable[[], None]) -> Iterator[None]:
-        """Calls `abort` if the call is cancelled in this context; it may come from any thread."""
-        with self._lock:
-            self._aborts.append(abort)
+        """Calls `abort` if a call is, or was, cancelled; from any thread, perhaps twice."""
+        self._aborts.append(abort)
+        if self._cancelled:
+            abort()
         try:
             yield
         finally:
-            with self._lock:
-                self._aborts.remove(abort)
+            self._aborts.remove(abort)
 
     def check(self) -> None:
-        """Raises `Cancelled` if the call has been cancelled."""
-        if self._cancelled:
+        """Raises `Cancelled` if the calls have been cancelled."""
+        if self._cancelled or time.monotonic() >= self.until:
             raise Cancelled
 
 
-_CURRENT: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
+CURRENT: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
 
 
 def current_cancellation() -> Cancellation:
     """This call's cancellation; one that nobody can trigger if the call cannot be cancelled."""
-    return _CURRENT.get() or Cancellation()
+    return CURRENT.get() or Cancellation()
 
 
 @contextmanager
@@ -127,10 +132,13 @@ def cancelled_by(cancellation: Cancellation) -> Iterator[None]:
     """Makes the calls of this thread cancellable for as long as the context lasts.
 
     Args:
-        cancellation: What cancels them.
+        cancellation: What cancels them; so does what could cancel them before.
     """
-    token = _CURRENT.set(cancellation)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+    outer = current_cancellation()
+    cancellation.until = min(cancellation.until, outer.until)
+    with outer.aborting(cancellation.cancel):
+        token = CURRENT.set(cancellation)
+        try:
+            yield
+        finally:
+            CURRENT.reset(token)

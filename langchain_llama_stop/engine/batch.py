@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from langchain_llama_stop.engine.forward import forward
+from langchain_llama_stop.engine.forward import Logits, forward
 from langchain_llama_stop.engine.kv_cache import RowsCache, has_windows
 from langchain_llama_stop.engine.oom import out_of_memory
 from langchain_llama_stop.engine.prefix_cache import (
@@ -61,8 +61,8 @@ class Batch:
 
     def forward(
         self, model: Any, tokens: torch.Tensor, *, keep: int, attended: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Runs the model over new tokens.
+    ) -> Logits:
+        """Runs the model over new tokens; if that fails, the rows are as they were.
 
         Args:
             model: The model.
@@ -71,7 +71,7 @@ class Batch:
             attended: 1 for tokens that count, 0 for padding, (rows, new); None if all count.
 
         Returns:
-            The logits, (rows, keep, vocab), float32.
+            The logits, (rows, keep, vocab).
         """
         prefix_cache_of(model).watch_adapters(model)
         length, padded = self.cache.length, self.padded or attended is not None
@@ -82,7 +82,7 @@ class Batch:
         try:
             logits = forward(
                 model, tokens, self.cache, positions, mask if padded else None, keep=keep
-            ).float()
+            )
         except BaseException:  # some layers have written, others have not
             self.cache.truncate(length)
             raise
@@ -93,6 +93,10 @@ class Batch:
         """The unfinished requests and the indices of their rows."""
         rows = enumerate(self.requests)
         return {request: i for i, request in rows if request and not request.finished}
+
+    def drop(self, request: Request) -> None:
+        """Leaves the row of a request over; `compact` removes it."""
+        self.requests = [None if other is request else other for other in self.requests]
 
     def compact(self, *, at_once: bool = False) -> Batch | None:
         """Removes finished rows; returns this batch, or None if no row is left.
@@ -158,7 +162,7 @@ class Batch:
         return Prefix(computed, states, prompt_length, logits, epoch)
 
 
-def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, PrefixCache | None]:
+def prefill(model: Any, group: list[Request]) -> tuple[Batch, Logits, PrefixCache | None]:
     """Computes the prompts of requests, as far as they are not cached, in one pass.
 
     Args:
@@ -182,7 +186,7 @@ def prefill(model: Any, group: list[Request]) -> tuple[Batch, torch.Tensor, Pref
     if len(prompts) == 1 and prefix and count == len(prompts[0]):
         assert prefix.logits is not None
         _log_reuse(hits, prompts)
-        return Batch([*group], hits, 1, model), prefix.logits[None, None], cache
+        return Batch([*group], hits, 1, model), Logits.of(prefix.logits[None, None]), cache
     # 2. A prefix that all prompts have in common is computed once, unless that has failed before.
     shared = 0 if group[0].prefill_alone else _shared_length(prompts)
     limit = min(request.prefix_cache for request in group)
@@ -219,7 +223,7 @@ def _log_reuse(hits: list[Hit], prompts: list[list[int]]) -> None:
 
 def _compute(
     model: Any, requests: list[Request | None], prompts: list[list[int]], hits: list[Hit]
-) -> tuple[Batch, torch.Tensor]:
+) -> tuple[Batch, Logits]:
     """One left-padded pass over the tokens that are not cached; logits of (rows, 1, vocab)."""
     rest = [ids[count:] for ids, (_, count) in zip(prompts, hits, strict=True)]
     tokens, attended = left_padded(rest, pad=0)

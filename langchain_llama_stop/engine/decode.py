@@ -74,7 +74,12 @@ def prepared(
 
 
 class Decoder:
-    """Chooses the tokens of one sequence, greedily or by sampling."""
+    """Chooses the tokens of one sequence, greedily or by sampling.
+
+    Attributes:
+        repeatable: Whether the logits of a pass that has failed here can be taken again, because
+            no token of it had been taken: processors and criteria are pure functions.
+    """
 
     def __init__(
         self,
@@ -116,6 +121,7 @@ class Decoder:
         length = len(sequence.ids) + sequence.max_new_tokens
         self._buffer = torch.empty(1, length, dtype=torch.long, device=device)
         self._written = 0
+        self.repeatable = True
 
     @property
     def input_ids(self) -> torch.Tensor:
@@ -139,7 +145,9 @@ class Decoder:
         if len(greedy) == 1:
             self._draft = []  # a pass that others share has none
         for position, best in enumerate(greedy):
+            self.repeatable = position == 0
             step = self._step(logits[position : position + 1], best)
+            self.repeatable = False
             self._sequence.take(step)
             self._accepted = position
             if step.finished:
@@ -171,7 +179,7 @@ class Decoder:
                 choosable = not bool(probabilities[0, 0].isnan())
                 if choosable:
                     drawn = torch.multinomial(probabilities, 1, generator=self._generator)
-                    token = int(drawn)
+                    token, self.repeatable = int(drawn), False
             else:
                 highest, index = warped.max(dim=-1)
                 token, choosable = int(index), float(highest) > -torch.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +14,26 @@ from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 _POSITIONS_BY_MASK = {"bloom"}
 """Models that take no positions, but count them by the attention mask."""
+
+
+class Logits(NamedTuple):
+    """The logits of one forward pass.
+
+    Attributes:
+        values: The model's own, (rows, positions, vocab), float32.
+        highest: The id and the value of the highest, of each row and position.
+    """
+
+    values: torch.Tensor
+    highest: list[list[tuple[int, float]]]
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Logits:
+        """Finds the highest of logits in any dtype, (rows, positions, vocab), for all at once."""
+        values = values.float()
+        best, tokens = values.max(dim=-1)
+        pairs = zip(tokens.tolist(), best.tolist(), strict=True)
+        return cls(values, [list(zip(ids, top, strict=True)) for ids, top in pairs])
 
 
 def can_batch(model: Any, length: int) -> bool:
@@ -56,7 +76,7 @@ def forward(
     positions: torch.Tensor,
     mask: torch.Tensor | None,
     keep: int,
-) -> torch.Tensor:
+) -> Logits:
     """Runs a model over the new tokens of some rows.
 
     Args:
@@ -84,8 +104,7 @@ def forward(
         **{CACHE_NAME: cache},
     )
     inputs[CACHE_NAME] = cache  # Phi-3 drops it where it would read a long text anew
-    logits: torch.Tensor = run_model(model, inputs).logits[:, -keep:]
-    return logits
+    return Logits.of(run_model(model, inputs).logits[:, -keep:])
 
 
 @cached_per_object

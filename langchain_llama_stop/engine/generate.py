@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from langchain_llama_stop.engine.admission import Deadline, admitted, current_cancellation
+from langchain_llama_stop.engine.admission import (
+    Cancellation,
+    Deadline,
+    admitted,
+    current_cancellation,
+)
 from langchain_llama_stop.engine.config import with_pipeline_stops
 from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import GenerationResponse, Prompt, Sequence
 from langchain_llama_stop.engine.start import start
-from langchain_llama_stop.engine.thread import check_outside, engine_of
+from langchain_llama_stop.engine.thread import check_caller, engine_of
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import TextBuilder
 
@@ -109,40 +113,51 @@ def _pieces(
 ) -> Iterator[str]:
     """Answers sequences; yields the texts of streamed ones as they come.
 
-    Closed, interrupted, or left by an error of one of them, it aborts all of them.
+    Closed, interrupted, or left by an error of one of them, it aborts all of them, and the calls
+    that their processors make.
     """
     engine, outbox, cancellation = engine_of(pipeline.model), Outbox(), current_cancellation()
+    inside = Cancellation(min(deadline.until, cancellation.until))
     # The longest first: they need most memory. Those of one length need no padding together.
     upcoming = sorted(sequences, key=lambda s: (s.budget, len(s.ids)), reverse=True)
     requests: list[Request] = []
     running, most = 0, options.batch_size
+
+    def leave() -> None:
+        engine.abort(requests)
+        inside.cancel()
+
     try:
-        with cancellation.aborting(partial(engine.abort, requests)):
+        with cancellation.aborting(leave):
             while (upcoming or running) and not deadline.passed:
                 cancellation.check()
-                check_outside(engine)
+                check_caller(engine)
                 # A prefill holds up the running rows, so that it has to add a quarter of a batch,
                 # and more than one row, if so many are left. Chosen, not tuned.
                 if upcoming and (not running or most - running >= max(2, most // 4)):
                     batch = upcoming[: most - running]
                     del upcoming[: len(batch)]
-                    new = [start(pipeline, s, options, outbox, deadline.until) for s in batch]
+                    new = [start(pipeline, s, options, outbox, inside) for s in batch]
                     requests += new
                     engine.add(new)
                     running += len(new)
                     cancellation.check()
-                text, error = outbox.get(deadline.until) or ("", None)
+                text, error = outbox.get(inside.until) or ("", None)
                 if error:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # whose traceback refers to this frame
                 running -= text is None
                 if text:
                     yield text
     finally:
-        engine.abort(requests)
+        leave()
     cancellation.check()
-    for request in requests:
-        request.wait_until_left()
-    finished, count = sum(sequence.finished for sequence in sequences), len(sequences)
+    if options.on_timeout == "cut":  # an error waits for no processor
+        for request in requests:
+            request.wait_until_left()
+    finished, count = sum(r.finished and r.sequence.finished for r in requests), len(sequences)
     if finished < count:
         if options.on_timeout == "raise":
             raise deadline.error(finished, count)

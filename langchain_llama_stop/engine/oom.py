@@ -6,6 +6,7 @@ that does not fit gets the error made here.
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -34,6 +35,21 @@ def without_frames(error: BaseException) -> BaseException:
     return error
 
 
+def own_copy(error: BaseException) -> BaseException:
+    """A copy of an error that several callers get: to raise it changes its traceback and context.
+
+    It has the type, the attributes and the traceback of the original.
+    """
+    try:
+        copied = copy.copy(error)
+    except Exception:  # its class takes other arguments than it stores
+        copied = type(error).__new__(type(error), *error.args)
+        copied.__dict__.update(error.__dict__)
+    copied.__cause__, copied.__context__ = error.__cause__, error.__context__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)
+
+
 def free_caches(model: Any) -> bool:
     """Frees what is kept for speed alone; True if that was anything, so that a retry may fit."""
     tokens = prefix_cache_of(model).clear()
@@ -44,10 +60,11 @@ def free_caches(model: Any) -> bool:
     return tokens > 0
 
 
-def one_answer_oom(prompt_tokens: int, max_new_tokens: int) -> torch.OutOfMemoryError:
-    """The error to raise where not even one answer fits into memory."""
+def answer_oom(prompt_tokens: int, max_new_tokens: int, others: int) -> torch.OutOfMemoryError:
+    """The error to raise where an answer does not fit into memory, with so many others running."""
+    beside, fewer = (f"beside {others} others", "lower `batch_size`, ") if others else ("alone", "")
     return torch.OutOfMemoryError(
-        f"Memory has run out with one answer alone (a prompt of {prompt_tokens} tokens and a "
-        f"budget of {max_new_tokens}): shorten the prompt, lower `max_new_tokens`, load the model "
-        "with `quantization='nf4'`, or free memory that something else holds."
+        f"Memory has run out with one answer {beside} (a prompt of {prompt_tokens} tokens and a "
+        f"budget of {max_new_tokens}): {fewer}shorten the prompt, lower `max_new_tokens`, load the "
+        "model with `quantization='nf4'`, or free memory that something else holds."
     )

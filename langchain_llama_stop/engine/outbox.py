@@ -56,7 +56,7 @@ class Outbox:
             until: The time by `time.monotonic` at which to stop waiting.
 
         Returns:
-            The item; None if the time is up, even if there is one.
+            The item; None if the time is up, even if one has come then.
 
         Raises:
             RuntimeError: In a forked child, to which the parent's answers do not come.
@@ -69,12 +69,11 @@ class Outbox:
         self._engine = HERE.engine  # who takes from it may change from item to item
         if self._engine:
             self._engine.serve(lambda: not self._items.empty() or time.monotonic() >= until, until)
-        if time.monotonic() >= until:
-            return None
         try:
-            return self._items.get(timeout=seconds_until(until))
+            item = self._items.get(timeout=seconds_until(until))
         except Empty:
             return None
+        return item if time.monotonic() < until else None
 
 
 def seconds_until(until: float) -> float | None:

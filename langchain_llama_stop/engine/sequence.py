@@ -148,7 +148,7 @@ class Sequence:
             # A stream holds back what landing may cut.
             if self.builder and (self.safe_prefix is None or self.landing.newest_is_best(0, ids)):
                 self.safe_prefix = settled_text(self)
-        if step.token in self.eos:
+        if step.finished and step.token in self.eos:
             self.eos_source = "model"
             if self.reward and step.input_ids is not None:
                 text, own = step.input_ids[0], step.logits[0]

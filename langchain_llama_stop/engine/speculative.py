@@ -93,7 +93,7 @@ class DraftModel:
         if not can_share(model.config):
             raise ValueError(
                 "`assistant_model` has to be a model that remembers keys and values only, but is a "
-                f"{model.config.model_type}: its guesses could not be taken back."
+                f"{model.config.model_type}: its draft tokens could not be taken back."
             )
         self._model, self._length = model, _MODEL_TOKENS
         self._cache, self._ids = RowsCache(), torch.empty(0, dtype=torch.long)

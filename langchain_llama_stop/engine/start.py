@@ -12,6 +12,7 @@ from langchain_llama_stop.ending.landing import Landing
 from langchain_llama_stop.ending.logits_processor import InPlaceEosReward, ThinkingReward
 from langchain_llama_stop.ending.reward import EosReward
 from langchain_llama_stop.ending.stopping_criteria import AnswerBudget, StopSequenceCriteria
+from langchain_llama_stop.engine.admission import CURRENT, Cancellation
 from langchain_llama_stop.engine.config import (
     eos_token_ids,
     generation_config,
@@ -37,9 +38,21 @@ from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
 def start(
-    pipeline: Any, sequence: Sequence, options: GenerationOptions, outbox: Outbox, until: float
+    pipeline: Any,
+    sequence: Sequence,
+    options: GenerationOptions,
+    outbox: Outbox,
+    inside: Cancellation,
 ) -> Request:
-    """Makes the request of one sequence, which goes to the outbox, and leaves at `until`."""
+    """Makes the request of one sequence.
+
+    Args:
+        pipeline: The pipeline.
+        sequence: The sequence.
+        options: The options of the call.
+        outbox: Where the answer goes to.
+        inside: Cancels the calls that its processors make. The request leaves at its `until`.
+    """
     model, tokenizer = pipeline.model, pipeline.tokenizer
     eos = eos_token_ids(pipeline, options)
     prompt_length, max_new_tokens = len(sequence.ids), sequence.max_new_tokens
@@ -59,14 +72,15 @@ def start(
     criteria = build_criteria(pipeline, options, **lengths)
     # 2. transformers adds its own, and checks the settings
     ids = torch.tensor([sequence.ids], device=pipeline.device)
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        generation_config=config,
-        logits_processor=processors,
-        stopping_criteria=criteria,
-        custom_generate=prepared,
-    )
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "generation_config": config,
+        "logits_processor": processors,
+        "stopping_criteria": criteria,
+        "custom_generate": prepared,
+    }
+    made = model.generate(**arguments)
     # 3. What chooses the tokens
     unbatchable = config.use_cache is False or not can_batch(model, prompt_length + max_new_tokens)
     generator = None
@@ -83,16 +97,18 @@ def start(
     )
     context = copy_context()
     context.run(INSIDE.set, (*INSIDE.get(), engine_of(model)))
+    context.run(CURRENT.set, inside)
     return Request(
         sequence,
         decoder,
         outbox,
         context,
-        until=until,
+        until=inside.until,
         max_rows=options.batch_size,
         prefix_cache=0 if unbatchable else options.prefix_cache,
         unbatchable=unbatchable,
         model_kwargs=made.model_kwargs if unbatchable else {},
+        fresh_kwargs=lambda: model.generate(**arguments).model_kwargs,
     )
 
 

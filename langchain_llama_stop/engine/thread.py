@@ -69,13 +69,17 @@ class Engine:
 
     def add(self, requests: list[Request]) -> None:
         """Queues the requests of a call, all at once; starts the thread if there is none."""
-        if self._ending:
-            raise RuntimeError("A model answers until the interpreter exits, and it is exiting.")
         with self._starting:
             if self._thread is None:
                 name = "llama-stop engine"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"The thread that runs the model could not start ({error}): end other "
+                        "threads, or allow the process more of them (`ulimit -u`)."
+                    ) from error
                 self._thread = thread
         self._inbox.put(requests)
 
@@ -157,6 +161,8 @@ class Engine:
 
 _ENGINES: WeakSet[Engine] = WeakSet()
 
+_EXITING = threading.Event()
+
 
 @cached_per_process
 def engine_of(model: Any) -> Engine:
@@ -164,8 +170,10 @@ def engine_of(model: Any) -> Engine:
     return Engine(model)
 
 
-def check_outside(engine: Engine) -> None:
-    """Raises RuntimeError in a processor or criterion of this engine's own."""
+def check_caller(engine: Engine) -> None:
+    """Raises RuntimeError in a processor or criterion of this engine's own, or at exit."""
+    if _EXITING.is_set():
+        raise RuntimeError("A model answers until the interpreter exits, and it is exiting.")
     if engine in INSIDE.get():
         raise RuntimeError(
             "The model has to be called from outside of its own processors and criteria, but was "
@@ -176,6 +184,7 @@ def check_outside(engine: Engine) -> None:
 @atexit.register
 def _stop_all() -> None:
     """Ends all threads: one inside torch while the interpreter goes down may crash it."""
+    _EXITING.set()
     for engine in list(_ENGINES):
         engine.stop()
 

@@ -1,10 +1,13 @@
 """Holds a model still while calls wait for it, and records their order."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from transformers import LogitsProcessor
 
+from langchain_llama_stop.engine.generate import generate
 from langchain_llama_stop.engine.thread import engine_of
+from tests.fakes.generation import options
 
 
 class Gate:
@@ -60,3 +63,17 @@ def _soon(condition):
             return True
         threading.Event().wait(0.005)
     return False
+
+
+def started_during(pipeline, gate, calls, first="A"):
+    """Runs calls that arrive while another one is in its first pass; returns all results."""
+    gate.open.clear()
+    gate.waits.clear()
+    with ThreadPoolExecutor(32) as pool:
+        futures = [pool.submit(generate, pipeline, [first], options(max_new_tokens=30))]
+        assert gate.waits.wait(30)
+        for count, (prompts, opts) in enumerate(calls, 1):
+            futures.append(pool.submit(generate, pipeline, prompts, opts))
+            wait_for(pipeline, count)
+        gate.open.set()
+    return [future.exception() or future.result() for future in futures]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import LogitsProcessor
 from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from tests.fakes.generation import options, tiny
-from tests.fakes.threads import Gate, at_rest
+from tests.fakes.threads import at_rest
 
 SHORT = {"max_new_tokens": 8, "eos_reward": False}
 LONG = {"max_new_tokens": 400, "pipeline_kwargs": {"min_new_tokens": 400}}
@@ -188,7 +190,156 @@ def test_the_interpreter_exits_at_once_and_without_a_word(how):
     assert (result.returncode, result.stderr) == (3 if how == "error" else 0, "")
 
 
+LATE = """
+import atexit
+def late():
+    for one in (pipeline, tiny()):
+        for call in (lambda: generate(one, ["Hi"], opts), lambda: next(stream, None)):
+            try:
+                print(bool(call()))
+            except RuntimeError as error:
+                print(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["atexit", "finalizer", "stream"])
+def test_a_call_while_the_interpreter_exits_is_an_error(how):
+    """After the engines have been stopped, in code that runs later."""
+    begin = "stream = stream_generate(pipeline, 'Hi', opts)\n"
+    if how == "stream":
+        begin += "next(stream)\n"
+    if how == "finalizer":
+        late = "import weakref\nclass Late: pass\nkept = Late()\nweakref.finalize(kept, late)\n"
+        script = LATE + late + EXIT + begin + "generate(pipeline, ['Hi'], options())"
+    else:
+        script = LATE + "atexit.register(late)\n" + EXIT + begin
+    command = [sys.executable, "-W", "error", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "it is exiting" in result.stdout
+
+
+# --- a thread that cannot start
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_a_thread_that_cannot_start_is_an_error_and_the_next_call_works(how, monkeypatch):
+    llm, start = model(), threading.Thread.start
+
+    def full(thread):
+        if thread.name == "llama-stop engine":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="could not start .can't start new thread.: end"):
+            CALLS[how](llm)
+    monkeypatch.undo()
+    right = CALLS[how](llm)
+    assert right == CALLS["invoke"](llm) and at_rest(llm.pipeline)
+
+
+# --- slow readers
+
+
+@pytest.mark.parametrize("cut", ["cut", "raise"])
+@pytest.mark.parametrize("tokens", [8, 400])
+def test_the_time_of_a_stream_runs_while_its_reader_is_slow(tokens, cut):
+    """What is finished in time is given out late; what is not, ends in time."""
+    pipeline, tokens_ = tiny(), {"pipeline_kwargs": {"min_new_tokens": tokens}}
+    opts = options(max_new_tokens=tokens, eos_reward=False, **tokens_)
+    right = generate(pipeline, ["Hi"], opts)[0]
+    seconds = 2.0 if tokens == 8 else 0.5
+    if tokens == 400:
+        pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    late = time.monotonic() + seconds
+    stream = stream_generate(pipeline, "Hi", opts.updated({"timeout": seconds, "on_timeout": cut}))
+    chunks = [next(stream)]
+    while time.monotonic() < late:
+        time.sleep(0.05)
+    assert at_rest(pipeline)  # before the reader comes back
+    if tokens == 400 and cut == "raise":
+        with pytest.raises(TimeoutError, match="0 of 1 answers"):
+            next(stream)
+        return
+    chunks += stream
+    response, text = chunks[-1].response, "".join(chunk.text for chunk in chunks)
+    assert text == response.text and response.finish_reason == "length"
+    assert (response == right) == (tokens == 8) and right.text.startswith(text[:3])
+
+
 # --- garbage
+
+
+class Raising(LogitsProcessor):
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, input_ids, scores):
+        raise self.error("mine")
+
+
+def failing(call, error):
+    with suppress(KeyError, torch.OutOfMemoryError):
+        call(logits_processor=[Raising(error)])
+
+
+def closed(llm):
+    stream = llm.stream("Hi")
+    next(stream)
+    stream.close()
+
+
+async def aclosed(llm):
+    stream = llm.astream("Hi")
+    await anext(stream)
+    await stream.aclose()
+
+
+async def cancelled(llm):
+    task = asyncio.create_task(llm.ainvoke("Hi"))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def failing_pass(llm):
+    hook = llm.pipeline.model.register_forward_pre_hook(lambda *_: 1 / 0)
+    with suppress(ZeroDivisionError):
+        llm.invoke("Hi")
+    hook.remove()
+
+
+GARBAGE = {
+    **CALLS,
+    "closed": closed,
+    "aclosed": lambda llm: asyncio.run(aclosed(llm)),
+    "cancelled": lambda llm: asyncio.run(cancelled(llm)),
+    "error": lambda llm: failing(lambda **kw: llm.invoke("Hi", **kw), KeyError),
+    "stream's error": lambda llm: failing(lambda **kw: list(llm.stream("Hi", **kw)), KeyError),
+    "no memory": lambda llm: failing(lambda **kw: llm.invoke("Hi", **kw), MemoryError),
+    "pass": failing_pass,
+}
+
+
+@pytest.mark.parametrize("how", GARBAGE)
+def test_no_call_keeps_its_model_alive_until_garbage_is_collected(how):
+    llm = model(max_new_tokens=60)
+    gc.collect()
+    gc.disable()
+    try:
+        GARBAGE[how](llm)
+        assert at_rest(llm.pipeline)
+        alive = weakref.ref(llm.pipeline.model)
+        del llm
+        for _ in range(400):  # the engine's thread may be in the midst of leaving
+            if alive() is None:
+                break
+            time.sleep(0.005)
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_the_thread_ends_with_the_model():
@@ -213,88 +364,3 @@ def test_streams_that_are_garbage_leave():
     gc.collect()
     assert at_rest(pipeline)
     assert generate(pipeline, ["Hi"], options(**SHORT)) == right
-
-
-# --- calls from inside
-
-
-@pytest.mark.parametrize("how", CALLS)
-def test_a_processor_may_call_another_model(how):
-    llm, other = model(), model()
-    answers = []
-    asking = Calling(lambda: answers.append(CALLS[how](other)))
-    if how == "ainvoke":
-        asking = Calling(
-            lambda: answers.append(in_thread_and_back(lambda: asyncio.run(other.ainvoke("Hi"))))
-        )
-    assert llm.invoke("Hi", logits_processor=[asking]) == llm.invoke("Hi")
-    assert set(answers) == {other.invoke("Hi")}
-
-
-def in_thread_and_back(call):
-    thread, results = in_thread(call)
-    thread.join(20)
-    return results[0]
-
-
-def test_two_models_whose_processors_call_each_other():
-    """Each engine waits for the other's, again and again, and serves it meanwhile."""
-    one, two = model(), model()
-    right = [one.invoke("Hi"), two.invoke("Hi")]
-    both = threading.Barrier(2, timeout=20)
-
-    def ask(other):
-        both.wait()  # both engines are inside of a processor
-        other.invoke("Ho", max_new_tokens=3)
-
-    threads = [
-        in_thread(lambda a=a, b=b: a.invoke("Hi", logits_processor=[Calling(lambda: ask(b))]))
-        for a, b in ((one, two), (two, one))
-    ]
-    for thread, _ in threads:
-        thread.join(60)
-    assert [results for _, results in threads] == [[right[0]], [right[1]]]
-    assert at_rest(one.pipeline) and at_rest(two.pipeline)
-
-
-def test_a_processor_that_calls_its_own_model_by_way_of_another_is_refused():
-    one, two = model(), model()
-    back = Calling(lambda: one.invoke("Hi"))
-    asking = Calling(lambda: two.invoke("Hi", logits_processor=[back]))
-    with pytest.raises(RuntimeError, match="from outside of its own processors"):
-        one.invoke("Hi", logits_processor=[asking])
-    assert one.invoke("Hi") and at_rest(one.pipeline) and at_rest(two.pipeline)
-
-
-def test_a_callback_may_call_the_model():
-    llm = model()
-    right = llm.invoke("Ho")
-    texts = [llm.invoke("Ho") for _ in llm.stream("Hi")]
-    assert set(texts) == {right}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-def test_an_interrupt_in_a_processor_reaches_its_own_caller(error):
-    llm = model()
-    right = llm.invoke("Other", max_new_tokens=40)
-    gate = Gate(llm.pipeline)
-    thread, results = in_thread(lambda: llm.invoke("Other", max_new_tokens=40))
-
-    def fail():
-        raise error
-
-    with pytest.raises(error):
-        generate(llm.pipeline, ["Hi"], options(logits_processor=[Calling(fail)]))
-    thread.join(20)
-    assert results == [right] and gate.rows and at_rest(llm.pipeline)
-
-
-def test_a_caller_keeps_its_own_modes():
-    """The engine computes in inference mode on its thread; the caller's stays as it is."""
-    llm = model()
-    right = llm.invoke("Hi")
-    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
-        with mode():
-            inside = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-            assert llm.invoke("Hi") == right
-            assert inside == (torch.is_inference_mode_enabled(), torch.is_grad_enabled())

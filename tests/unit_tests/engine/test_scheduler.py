@@ -9,10 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
 
-from langchain_llama_stop.engine.batch import Batch
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from langchain_llama_stop.engine.kv_cache import RowsCache
-from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
 from tests.fakes import (
     TOKENIZERS,
     ScriptedLlama,
@@ -22,21 +19,7 @@ from tests.fakes import (
     tiny_llama,
 )
 from tests.fakes.generation import options, streamed, tiny
-from tests.fakes.threads import Arrivals, Gate, at_rest, wait_for
-
-
-def started_during(pipeline, gate, calls, first="A"):
-    """Runs calls that arrive while another one is in its first pass; returns all results."""
-    gate.open.clear()
-    gate.waits.clear()
-    with ThreadPoolExecutor(32) as pool:
-        futures = [pool.submit(generate, pipeline, [first], options(max_new_tokens=30))]
-        assert gate.waits.wait(30)
-        for count, (prompts, opts) in enumerate(calls, 1):
-            futures.append(pool.submit(generate, pipeline, prompts, opts))
-            wait_for(pipeline, count)
-        gate.open.set()
-    return [future.exception() or future.result() for future in futures]
+from tests.fakes.threads import Arrivals, Gate, at_rest, started_during, wait_for
 
 
 def test_calls_that_wait_share_their_passes():
@@ -141,15 +124,20 @@ def test_a_model_with_states_of_another_kind_runs_alone():
 def test_a_stream_advances_while_others_lead():
     pipeline = tiny()
     expected = streamed(pipeline, "Tell me.", options())
+    gate = Gate(pipeline, lambda rows: len(rows) == 9)
     stream = stream_generate(pipeline, "Tell me.", options())
     chunks = [next(stream)]
-    gate = Gate(pipeline)
-    generate(pipeline, ["A longer answer"], options(eos_reward=False))
+    assert gate.waits.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(generate, pipeline, ["A longer answer"], options(eos_reward=False))
+        wait_for(pipeline, 1)
+        gate.open.set()
+        other.result()
+    assert at_rest(pipeline)
     before = len(gate.rows)
     chunks += stream
     assert ("".join(c.text for c in chunks), chunks[-1].response) == expected
-    assert len(gate.rows) - before <= 1
-    assert max(gate.rows) == 2
+    assert len(gate.rows) == before and max(gate.rows) == 2
 
 
 def test_closing_one_stream_leaves_the_others_alone():
@@ -161,24 +149,6 @@ def test_closing_one_stream_leaves_the_others_alone():
     chunks += one
     assert ("".join(c.text for c in chunks), chunks[-1].response) == expected
     assert at_rest(pipeline)
-
-
-class Failing(LogitsProcessor):
-    def __call__(self, input_ids, scores):
-        raise KeyError("mine")
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_error_is_its_own_calls_alone(place):
-    pipeline = tiny()
-    good = (["Fine"], options(max_new_tokens=12))
-    expected = generate(pipeline, *good)
-    calls = [good, good, good]
-    calls[place] = (["Bad"], options(logits_processor=[Failing()]))
-    results = started_during(pipeline, Gate(pipeline), calls)
-    error = results.pop(1 + place)
-    assert isinstance(error, KeyError) and error.args == ("mine",)
-    assert results[1:] == [expected] * 2 and at_rest(pipeline)
 
 
 def test_a_call_from_inside_of_a_processor_is_refused():
@@ -200,53 +170,6 @@ def test_a_stream_that_is_dropped_leaves():
     next(stream)
     del stream
     assert at_rest(pipeline)
-
-
-def fail_once(pipeline, error, when):
-    """Lets the first pass for which `when` is true fail in the middle of the layers."""
-    seen = {}
-
-    def note(module, args, kwargs):
-        seen["shape"] = tuple(kwargs["input_ids"].shape)
-
-    def fail(module, args):
-        if when(seen["shape"]):
-            hook.remove()
-            raise error
-
-    pipeline.model.register_forward_pre_hook(note, with_kwargs=True)
-    hook = pipeline.model.model.layers[-1].register_forward_pre_hook(fail)
-
-
-def test_a_pass_that_fails_costs_the_newest_call_only():
-    pipeline = tiny()
-    calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
-    expected = [generate(pipeline, *call) for call in calls]
-    gate = Gate(pipeline)
-    fail_once(pipeline, RuntimeError("no room"), lambda shape: shape == (4, 1))
-    results = started_during(pipeline, gate, calls)
-    assert results[1:3] == expected[:2]
-    assert isinstance(results[3], RuntimeError) and at_rest(pipeline)
-
-
-def test_a_prefill_that_fails_is_tried_again_one_by_one():
-    pipeline = tiny()
-    calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
-    expected = [generate(pipeline, *call) for call in calls]
-    gate = Gate(pipeline)
-    fail_once(pipeline, RuntimeError("no room"), lambda shape: shape[0] == 3 and shape[1] > 1)
-    assert started_during(pipeline, gate, calls)[1:] == expected
-
-
-def test_an_interrupt_in_a_pass_costs_the_newest_call_only():
-    pipeline = tiny()
-    calls = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
-    expected = [generate(pipeline, *call) for call in calls]
-    gate = Gate(pipeline)
-    fail_once(pipeline, KeyboardInterrupt(), lambda shape: shape == (4, 1))
-    results = started_during(pipeline, gate, calls)
-    assert isinstance(results[3], KeyboardInterrupt)
-    assert results[1:3] == expected[:2] and at_rest(pipeline)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -289,78 +212,6 @@ def test_many_threads_with_calls_of_every_kind(seed):
     for call, result, right in zip(calls, results, expected, strict=True):
         assert result in (right, None), call
     assert at_rest(pipeline)
-
-
-# --- the prefix cache
-
-
-def test_a_prefix_that_a_batch_has_in_common_is_computed_once():
-    pipeline = tiny()
-    prompts = ["y" * 40 + end for end in ("ab", "c", "def")]
-    expected = [generate(pipeline, [p], options(prefix_cache=0))[0] for p in prompts]
-    gate = Gate(pipeline)
-    assert generate(pipeline, prompts, options()) == expected
-    assert list(zip(gate.rows, gate.widths, strict=True))[:2] == [(1, 40), (3, 3)]
-    gate.widths.clear()
-    assert generate(pipeline, ["y" * 40 + "zz"], options(max_new_tokens=2))
-    assert gate.widths[0] == 2
-
-
-def test_the_same_prompt_again_needs_no_pass_for_its_first_token():
-    pipeline = tiny()
-    gate = Gate(pipeline)
-    opts = options(max_new_tokens=5, eos_reward=False)
-    expected = generate(pipeline, ["y" * 40], opts)
-    assert generate(pipeline, ["y" * 40], opts) == expected
-    assert gate.widths == [40, 1, 1, 1, 1, 1, 1, 1, 1]
-    sampled = options(max_new_tokens=5, temperature=1.0, seed=1)
-    assert generate(pipeline, ["y" * 40], sampled) == generate(
-        pipeline, ["y" * 40], sampled.updated({"prefix_cache": 0})
-    )
-
-
-def test_two_conversations_do_not_push_each_other_out():
-    pipeline = tiny()
-    gate = Gate(pipeline)
-    opts = options(max_new_tokens=2, eos_reward=False)
-    system = "s" * 50
-    for _ in range(2):
-        for question in ("first" * 3, "other" * 3):
-            generate(pipeline, [system + question], opts)
-    assert [w for w in gate.widths if w > 1] == [65, 15]
-    gate.widths.clear()
-    generate(pipeline, [system + "first" * 3 + "!"], opts)
-    assert gate.widths[0] <= 2
-
-
-def test_a_short_common_prefix_is_computed_again():
-    pipeline = tiny()
-    gate = Gate(pipeline)
-    for end in ("ab", "cd"):
-        generate(pipeline, ["y" * 30 + end], options(max_new_tokens=2))
-    assert [w for w in gate.widths if w > 1] == [32, 32]
-
-
-def test_nothing_is_cached_where_it_is_off():
-    pipeline = tiny()
-    gate = Gate(pipeline)
-    for _ in range(2):
-        generate(pipeline, ["y" * 50], options(max_new_tokens=2, prefix_cache=0))
-    assert [w for w in gate.widths if w > 1] == [50, 50]
-
-
-def test_the_cache_is_bounded_and_the_least_recently_used_goes():
-    pipeline = tiny()
-    gate = Gate(pipeline)
-    opts = options(max_new_tokens=2, prefix_cache=150, eos_reward=False)
-    for letter in "abacb":
-        generate(pipeline, [letter * 60], opts)
-        assert prefix_cache_of(pipeline.model).tokens <= 150
-    assert [w for w in gate.widths if w > 1] == [60, 60, 60, 60]  # the second a was cached
-    gate.widths.clear()
-    generate(pipeline, ["d" * 200], opts)
-    generate(pipeline, ["d" * 200], opts)
-    assert [w for w in gate.widths if w > 1] == [200, 50]
 
 
 def test_gradient_mode_is_as_it_was():
@@ -413,87 +264,63 @@ def test_the_inference_mode_of_one_caller_is_not_the_others():
     assert list(stream)[-1].response
 
 
-def once_failing(monkeypatch, owner, name, error):
-    """Lets a method fail at its first call."""
-    original, calls = getattr(owner, name), []
+class Starts(LogitsProcessor):
+    """Records the name of its call at the first token of each of the call's prompts."""
 
-    def fail(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 1:
-            raise error
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(owner, name, fail)
-    return calls
-
-
-def test_rows_that_cannot_join_others_wait_for_them(monkeypatch):
-    pipeline = tiny()
-    calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
-    expected = [generate(pipeline, *call) for call in calls]
-    failed = once_failing(monkeypatch, RowsCache, "join", RuntimeError("out of memory"))
-    assert started_during(pipeline, Gate(pipeline), calls)[1:] == expected
-    assert failed and at_rest(pipeline)
-
-
-def test_rows_that_cannot_be_moved_end_their_calls_and_no_others(monkeypatch):
-    pipeline = tiny()
-    calls = [([f"Question {i}"], options(max_new_tokens=5 * i + 5)) for i in range(4)]
-    expected = [generate(pipeline, *call) for call in calls]
-    gate = Gate(pipeline)
-    failed = once_failing(monkeypatch, RowsCache, "select", RuntimeError("no room"))
-    results = started_during(pipeline, gate, calls)
-    assert failed and at_rest(pipeline)
-    for result, wanted in zip(results[1:], expected, strict=True):
-        assert result == wanted or "no room" in str(result)
-    assert any("no room" in str(result) for result in results)
-    assert generate(pipeline, *calls[0]) == expected[0]  # and the next call is right
-
-
-def test_a_prefix_that_cannot_be_cached_is_not(monkeypatch):
-    pipeline = tiny()
-    prompt, opts = "Question " * 8, options(max_new_tokens=5)
-    expected = generate(pipeline, [prompt], opts)
-    pipeline = tiny()
-    failed = once_failing(monkeypatch, Batch, "prefix", RuntimeError("no room"))
-    assert generate(pipeline, [prompt], opts) == expected
-    assert at_rest(pipeline) and failed  # a prefix is cached after the answer is given
-    stream = stream_generate(pipeline, prompt + "more", opts)
-    next(stream)
-    once_failing(monkeypatch, Batch, "prefix", RuntimeError("no room"))
-    stream.close()
-    assert at_rest(pipeline) and generate(pipeline, [prompt], opts) == expected
-
-
-class Interrupting(LogitsProcessor):
-    """Ctrl-C in the middle of a call's own part of a step."""
-
-    def __init__(self):
-        self.left = 3
+    def __init__(self, order, name, length):
+        self.order, self.name, self.length = order, name, length
 
     def __call__(self, input_ids, scores):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
+        if input_ids.shape[1] == self.length:
+            self.order.append(self.name)
         return scores
 
 
-def test_an_interrupted_step_leaves_the_others_whole():
-    pipeline = tiny()
-    plain = [([f"Question {i}"], options(max_new_tokens=20)) for i in range(3)]
-    expected = [generate(pipeline, *call) for call in plain]
-    broken = (["Broken"], options(max_new_tokens=20, logits_processor=[Interrupting()]))
-    gate = Gate(pipeline)
-    results = started_during(pipeline, gate, [broken, *plain])
-    assert results[2:] == expected and at_rest(pipeline)
-    assert sum(isinstance(result, KeyboardInterrupt) for result in results[:2]) >= 1
+def starting(order, name, prompt="Question", **kwargs):
+    """A call's options; its prompts have the length of this one."""
+    kwargs = {"max_new_tokens": 6, "eos_reward": False, "prefix_cache": 0, **kwargs}
+    return options(logits_processor=[Starts(order, name, len(byte_ids(prompt)))], **kwargs)
 
 
-def test_a_model_that_is_trained_in_place_forgets():
-    pipeline, prompt, opts = tiny(), "Question " * 8, options(max_new_tokens=8)
-    generate(pipeline, [prompt], opts)
-    with torch.no_grad():
-        for parameter in pipeline.model.parameters():
-            parameter.mul_(1.5)
-    plain = opts.updated({"prefix_cache": 0})
-    assert generate(pipeline, [prompt], opts) == generate(pipeline, [prompt], plain)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("small", [1, 3])
+def test_small_calls_do_not_wait_for_all_of_a_large_one(size, small):
+    """Those that come first start first, be they of one call or of several."""
+    pipeline, order = tiny(), []
+    gate = Gate(pipeline, lambda rows: len(rows) == 1)
+    with ThreadPoolExecutor(8) as pool:
+        large = pool.submit(
+            generate, pipeline, ["Question"] * 30, starting(order, "large", batch_size=size)
+        )
+        assert gate.waits.wait(30)
+        others = []
+        for n in range(small):
+            opts = starting(order, n, batch_size=size)
+            others.append(pool.submit(generate, pipeline, ["Question"], opts))
+            wait_for(pipeline, n + 1)
+        gate.open.set()
+        (answer,) = {r.text for call in (large, *others) for r in call.result()}
+    assert order[: size + small] == ["large"] * size + list(range(small))
+    assert len(order) == 30 + small
+
+
+UNSHARED = {"pipeline_kwargs": {"use_cache": False}}
+
+
+@pytest.mark.parametrize("kinds", [({}, UNSHARED), (UNSHARED, {})], ids=["shared", "unshared"])
+def test_requests_that_share_passes_and_others_do_not_wait_for_each_other(kinds):
+    """Two of one kind, which have to take turns; the other kind starts before the second."""
+    pipeline, order = tiny(), []
+    gate = Gate(pipeline, lambda rows: len(rows) == 1)
+    with ThreadPoolExecutor(4) as pool:
+        calls = []
+        for name, kind in enumerate((kinds[0], kinds[0], kinds[1], kinds[1])):
+            opts = starting(order, name, batch_size=1, max_new_tokens=20, **kind)
+            calls.append(pool.submit(generate, pipeline, ["Question"], opts))
+            if not name:
+                assert gate.waits.wait(30)
+            else:
+                wait_for(pipeline, name)
+        gate.open.set()
+        (answer,) = {r.text for call in calls for r in call.result()}
+    assert order == [0, 2, 1, 3] and at_rest(pipeline)

@@ -13,7 +13,7 @@ from tests.fakes import (
     byte_ids,
     tiny_llama,
 )
-from tests.fakes.generation import hashed, options, scripted, tiny
+from tests.fakes.generation import hashed, options, scripted, streamed, tiny
 
 
 def draft(lookup, ids, drafted=0, accepted=0, max_tokens=99):
@@ -109,3 +109,48 @@ def test_a_draft_model_with_keys_and_values_of_its_own():
 def test_a_draft_model_has_to_share_the_vocabulary(wrong):
     with pytest.raises(ValueError, match="`assistant_model` has to be a transformers model with"):
         check_options(tiny(), options(assistant_model=wrong))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    words=st.lists(st.sampled_from(["ab", "cd ", "abab", "x. "]), min_size=1, max_size=8),
+    lookup=st.integers(1, 6),
+    stop=st.sampled_from([[], ["b"], ["cd"]]),
+)
+def test_prompt_lookup_changes_no_token(seed, words, lookup, stop):
+    text = "".join(words)
+    ids = byte_ids(text * 2)[:30]
+    pipeline = scripted("bytes", text, ids)
+    for pipe, prompt in ((pipeline, text), (hashed(seed), text)):
+        opts = options(stop=stop, max_new_tokens=25)
+        ahead = opts.updated({"prompt_lookup_num_tokens": lookup})
+        expected = generate(pipe, [prompt], opts)[0]
+        assert generate(pipe, [prompt], ahead)[0] == expected
+        assert streamed(pipe, prompt, ahead) == (expected.text, expected)
+
+
+def test_prompt_lookup_takes_fewer_passes():
+    text = "one two three four five six "
+    pipeline = scripted("bytes", text, byte_ids(text))
+    passes = []
+    pipeline.model.register_forward_pre_hook(lambda *args: passes.append(1))
+    generate(pipeline, [text], options(prompt_lookup_num_tokens=8, eos_reward=False))
+    assert len(passes) < len(text) / 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_nothing_is_drafted_for_passes_that_others_share(monkeypatch, rows):
+    pipeline, text, drafts = tiny(), "one two one two one two ", []
+    original = PromptLookup.__call__
+
+    def counted(self, *args):
+        drafts.append(args)
+        return original(self, *args)
+
+    monkeypatch.setattr(PromptLookup, "__call__", counted)
+    settings_ = {"eos_reward": False, "pipeline_kwargs": {"min_new_tokens": 12}}
+    opts = options(prompt_lookup_num_tokens=4, max_new_tokens=12, prefix_cache=0, **settings_)
+    answers = generate(pipeline, [text] * rows, opts)
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert bool(drafts) == (rows == 1)
