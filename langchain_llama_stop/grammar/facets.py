@@ -163,9 +163,10 @@ def merge(a: Facets, b: Facets) -> Facets | None:
 
 def property_schemas(facets: Facets, name: str) -> tuple[Schema, ...]:
     """The schemas of a property, by its name, by patterns, or as one of the others."""
-    found = facets.properties.get(name, ())
-    found += tuple(schema for pattern, schema in facets.by_pattern if name_fits(pattern, name))
-    return found or facets.others or ()
+    matching = tuple(schema for pattern, schema in facets.by_pattern if name_fits(pattern, name))
+    if name in facets.properties or matching:
+        return facets.properties.get(name, ()) + matching
+    return facets.others or ()
 
 
 def item_schemas(facets: Facets, index: int) -> tuple[Schema, ...]:

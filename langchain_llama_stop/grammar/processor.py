@@ -20,9 +20,9 @@ from langchain_llama_stop.grammar.state import State, begin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOP, _ENOUGH = 256, 32
+_ENOUGH = 32
 """Near the limit, completions of top tokens are computed until this many can be completed in time.
-Not tuned: enough must remain to choose from, and each costs some microseconds."""
+Not tuned: enough must remain to choose from."""
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -126,7 +126,7 @@ class GrammarProcessor(LogitsProcessor):
             # The model's favourite cannot follow a complete answer: the answer ends.
             _keep(allowed, self._eos)
         elif state.length + state.reserve >= left:
-            top = scores.masked_fill(~allowed, -torch.inf).topk(min(_TOP, len(scores)))
+            top = scores.masked_fill(~allowed, -torch.inf).topk(min(state.tried, len(scores)))
             in_time, late = list[int](), list[int]()
             for token, score in zip(top.indices.tolist(), top.values.tolist(), strict=True):
                 if score == -torch.inf or len(in_time) == _ENOUGH:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from langchain_llama_stop.grammar.facets import (
@@ -191,15 +192,9 @@ def _types(schema: Mapping[str, Any]) -> frozenset[str]:
 
 def _number(schema: Mapping[str, Any], keyword: str) -> Decimal:
     value = schema[keyword]
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = Decimal(str(value))
-    except (InvalidOperation, TypeError) as error:
-        raise ValueError(f"`{keyword}` has to be a number, but is {value!r}") from error
-    if not number.is_finite():
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise ValueError(f"`{keyword}` has to be a number, but is {value!r}")
-    return number
+    return Decimal(str(value))
 
 
 def _bound(

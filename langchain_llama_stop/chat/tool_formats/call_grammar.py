@@ -72,7 +72,7 @@ def call_grammar(
         start = rules.new(*options)
     elif fmt.plain:
         other = regex_terminal(no(cat(literal(fmt.trigger), ANYTHING)), "text")
-        start = rules.new((other,), (*begin, *calls))
+        start = rules.new((other,), (text_terminal(fmt.trigger), *calls))
     elif fmt.trigger.startswith(tuple(fmt.tokens)):  # a single token: no text can contain it
         text = rules.new([])
         thoughts = [token_terminal(fmt.tokens[tag]) for tag in THINKING if tag in fmt.tokens]
