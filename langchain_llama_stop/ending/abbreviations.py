@@ -12,9 +12,11 @@ def _with_capitals(words: str) -> frozenset[str]:
 
 ABBREVIATIONS = _with_capitals(
     # English: titles, ranks, references
-    "Dr Drs Mr Mrs Ms Mx Prof Profs Rev Revd Hon Messrs Mmes Gov Sen Sens Reps Pres Supt Insp Cllr "
+    "Dr Drs Mr Mrs Ms Mx Prof Profs Rev Revd Hon Messrs Mmes Gov Sen Sens Reps Pres Supt Insp "
+    "Cllr "
     "Amb Treas Msgr Mgr Fr Ven Gen Genl Brig Adm RAdm VAdm Col Maj Capt Capts Cpt Cmdr Cdr Comdr "
-    "Cmdt Lt Lieut Sgt Sgts SSgt MSgt Sergt Cpl LCpl Pvt Pfc Pte Spc Ens Ald Atty Asst Assoc Const "
+    "Cmdt Lt Lieut Sgt Sgts SSgt MSgt Sergt Cpl LCpl Pvt Pfc Pte Spc Ens Ald Atty Asst Assoc "
+    "Const "
     "Ph Eq Eqs Eqn Figs Fig Vol Vols Chs Chap Nos Thm Prop Cor Lem Def "
     "e.g i.e eg ie cf vs viz approx ca pp incl excl resp esp eds "
     # Spanish
@@ -29,7 +31,8 @@ ABBREVIATIONS = _with_capitals(
     "Mme Mlle Mmes Mlles MM Mgr Mᵍʳ Vve env apr bd boul tél réf p.ex c.-à-d c.à.d càd "
     "Pr Cie éd éds "
     # German
-    "Hr Hrn Frl Dipl Mag Nr Nrn Str bzw bspw vgl ggf ggfs evtl inkl exkl zzgl abzgl einschl ausschl "
+    "Hr Hrn Frl Dipl Mag Nr Nrn Str bzw bspw vgl ggf ggfs evtl inkl exkl zzgl abzgl einschl "
+    "ausschl "
     "sog sogen entspr insb insbes bes Abb Abs Abschn Anm Aufl Bd Bde Hrsg hrsg Kap "
     "Ziff geb gest verh ehem urspr österr dt griech lat allg bzgl betr z.B d.h z.T "
     "Tel Telefonnr Hptm Oblt Obst Uffz "
@@ -40,7 +43,8 @@ ABBREVIATIONS = _with_capitals(
     "hr frk bl.a f.eks feks dvs pga ifm ift mht bla evt ekskl vedr jf jfr tlf afd alm hhv iflg "
     "kgl maks nuv pk ugtl vejl vha årg fmd løjtn kapt oberstlt kl nr s.k ev ca "
     # Swedish, Finnish
-    "t.ex d.v.s t.o.m fr.o.m f.n p.g.a m.a.o jmf motsv kungl fd f.d esim ns ks vrt tri puh nro klo "
+    "t.ex d.v.s t.o.m fr.o.m f.n p.g.a m.a.o jmf motsv kungl fd f.d esim ns ks vrt tri puh nro "
+    "klo "
     # Icelandic, Estonian, Latvian, Lithuanian
     "þ.e t.d hra nt lk piem pvz gerb vad kun proc "
     # Polish
@@ -71,22 +75,28 @@ ABBREVIATIONS = _with_capitals(
 
 SELDOM_END = frozenset(
     # Before a newline, and where the next words are a new sentence, these do end.
-    "Inc Ltd Co Corp Bros Jr Sr St Ste Ave Blvd Rd Ln Hwy Pkwy Bldg Sq Mt Ft Pt No Nr al fig vol est "
-    "dept Dept Univ Esq Intl Natl Assn Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues "
-    "Wed Thu Thur Thurs Fri Rep Sec Det Ch Sect Art Jh Jhd Mio Mrd Tsd mln mld mia mrd млн млрд тыс "
+    "Inc Ltd Co Corp Bros Jr Sr St Ste Ave Blvd Rd Ln Hwy Pkwy Bldg Sq Mt Ft Pt No Nr al fig vol "
+    "est "
+    "dept Dept Univ Esq Intl Natl Assn Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue "
+    "Tues "
+    "Wed Thu Thur Thurs Fri Rep Sec Det Ch Sect Art Jh Jhd Mio Mrd Tsd mln mld mia mrd млн млрд "
+    "тыс "
     "trans ibid izq dcha им Cía Cia Ltda av avda cit op seq rer rr гг вв бул".split()
 )
 
 HOMOGRAPHS = frozenset(
     # Words of one language, abbreviations of another: the word before them tells which.
-    "ex Tab gem Doc ref chap rag gent cap caps art arts fig vol vols ed on arch es col gen sen mar sec lic max min máx mín st "
+    "Sta gem Tab Me mr ir nl ok ex Doc ref chap rag gent cap caps art arts fig vol vols ed on "
+    "arch es col gen sen mar sec lic max min máx mín st "
     "ch tel comm ing mag lit dir red adr kap lt fr tom str pos par p dep def mont corp ob sup ter "
     "nom num and ann sign dr bd al os pt im".split()
 )
 BEFORE_HOMOGRAPH = frozenset(
     # Articles, prepositions and the like of these other languages that are no English words.
-    "el los las una del al ver véase en según der den dem des dem im am zum zur vom siehe und le "
-    "les du au aux voir selon et os da das dos na nos nas ao em de il lo gli della dello nel nella "
+    "el los las una del al o die ver véase en según der den dem des dem im am zum zur vom siehe "
+    "und le "
+    "les du au aux voir selon et os da das dos na nos nas ao em de il lo gli della dello nel "
+    "nella "
     "dal dalla vedi gr het een zie og av se och enligt patrz na w ve čl viz".split()
 )
 
@@ -102,23 +112,29 @@ DOTTED_ENDS = tuple(
 )
 
 UNITS = frozenset(
-    "kg g mg µg t lb lbs oz ft in yd mi km m cm dm mm nm µm l L dl cl ml mL h hr hrs min mins s sec "
+    "kg g mg µg t lb lbs oz ft in yd mi km m cm dm mm nm µm l L dl cl ml mL h hr hrs min mins s "
+    "sec "
     "secs ms °C °F C F K mph kph kmh Hz kHz MHz GHz V kV mV W kW MW kWh mA Pa kPa hPa bar N J kJ "
-    "cal kcal B kB kb KB MB GB TB px pt em rem mol Std Min Sek Stk Kč zł kr руб коп г кг мг т л мл м "
-    "см мм км ч мин сек р грн dB lm lx rpm ppm ha ac gal qt pcs".split()
+    "cal kcal B kB kb KB MB GB TB px pt em rem mol Std Min Sek Stk Kč zł kr руб коп г кг мг т л "
+    "мл м "
+    "см мм км ч мин сек р грн в вв гг dB lm lx rpm ppm ha ac gal qt pcs".split()
 )
 
 SENTENCE_STARTERS = frozenset(
     # Words, small, that begin sentences more often than names: what follows "Apple Inc. " or "J. "
-    "the a an it its he she they we you i this that these those there here if in on at by for from "
+    "the a an it its he she they we you i this that these those there here if in on at by for "
+    "from "
     "with when while where what who why how which as and but or so then thus however also my your "
-    "his her their our one two three some many most all no not yes is are was were do does did can "
+    "his her their our one two three some many most all no not yes is are was were do does did "
+    "can "
     "to after before since because although each every both another other others option options "
     "answer next first second finally now let let's please once during under over between "
     "der die das ein eine es er sie wir ihr ich dies diese dieser dann aber und wenn im am "
     "le la les un une il elle ils elles nous vous je ce cette ces mais et si dans el los las una "
-    "ella ellos yo este esta pero y en o os as um uma ele ela eles isto mas e lo gli i uno lui lei "
-    "questo questa ma het een hij zij wij dit dat deze maar en det den han hun hon de vi jeg men og "
+    "ella ellos yo este esta pero y en o os as um uma ele ela eles isto mas e lo gli i uno lui "
+    "lei "
+    "questo questa ma het een hij zij wij dit dat deze maar en det den han hun hon de vi jeg men "
+    "og "
     "och это он она они мы вы я но и в на to ten ta on ona oni jest bu bir ve".split()
 )
 

@@ -7,7 +7,8 @@ An answer may end where the first is true and the second is empty.
 A missed end costs one more sentence, a false one cuts a thought in two. So a doubtful end is no
 end: of a growing text, "costs about 3." may become 3.14, and "in the U.S." may continue. What
 follows removes the doubt, once it is known: a newline, a new sentence, or nothing at all. Apart
-from that, whitespace after the text changes nothing, but in Thai and Lao, which end sentences by it.
+from that, whitespace after the text changes nothing, except in Thai and Lao: a space ends a
+sentence there.
 
 Not recognized: tables without outer pipes, fences in block quotes.
 """

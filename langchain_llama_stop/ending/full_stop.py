@@ -23,12 +23,12 @@ _AFTER = re.compile(r"(\s*+)(\S{0,24})")
 _SETTLED = re.compile(r"\S|[^\S\n]*+(?:\n|\S{24}|\S++\s)")
 _SHORT_NUMBER = re.compile(r"(?<![\d.,:/])\d{1,3}\Z")  # 3. may become 3.14; 1889., 5:30. may not
 _HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
-_INITIAL = re.compile(r"(?<![\w.'’])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
+_INITIAL = re.compile(r"(?<![\w.'’>])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
 # Lower-case letters that start an abbreviation (a.m., e.g., i.e., p.m., d.h.) or are one.
-_LETTER_ABBREVIATIONS = "acdeipsuvzčřт"
-_UNIT = re.compile(r"\d[\d.,]*\s?[°µ]?([^\W\d_]{1,4})\Z|°([A-Z])\Z")
+_LETTER_ABBREVIATIONS = "acdeipsuvzčřгдпствркмнч"
+_UNIT = re.compile(r"(?:\d[\d.,]*\s?|\b[IVXLC]+\s)[°µ]?([^\W\d_]{1,4})\Z|°([A-Z])\Z")
 _ORDINAL = re.compile(  # am 3. Oktober, den 5. Mai, Ludwig der 14.
-    r"(?:\b(?:am|im|vom|zum|zur|bis|seit|der|die|das|den|dem|des|ab|beim)|Art|Nr|Kap)\s+\d{1,3}\Z"
+    r"(?:\b(?i:am|im|vom|zum|zur|bis|seit|der|die|das|den|dem|des|ab|beim)|Art|Nr|Kap)\s+\d{1,3}\Z"
 )
 _MARKER = re.compile(r"(?:\A|[.!\n]\s*|[:;(]\s*(?=[1aAiI]\Z))(?:\d{1,3}|[A-Za-z])\Z")
 _NAME_BEFORE = frozenset(
@@ -105,7 +105,7 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
     if then.word and then.gap and not lower and then.word[0].islower() and len(word) < 6:
         return False  # an abbreviation that is not in the list, an ordinal (5. mai)
     if word == "No":  # an answer, or the abbreviation of number
-        return not before[:-2].rstrip()[-1:].isalnum()
+        return not (before[:-2].rstrip()[-1:].isalnum() or then.word[:1].isdigit())
     if _HALF_ADDRESS.search(before):
         return False
     if word in SELDOM_END:
@@ -127,11 +127,9 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
 def _is_unit(before: str, then: After) -> bool:
     """Whether a number and a unit stand before a full stop; "5 a" may be half of "5 a.m."."""
     found = _UNIT.search(before)
-    return (
-        bool(found)
-        and (found[2] is not None or found[1] in UNITS)
-        and (not then.word or bool(then.gap))
-    )
+    if not found or (then.word and not then.gap):
+        return False
+    return found[2] is not None or found[1] in UNITS
 
 
 def _doubt_is_gone(then: After) -> bool:

@@ -221,14 +221,14 @@ class Landing:
         return None if boundaries.may_end(text, boundary, "\n") else False
 
     def _following(self, row: int, ids: Sequence[int], text: str) -> str | None:
-        """What follows a text in the answer that it begins; None where a character is unfinished."""
+        """What follows a text that begins the answer; None inside an unfinished character."""
         detokenizer = self._detokenizers[row]
         whole = detokenizer.decode(ids)
         whole = whole[: detokenizer.settled(ids, whole)]
         return whole[len(text) :] if whole.startswith(text) else None
 
     def _add_terminator(self, row: int, ids: Sequence[int]) -> list[int] | None:
-        """Ends the answer by the cheapest terminator that the model nearly chose, if there is one."""
+        """Ends the answer by the cheapest terminator that the model nearly chose."""
         candidates = []
         for count, gaps in self._positions[row]:
             near = min(gaps[self._terminators], default=math.inf)
@@ -243,7 +243,7 @@ class Landing:
         return None
 
     def _close(self, row: int, ids: Sequence[int]) -> list[int] | None:
-        """Ends the answer by the cheapest closing of what is open, over the positions of the zone."""
+        """Ends the answer by the cheapest closing of what is open in the zone."""
         best, closed = math.inf, None
         first = len(self._eos)
         # (cost of the cheapest closing there could be, tokens, gaps)

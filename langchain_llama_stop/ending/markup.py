@@ -9,8 +9,8 @@ import re
 MARK = re.compile(
     r"([`*_~$\\:;'’\"“”„‘‚«»‹›()\[\]{}（）［］｛｝「」『』【】《》〈〉〔〕〝〟¿¡?!<>])"
     r"(?:(?<=[`*_~$])\1+|(?<=\\)(?:(?:begin|end)\{[A-Za-z]{1,20}+\*?\}|[^`\s])|(?<=[:;])-?[()]|"
-    r"(?<=['’])(?i:em|n|s|t|k|m|r|ne|nen|ner|nem|twas|tis|twere|twill|twould|twixt|tween|til|till|"
-    r"cause|cuz|coz|round|bout|neath|gainst|nother|nuff|ere|tain|cept|pon|fraid|kay|scuse|sta|sto|"
+    r"(?<=['’])(?i:em|n|s|t|k|m|r|ne|nen|ner|nem|twas|tis|twere|twill|twould|tisn|twasn|twon|twouldn|tain|im|er|twixt|tween|til|till|"
+    r"cause|cuz|coz|round|bout|neath|gainst|nother|nuff|ere|cept|pon|fraid|kay|scuse|sta|sto|"
     r"na|tite?|ello|ave)\b|"
     r"(?<=<)(?:!--|/?[A-Za-z][\w:-]{0,30}+(?:\s*+[\w:@.-]{1,40}+"
     r"(?:=(?:\"[^\"<>]{0,200}+\"?|'[^'<>]{0,200}+'?|[^\s\"'<>]{1,200}+)?)?){0,8}+\s*+/?>?))?"
@@ -36,10 +36,13 @@ _VOID = frozenset(
     "br hr img input meta link area base col embed source track wbr param doctype".split()
 )
 _ELEMENTS = frozenset(
-    "p div span strong em b i u s a ul ol li dl dt dd table thead tbody tfoot tr td th caption code "
-    "pre blockquote html body head title style script section article header footer nav main aside "
+    "p div span strong em b i u s a ul ol li dl dt dd table thead tbody tfoot tr td th caption "
+    "code "
+    "pre blockquote html body head title style script section article header footer nav main "
+    "aside "
     "form label button select option textarea fieldset legend details summary figure figcaption "
-    "small sub sup mark del ins kbd samp var q cite abbr time address video audio canvas svg iframe "
+    "small sub sup mark del ins kbd samp var q cite abbr time address video audio canvas svg "
+    "iframe "
     "center font strike tt big h1 h2 h3 h4 h5 h6".split()
 )
 _BLOCK = re.compile(
@@ -71,7 +74,11 @@ def apply_mark(stack: list[str], text: str, start: int, end: int, stop: int) -> 
     elif token[0] in "*_~":
         _apply_emphasis(stack, token, before, after, text[end : min(stop, end + 30)])
     elif token in stack and not (token in "'’" and after.isalnum()):
-        del stack[len(stack) - 1 - stack[::-1].index(token)]
+        place = len(stack) - 1 - stack[::-1].index(token)
+        inside = stack[place + 1 :]
+        if token in ")]}":  # stars do not reach out of brackets: f(*items)
+            inside = [closer for closer in inside if closer[0] not in "*_"]
+        stack[place:] = inside
     elif token in (")", "]") and stack[-1:] == [")" if token == "]" else "]"]:
         stack.pop()  # a half-open interval: [0, 1)
     elif token == "”" and "“" in stack:
@@ -85,7 +92,7 @@ def apply_mark(stack: list[str], text: str, start: int, end: int, stop: int) -> 
 
 
 def outlasting(stack: list[str]) -> list[str]:
-    """What stays open when a paragraph or item ends: elements of blocks, environments, comments."""
+    """What stays open when a paragraph or item ends: elements of blocks, comments."""
     return [
         closer
         for closer in stack

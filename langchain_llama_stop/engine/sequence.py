@@ -155,8 +155,8 @@ class Sequence:
                 if self.safe_length is None:
                     self.safe_length = len(settled_text(self))
                 if kept := self.landing.safe_tokens(0, ids):
-                    text = self.detokenizer.decode(self.generated[: self._answer_start + kept])
-                    self.safe_length = max(self.safe_length, len(text))
+                    safe = self.detokenizer.decode(self.generated[: self._answer_start + kept])
+                    self.safe_length = max(self.safe_length, len(safe))
         if step.token in self.eos:
             self.eos_source = "model"
             if self.reward and step.input_ids is not None:
