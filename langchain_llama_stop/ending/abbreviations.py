@@ -12,7 +12,8 @@ def _with_capitals(words: str) -> frozenset[str]:
 
 ABBREVIATIONS = _with_capitals(
     # English: titles, ranks, references
-    "Dr Drs Mr Mrs Ms Mx Prof Profs Rev Revd Hon Messrs Mmes Gov Sen Sens Reps Pres Supt Insp "
+    "Comdt Commr Cmdre Cdre Archbp Dr Drs Mr Mrs Ms Mx Prof Profs Rev Revd Hon Messrs Mmes Gov "
+    "Sen Sens Reps Pres Supt Insp "
     "Cllr "
     "Amb Treas Msgr Mgr Fr Ven Gen Genl Brig Adm RAdm VAdm Col Maj Capt Capts Cpt Cmdr Cdr Comdr "
     "Cmdt Lt Lieut Sgt Sgts SSgt MSgt Sergt Cpl LCpl Pvt Pfc Pte Spc Ens Ald Atty Asst Assoc "
@@ -48,7 +49,8 @@ ABBREVIATIONS = _with_capitals(
     # Icelandic, Estonian, Latvian, Lithuanian
     "þ.e t.d hra nt lk piem pvz gerb vad kun proc "
     # Polish
-    "np tzn tj tzw ul pl mgr inż hab lek św im płk ppłk kpt ppor sierż mjr obr godz wg "
+    "m.in rys att yth кн np tzn tj tzw ul pl mgr inż hab lek św im płk ppłk kpt ppor sierż mjr "
+    "obr godz wg "
     "cd jw rozdz dr ks bp abp woj pow gm "
     # Czech, Slovak
     "např napr tzv čís nám tř sv Ing Mgr MUDr JUDr PhDr RNDr Bc por plk mjr popř příp "
@@ -81,7 +83,8 @@ SELDOM_END = frozenset(
     "Tues "
     "Wed Thu Thur Thurs Fri Rep Sec Det Ch Sect Art Jh Jhd Mio Mrd Tsd mln mld mia mrd млн млрд "
     "тыс "
-    "trans ibid izq dcha им Cía Cia Ltda av avda cit op seq rer rr гг вв бул".split()
+    "Bro Sis Br Card trans ibid izq dcha им Cía Cia Ltda av avda cit op seq rer rr гг вв "
+    "бул".split()
 )
 
 HOMOGRAPHS = frozenset(
@@ -93,29 +96,37 @@ HOMOGRAPHS = frozenset(
 )
 BEFORE_HOMOGRAPH = frozenset(
     # Articles, prepositions and the like of these other languages that are no English words.
-    "el los las una del al o die ver véase en según der den dem des dem im am zum zur vom siehe "
+    "el la los las una del al o die ver véase en según der den dem des dem im am zum zur vom "
+    "siehe "
     "und le "
     "les du au aux voir selon et os da das dos na nos nas ao em de il lo gli della dello nel "
     "nella "
     "dal dalla vedi gr het een zie og av se och enligt patrz na w ve čl viz".split()
 )
 
-DOTTED_ENDS = tuple(
-    # Letters with full stops that may end a sentence: "at 5 p.m.", "и т.д."
-    f"{first}.{space}{second}"
-    for pair in (
-        "a m|p m|A M|P M|т д|т п|m m|m v|m fl|o l|e d|o ä|u ä|u dgl|a u b|n e|p n e|d o p|a C|d C|"
-        "A C|D C|v Chr|n Chr|κ λπ|κ ά|и др|м н э|ș a|i pl|o Ä|f Kr|e Kr|n l|к т"
-    ).split("|")
-    for first, _, second in [pair.replace(" ", "\0", 1).partition("\0")]
-    for space in ("", " ")
+DOTTED_ENDS = (
+    # What may end a sentence although it looks like an abbreviation: "at 5 p.m.", "и т.д."
+    *(
+        f"{first}.{space}{second}"
+        for first, second in (
+            pair.split()
+            for pair in (
+                "a m|p m|A M|P M|т д|т п|m m|m v|m fl|o l|e d|o ä|u ä|u dgl|u b|n e|d o|a C|d "
+                "C|A C|"
+                "D C|v Chr|n Chr|κ λπ|κ ά|ș a|i pl|f Kr|e Kr|н э|J C"
+            ).split("|")
+        )
+        for space in ("", " ")
+    ),
+    "и др",
+    "и пр",
 )
 
 UNITS = frozenset(
     "kg g mg µg t lb lbs oz ft in yd mi km m cm dm mm nm µm l L dl cl ml mL h hr hrs min mins s "
     "sec "
     "secs ms °C °F C F K mph kph kmh Hz kHz MHz GHz V kV mV W kW MW kWh mA Pa kPa hPa bar N J kJ "
-    "cal kcal B kB kb KB MB GB TB px pt em rem mol Std Min Sek Stk Kč zł kr руб коп г кг мг т л "
+    "cal kcal B kB kb KB MB GB TB px pt em rem mol Std Min Sek Stk Kč zł kr руб коп T г кг мг т л "
     "мл м "
     "см мм км ч мин сек р грн в вв гг dB lm lx rpm ppm ha ac gal qt pcs".split()
 )

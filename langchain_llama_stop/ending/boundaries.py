@@ -28,7 +28,7 @@ _EMOJI = "\u200d\u20e3\u231a-\u23ff\u2600-\u2793\u2b50\u2b55\ufe0f\U0001f000-\U0
 _CONTINUES = tuple(":,;-–—/&：，；、،؛")
 
 # A terminator and what may follow it: closers, and after a space emoji, », a smiley or a tag.
-_CLOSING_TAG = r"(?:</[A-Za-z][\w:-]{0,30}+\s?>|-->)"
+_CLOSING_TAG = r"(?:</[A-Za-z][\w:-]{0,30}+\s?>|-->|<!--[^<>]{0,100}?-->)"
 _TAIL = rf"(?:[{CLOSING_CHARS}]|\\\)|\$(?!\w)|\s*+[»{_EMOJI}]|\s*+[:;]-?\)|\s*+{_CLOSING_TAG})*+"
 _MARK = rf"(?:[{_TERMINATORS}]|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)"  # Greek asks with ;
 _SPACED = "\u0e01-\u0e3a\u0e40-\u0e5b\u0e81-\u0eff"  # Thai and Lao: a space ends a sentence
@@ -116,11 +116,11 @@ def end_offsets(text: str, final: bool = False) -> list[int]:
     if owed:
         return offsets
     page = _Page(text, known=final)
-    for start, stop, following in _lines(text, (offsets or [0])[-1], len(text)):
+    for start, stop, _ in _lines(text, (offsets or [0])[-1], len(text)):
         page.enter(start, stop)
         ends = [i for i in page.candidates() if page.ends(i) and not page.owed(i)]
         offsets += ends
-        if following and stop not in ends and page.ends(stop) and not page.owed(stop):
+        if stop not in ends and page.ends(stop) and not page.owed(stop):
             offsets.append(stop)
         page.leave()
     return offsets

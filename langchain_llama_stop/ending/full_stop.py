@@ -23,13 +23,22 @@ _AFTER = re.compile(r"(\s*+)(\S{0,24})")
 _SETTLED = re.compile(r"\S|[^\S\n]*+(?:\n|\S{24}|\S++\s)")
 _SHORT_NUMBER = re.compile(r"(?<![\d.,:/])\d{1,3}\Z")  # 3. may become 3.14; 1889., 5:30. may not
 _HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
-_INITIAL = re.compile(r"(?<![\w.'’>])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
+_INITIAL = re.compile(r"(?<![\w.'’>/])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
 # Lower-case letters that start an abbreviation (a.m., e.g., i.e., p.m., d.h.) or are one.
 _LETTER_ABBREVIATIONS = "acdeipsuvzčřгдпствркмнч"
 _UNIT = re.compile(r"(?:\d[\d.,]*\s?|\b[IVXLC]+\s)[°µ]?([^\W\d_]{1,4})\Z|°([A-Z])\Z")
 _ORDINAL = re.compile(  # am 3. Oktober, den 5. Mai, Ludwig der 14.
     r"(?:\b(?i:am|im|vom|zum|zur|bis|seit|der|die|das|den|dem|des|ab|beim)|Art|Nr|Kap)\s+\d{1,3}\Z"
 )
+# A word without a vowel is one that was shortened (Cmdr); smrt and vlk are words: r and l sound.
+_NO_VOWELS = re.compile(
+    r"(?!\w*[^\W_][rlрл][^\W_])(?:[B-DF-HJ-NP-TV-XZŠČŽĐ][b-df-hj-np-tvxzčďňřšťžßśźćńłż]{1,6}|"
+    r"[бвгджзклмнпрстфхцчшщ]{2,6})\Z"
+)
+_SOUNDS = frozenset(
+    "Hm Hmm Hmmm Sh Shh Psst Pst Brr Mm Mmm Mhm Tsk Pfft Grr Zzz Nth Xth Phd".split()
+)
+_PARTS = re.compile(r"[.\-–/(]|(?<=[a-z])(?=[A-Z])")
 _MARKER = re.compile(r"(?:\A|[.!\n]\s*|[:;(]\s*(?=[1aAiI]\Z))(?:\d{1,3}|[A-Za-z])\Z")
 _NAME_BEFORE = frozenset(
     "by of from with and for to per von van de du del di da by: author: von: от и".split()
@@ -94,13 +103,14 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
     word = words[-1].lstrip(OPENERS)
     if _is_unit(before, then):
         return True
-    parts = re.split(r"[.\-–/(]", word)
-    if word in ABBREVIATIONS or ("-" in word and parts[-1] in ABBREVIATIONS and parts[0][:1] != ""):
+    if before.endswith(DOTTED_ENDS):
+        return True
+    if _is_abbreviation(word):
         return False
     previous = words[-2].lstrip(OPENERS) if len(words) > 1 else ""
     if word in HOMOGRAPHS and previous.lower() in BEFORE_HOMOGRAPH:
         return False
-    if then.newline or before.endswith(DOTTED_ENDS):
+    if then.newline:
         return True
     if then.word and then.gap and not lower and then.word[0].islower() and len(word) < 6:
         return False  # an abbreviation that is not in the list, an ordinal (5. mai)
@@ -122,6 +132,13 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
     if not (initial[1] or initial[2].isupper()):
         return initial[2] not in _LETTER_ABBREVIATIONS
     return _capital_ends(before, initial, previous, then)
+
+
+def _is_abbreviation(word: str) -> bool:
+    """Whether a word, or the last part of it (Dipl.-Ing), is one that never ends a sentence."""
+    if word in ABBREVIATIONS or _PARTS.split(word)[-1] in ABBREVIATIONS:
+        return True
+    return word not in SELDOM_END and word not in _SOUNDS and bool(_NO_VOWELS.match(word))
 
 
 def _is_unit(before: str, then: After) -> bool:

@@ -24,13 +24,15 @@ _FULL_WIDTH = "：，、。！？；）」』】》…・"
 
 # Names in code that begin with stars or underscores: they open no emphasis.
 _CODE_NAME = re.compile(
-    r"(?:[a-z]\w*(?:_|\d)\w*|[a-z]+[A-Z]\w*|[b-hj-npqrstuvwxz]|args|kwargs|kwds|argv|argc|ptr|opts|"
+    r"(?:[a-z]\w*(?:_|\d)\w*|[a-z]+[A-Z]\w*|[b-hj-npqrstuvwxz]|[a-z](?=[,;)\]])|"
+    r"args|kwargs|kws?|kwds|pp|argv|argc|ptr|opts|"
     r"options|params|rest|varargs|iterables?|head|data|items|values|private|protected|internal|"
     r"hidden|id|name|key|value|type|self|cls|index|count|size|state|cache|config|init|main|meta|"
     r"temp|tmp|helper|foo|bar|baz|this|next|prev|root|node|file|path|list|dict)\b(?![*_])"
 )
 _STAR_NAMES = frozenset(
-    "args kwargs kwds argv argc ptr opts options params rest varargs iterable iterables".split()
+    "args kwargs kw kws kwds pp argv argc ptr opts options params rest varargs iterable "
+    "iterables".split()
 )
 _VOID = frozenset(
     "br hr img input meta link area base col embed source track wbr param doctype".split()

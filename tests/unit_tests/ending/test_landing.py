@@ -490,3 +490,119 @@ def test_thinking_needs_hindsight():
 def test_a_model_that_cannot_think_is_refused():
     with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 for this model"):
         LlamaStopLLM(pipeline=model("bytes", {"go": "x"}), thinking_tokens=20)
+
+
+# --- what follows is known, the budget is used to its last token, fragments are no ends
+
+
+def landed(text, budget, **kwargs):
+    """The answer, as called and as streamed, of a model that goes on with `text`."""
+    pipeline = model("bytes", {"go": text})
+    opts = options(max_new_tokens=budget, **kwargs)
+    response = generate(pipeline, ["go"], opts)[0]
+    assert "".join(c.text for c in stream_generate(pipeline, "go", opts)) == response.text
+    return response
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "answer"),
+    [
+        ("You have 12. You have 13. You have 14 of them.", 34, "You have 12. You have 13."),
+        ("10 plus 6 is 16. 10 plus 7 is 17 and so on.", 30, "10 plus 6 is 16."),
+        ("We count 89, then 144. Then comes 233 and", 40, "We count 89, then 144."),
+        ("The answer is B. Because it is so and so", 38, "The answer is B."),
+        ("It is 3.1415 and so on and on. It is 3.14 or", 42, "It is 3.1415 and so on and on."),
+        ("Rain fell. The file is b.csv or a.csv in there", 40, "Rain fell."),
+    ],
+)
+def test_no_number_is_cut_and_none_is_left_out(text, budget, answer):
+    response = landed(text, budget)
+    assert (response.text, response.eos_source) == (answer, "reward")
+    trimmed = landed(text, budget, eos_reward=False, on_length="trim")
+    assert (trimmed.text, trimmed.finish_reason) == (answer, "length")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The cat sat. The dog ran far.",
+        "Ten and two is 12. Two and ten is 12.",
+        "Who knows? It is (so they say) B.",
+        'He said "It is so."',
+        '{"a": 1}',
+        "日本。",
+    ],
+)
+def test_an_answer_that_fills_its_budget_with_a_true_end_stays_whole(answer):
+    ids = byte_ids(answer)
+    response = landed(answer + " And then it went on", len(ids))
+    assert (response.text, response.finish_reason) == (answer, "stop")
+    assert (response.eos_source, response.token_ids) == ("reward", tuple(ids))
+    longer = landed(answer + " And then it went on", len(ids) + 1)
+    assert (longer.text.rstrip(), longer.eos_source) == (answer, "reward")
+
+
+def test_what_is_open_or_unfinished_at_the_limit_is_not_whole():
+    for answer in (
+        "It is. He said (no.",
+        "It is. <strong>No.",
+        "It is. He met Dr.",
+        "It is. And 1",
+    ):
+        response = landed(answer + " And then it went on", len(byte_ids(answer)))
+        assert (response.text, response.eos_source) == ("It is.", "reward")
+
+
+def test_where_eos_is_forbidden_no_answer_is_whole():
+    response = land("The cat sat." + "y" * 40, max_new_tokens=12, logits_processor=[Forbid(EOS)])
+    assert (response.text, response.finish_reason) == ("The cat sat.", "length")
+
+
+@pytest.mark.parametrize("gap", [0.1, 1.0, 2.9])
+def test_a_true_end_goes_before_a_mark_that_is_put_in(gap):
+    text = "The cat sat. It slept on the mat and then on"
+    response = land(text, [("The cat sat. It slept on the mat", DOT, gap)], max_new_tokens=42)
+    assert (response.text, response.eos_source) == ("The cat sat.", "reward")
+
+
+def test_a_true_end_a_little_before_the_zone_goes_before_a_closing():
+    text = "The cat sat. It slept on the mat and on the bed and on"
+    near = [("The cat sat. It slept on the mat", DOT, 0.5)]
+    kwargs = {"max_new_tokens": 50, "eos_reward": {"start": 0.5}}  # the zone begins at 25
+    assert land(text, near, **kwargs).text == "The cat sat."
+    pipeline = model("bytes", {"go": text}, near)
+    chunks = [c.text for c in stream_generate(pipeline, "go", options(**kwargs))]
+    assert "".join(chunks) == "The cat sat."
+    kwargs["eos_reward"]["start"] = 0.6  # at 30: the end is too far before it
+    response = land(text, near, **kwargs)
+    assert (response.text, response.eos_source) == (
+        "The cat sat. It slept on the mat.",
+        "closed",
+    )
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    ["To find 6 times 7, we can", "So", "He went to the", "It is", "In the 144", "Well, a ca"],
+)
+def test_no_full_stop_is_put_in_where_no_sentence_can_end(fragment):
+    text = fragment + {"In the 144": "5 and", "Well, a ca": "t or"}.get(fragment, " and")
+    response = land(
+        text + " on" * 20,
+        [(fragment, DOT, 0.1)],
+        max_new_tokens=len(fragment) + 8,
+    )
+    assert response.text != fragment + "."
+
+
+@pytest.mark.parametrize("boundary", ["line", "paragraph"])
+def test_the_boundary_binds_what_is_put_in(boundary):
+    text = "The cat slept on the mat and on the bed\n\nThen it went on and on and on"
+    reward = {"boundary": boundary, "start": 0}
+    near = [("The cat slept on the mat", DOT, 0.1)]
+    response = land(text, near, max_new_tokens=34, eos_reward=reward)
+    assert response.eos_source == "forced"
+    near.append(("The cat slept on the mat and on the bed", DOT, 0.1))
+    response = land(text, near, max_new_tokens=60, eos_reward=reward)
+    bed = "The cat slept on the mat and on the bed"
+    assert (response.text.rstrip(), response.eos_source) in [(bed + ".", "closed"), (bed, "reward")]
