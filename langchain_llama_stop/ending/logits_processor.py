@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing import can_close, close_text
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.reward import (
     DECIDED,
@@ -236,9 +236,11 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         plan = tokens.ids(close_text(decode(ids))) if left <= PLANNED_TOKENS else []
         if plan and left <= len(plan) + 1:
             return plan[0], True
-        if terminator and boundaries.is_true_end(decode([*ids, terminator])):
-            return terminator, False
-        return None
+        if terminator is None:
+            return None
+        text, closed = decode(ids), decode([*ids, terminator])
+        ends = can_close(text, closed[len(text) :]) and boundaries.is_true_end(closed)
+        return (terminator, False) if ends else None
 
 
 class InPlaceEosReward(EosTokenRewardLogitsProcessor):
