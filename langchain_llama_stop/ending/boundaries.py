@@ -29,13 +29,20 @@ _CONTINUES = tuple(":,;-–—/&：，；、،؛")
 
 # A terminator and what may follow it: closers, and after a space emoji, », a smiley or a tag.
 _CLOSING_TAG = r"(?:</[A-Za-z][\w:-]{0,30}+\s?>|-->|<!--[^<>]{0,100}?-->)"
-_TAIL = rf"(?:[{CLOSING_CHARS}]|\\\)|\$(?!\w)|\s*+[»{_EMOJI}]|\s*+[:;]-?\)|\s*+{_CLOSING_TAG})*+"
-_MARK = rf"(?:[{_TERMINATORS}]|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)"  # Greek asks with ;
-_SPACED = "\u0e01-\u0e3a\u0e40-\u0e5b\u0e81-\u0eff"  # Thai and Lao: a space ends a sentence
+_TAIL = (
+    rf"(?:[{CLOSING_CHARS}]|(?=[\s\\$:;<\-»{_EMOJI}])"
+    rf"(?:\\\)|\$(?!\w)|\s*+(?:[»{_EMOJI}]|[:;]-?\)|{_CLOSING_TAG})))*+"
+)
+# A character class comes first, for speed. Greek asks with ";"; a space ends a sentence in Thai.
+_MARK = rf"[{_TERMINATORS};](?:(?<!;)|(?<=[\u0370-\u03ff\u1f00-\u1fff];))"
+_SPACED = "\u0e01-\u0e3a\u0e40-\u0e5b\u0e81-\u0eff"  # Thai and Lao
 _END = re.compile(rf"({_MARK})({_TAIL})(?<!\u200d)\Z")
 _TAGS_END = re.compile(rf"\s*(?:{_CLOSING_TAG}\s*)+")
 _CANDIDATE = re.compile(
-    rf"{_MARK}{_TAIL}|(?<!\$)\$\$|\\\]|\\end\{{[A-Za-z]{{1,20}}\*?\}}|</[a-z]{{1,10}}>|-->|[{_SPACED}](?=\s)"
+    rf"[{_TERMINATORS};$\\<\-{_SPACED}](?:(?<=[{_TERMINATORS}]){_TAIL}"
+    rf"|(?<=[\u0370-\u03ff\u1f00-\u1fff];){_TAIL}|(?<=\$)(?<!\$\$)\$"
+    rf"|(?<=\\)(?:\]|end\{{[A-Za-z]{{1,20}}\*?\}})|(?<=<)/[a-z]{{1,10}}>|(?<=-)->"
+    rf"|(?<=[{_SPACED}])(?=\s))"
 )
 _STRUCTURE = re.compile(r"</(?:ul|ol|dl|table|html|body|pre|svg|script|style|form|select)>\Z")
 _THAI_SENTENCE = re.compile(rf"[{_SPACED}\d]{{10,}}\Z")
@@ -44,7 +51,7 @@ _THAI_OPEN = re.compile(  # words that announce what comes: that, is, and, or, s
     r"ວ່າ|ແມ່ນ|ແລະ|ຫຼື|ຂອງ|ທີ່|ເຊັ່ນ|ກັບ|ຈາກ|ເປັນ|ແຕ່|ຖ້າ|ເມື່ອ)\Z"
 )
 _ROUGH_END = re.compile(rf"[{_TERMINATORS}][{CLOSING_CHARS}]*(?:\s|\Z)|[。！？]")
-_REACH = 120  # characters from the end in which the terminator is sought: room for its closers
+_REACH = (40, 120)  # characters from the end in which a terminator is sought; of them, with tags
 
 _WORD = re.compile(r"[^\W_]")
 _ORDINAL = r"\(?(?:\d{1,3}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})[.)]"
@@ -305,7 +312,8 @@ class _Page:
         return sum(1 for _ in _PIPE.finditer(self.text, self.start, stop))
 
     def _terminator(self, stop: int) -> re.Match[str] | None:
-        return _END.search(self.text, max(self.content, stop - _REACH), stop)
+        reach = _REACH[self.text.endswith(">", self.content, stop)]
+        return _END.search(self.text, max(self.content, stop - reach), stop)
 
     def _is_label(self, stop: int) -> bool:
         """Whether the line only introduces what follows: a heading, bare marker or open fence."""

@@ -54,7 +54,7 @@ def can_close(text: str, closing: str, following: str = "") -> bool:
     last, first = text[-1:], following[:1]
     if last.isdigit() and re.match(r"[\w%°]|[.,:/]\d", following):
         return False
-    if closing.startswith(_BLOCKS) or json_values(text)[1]:
+    if closes_block(text, closing):
         return True
     if last.isalnum() and first.isalnum() and first < "\u2e80":
         return False
@@ -65,6 +65,11 @@ def can_close(text: str, closing: str, following: str = "") -> bool:
         return True  # Thai and Lao: no spaces tell the words
     sentence = _WORDS.findall(_SENTENCES.split(words[-_LAST_SENTENCE:])[-1])
     return len(sentence) >= _LEAST_WORDS and sentence[-1].lower() not in OPEN_WORDS
+
+
+def closes_block(text: str, closing: str) -> bool:
+    """Whether a closing ends a block of code, a table row or a JSON value: more than a sentence."""
+    return closing.startswith(_BLOCKS) or bool(json_values(text)[1])
 
 
 def _valid_json(text: str, closing: str) -> bool:

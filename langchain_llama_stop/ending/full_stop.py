@@ -130,7 +130,7 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
     if not initial:
         return True
     if not (initial[1] or initial[2].isupper()):
-        return initial[2] not in _LETTER_ABBREVIATIONS
+        return initial[2] not in _LETTER_ABBREVIATIONS or _starts_sentence(then)
     return _capital_ends(before, initial, previous, then)
 
 

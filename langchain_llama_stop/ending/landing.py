@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import can_close, close_text
+from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.full_stop import settles
 from langchain_llama_stop.ending.reward import (
@@ -277,11 +277,15 @@ class Landing:
         if text.endswith("\ufffd"):  # inside a character
             return False
         following = self._following(row, ids, text) or ""
-        if not can_close(text, whole[len(text) :], following):
+        closing = whole[len(text) :]
+        if not can_close(text, closing, following):
             return False
-        if self.reward.boundary != "sentence":  # the newlines that follow here count
-            whole += following[: len(following) - len(following.lstrip())]
-        return boundaries.may_end(whole, self.reward.boundary)
+        if self.reward.boundary == "sentence":
+            return boundaries.may_end(whole)
+        # The newlines that follow here count; a block is a paragraph of its own.
+        gap = following[: len(following) - len(following.lstrip())]
+        gap = "\n\n" if closes_block(text, closing) else gap
+        return boundaries.may_end(whole + gap, self.reward.boundary)
 
     def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
         """How far the best EOS lies under the best token, and its id."""

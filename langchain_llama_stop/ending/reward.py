@@ -63,10 +63,11 @@ class EosReward:
         strength: Nats added to the EOS score at a possible end when the budget is used up. The
             bonus grows linearly from 0 at the beginning of the zone.
         boundary: What counts as a possible end: "sentence" (also a complete list item, table row
-            or code block), "line" or "paragraph".
+            or code block), "line" or "paragraph"; also where a closing is put in.
         close_sentence: Whether tokens that close a sentence are raised when the limit is near and
             no end is in reach.
-        force_eos: Whether the last token of the budget is EOS, whatever the text.
+        force_eos: Whether the last token of the budget is EOS, whatever the text (in landing only
+            where there is no end, and nothing can be closed).
         hindsight: Whether the end is chosen when the budget is used up, among all positions in the
             zone. Then an answer that the model ends by itself is never changed, and a stream holds
             back what may still be dropped. False: the end is decided while the text comes, as the

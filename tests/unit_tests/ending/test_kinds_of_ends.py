@@ -173,6 +173,7 @@ def test_no_abbreviation_of_the_list_ends_a_sentence():
         ("The answer is B.", " Because it is"),
         ("The answer is B.", ""),
         ("Plan B.", " It works"),
+        ("The answer is c.", " The others"),
         ("He works for Apple Inc.", " The firm"),
         ("It is in the U.S.", " It is"),
         ("It draws 5 A.", " And"),

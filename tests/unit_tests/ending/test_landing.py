@@ -605,4 +605,13 @@ def test_the_boundary_binds_what_is_put_in(boundary):
     near.append(("The cat slept on the mat and on the bed", DOT, 0.1))
     response = land(text, near, max_new_tokens=60, eos_reward=reward)
     bed = "The cat slept on the mat and on the bed"
-    assert (response.text.rstrip(), response.eos_source) in [(bed + ".", "closed"), (bed, "reward")]
+    line = (bed + "\n\n", "reward"), (bed + ".", "closed")  # a line needs no full stop: verse
+    assert (response.text, response.eos_source) == line[boundary == "paragraph"]
+
+
+@pytest.mark.parametrize("boundary", ["line", "paragraph"])
+def test_a_block_that_is_closed_is_a_paragraph(boundary):
+    for text, end in [("Look:\n```\nx = 1\n", "```"), ('{"names": ["Anna"', "]}")]:
+        budget = len(byte_ids(text)) + 6
+        response = land(text + "y" * 40, max_new_tokens=budget, eos_reward={"boundary": boundary})
+        assert response.eos_source == "closed" and response.text.endswith(end)
