@@ -69,7 +69,7 @@ def can_close(text: str, closing: str, following: str = "") -> bool:
 
 def closes_block(text: str, closing: str) -> bool:
     """Whether a closing ends a block of code, a table row or a JSON value: more than a sentence."""
-    return closing.startswith(_BLOCKS) or bool(json_values(text)[1])
+    return closing.lstrip(" ").startswith(_BLOCKS) or bool(json_values(text)[1])
 
 
 def _valid_json(text: str, closing: str) -> bool:
