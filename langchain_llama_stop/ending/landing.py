@@ -135,7 +135,8 @@ class Landing:
     def safe_tokens(self, row: int, ids: Sequence[int]) -> int:
         """How many tokens of a growing answer landing keeps for sure.
 
-        A stream asks this: it may give away the text of these.
+        A stream asks this: it may give away the text of these. Before the zone that is all of them,
+        as long as no true end has been seen that landing might go back to.
 
         Args:
             row: The row's index.
@@ -151,7 +152,9 @@ class Landing:
                 if ends:
                     self._best[row] = _End(rank, position.tokens)
             self._judged[row] += 1
-        return self._best[row].tokens
+        best, waiting = self._best[row], positions[self._judged[row] :]
+        seen = best is not _NO_END or (waiting and waiting[0].tokens < len(ids))
+        return best.tokens if seen or len(ids) > self.zone else len(ids)
 
     def is_whole(self, row: int, ids: Sequence[int]) -> bool:
         """Whether an answer that has used up its budget ends truly with its last token."""

@@ -152,16 +152,15 @@ class Sequence:
             best = None if step.best is None else step.scores.new_tensor([step.best])
             self.landing.record([ids], step.scores, best)
             if self.builder:  # a stream holds back what landing may cut
-                if self.safe_length is None:
-                    self.safe_length = len(settled_text(self))
-                if kept := self.landing.safe_tokens(0, ids):
-                    safe = self.detokenizer.decode(self.generated[: self._answer_start + kept])
-                    self.safe_length = max(self.safe_length, len(safe))
+                kept = self.landing.safe_tokens(0, ids)
+                safe = self.generated[: self._answer_start + kept]
+                text = settled_text(self) if kept == len(ids) else self.detokenizer.decode(safe)
+                self.safe_length = max(self.safe_length or 0, len(text))
         if step.token in self.eos:
             self.eos_source = "model"
             if self.reward and step.input_ids is not None:
-                text, own = step.input_ids[0], step.logits[0]
-                self.eos_source = self.reward.eos_source(text, own, step.sampled)
+                before, own = step.input_ids[0], step.logits[0]
+                self.eos_source = self.reward.eos_source(before, own, step.sampled)
         if self.options.logprobs:
             self._record_logprob(step.token, step.logits[0].log_softmax(dim=-1))
         self.generated.append(step.token)
