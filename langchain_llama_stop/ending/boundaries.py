@@ -45,7 +45,7 @@ _CANDIDATE = re.compile(
     rf"|(?<=[{_SPACED}])(?=\s))"
 )
 _STRUCTURE = re.compile(r"</(?:ul|ol|dl|table|html|body|pre|svg|script|style|form|select)>\Z")
-_THAI_SENTENCE = re.compile(rf"[{_SPACED}\d]{{10,}}\Z")
+_THAI_SENTENCE = re.compile(rf"[{_SPACED}\d]{{9,}}[{_SPACED}]\Z")
 _THAI_OPEN = re.compile(  # words that announce what comes: that, is, and, or, such as, with, …
     r"(?:ว่า|คือ|และ|หรือ|ของ|ที่|เช่น|ได้แก่|โดย|กับ|จาก|เป็น|แต่|เพราะ|ถ้า|เมื่อ|ซึ่ง|ดังนี้|"
     r"ວ່າ|ແມ່ນ|ແລະ|ຫຼື|ຂອງ|ທີ່|ເຊັ່ນ|ກັບ|ຈາກ|ເປັນ|ແຕ່|ຖ້າ|ເມື່ອ)\Z"
