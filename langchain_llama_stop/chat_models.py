@@ -20,16 +20,27 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from langchain_llama_stop._checks import refuse_unknown
+from langchain_llama_stop._checks import refuse_unknown, truth
 from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
 from langchain_llama_stop._langchain.fields import OptionFields, check_task, model_profile
 from langchain_llama_stop._langchain.messages import answer_fields
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._langchain.structured_output import BindingMixin
-from langchain_llama_stop._langchain.tools import format_choice, format_tools, tool_call_chunks
+from langchain_llama_stop._langchain.tools import (
+    format_choice,
+    format_tools,
+    tool_call_chunks,
+    without_response_format,
+)
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.chat.template import chat_template, turn_end_ids
+from langchain_llama_stop.chat.thoughts import (
+    ThoughtSplitter,
+    hides_thoughts,
+    opened_thought,
+    without_special_tokens,
+)
 from langchain_llama_stop.chat.tool_formats import call_begins
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
@@ -207,7 +218,11 @@ class ChatLlamaStop(
         """The request of one call."""
         from langchain_llama_stop._langchain.request import build_request
 
-        kwargs = {k: v for k, v in kwargs.items() if k != "ls_structured_output_format"}
+        kwargs = without_response_format(kwargs)
+        kwargs.pop("ls_structured_output_format", None)
+        self._check_model(kwargs.pop("model", None))
+        parallel = kwargs.pop("parallel_tool_calls", None)
+        truth(optional=True)("parallel_tool_calls", parallel)
         tools = format_tools(kwargs.pop("tools", None) or [])
         choice = format_choice(kwargs.pop("tool_choice", None), tools)
         prefill = kwargs.pop("continue_final_message", False)
@@ -218,23 +233,49 @@ class ChatLlamaStop(
             template=chat_template(self.pipeline.tokenizer, self.model_name),
             tools=[] if choice == "none" else tools,
             choice=choice,
+            parallel=parallel is not False,
             continue_final_message=prefill,
         )
 
+    def _check_model(self, name: str | None) -> None:
+        """Refuses the name of another model in a call: this one is loaded already."""
+        own = {self.model_name, str(self.pipeline.model.name_or_path)}
+        if name is not None and name not in own:
+            raise ValueError(
+                f"`model` of a call has to be the name of this model, {self.model_name!r}, but is "
+                f"{name!r}: make a ChatLlamaStop of that model."
+            )
+
     def _message_parts(
-        self, response: GenerationResponse, prompt: Sequence[int], names: list[str]
+        self, response: GenerationResponse, request: ChatRequest
     ) -> tuple[str, dict[str, Any]]:
         """The content of an answer, and the other fields of its message."""
-        text = response.text
-        if names:  # tags of calls may be special tokens, which the text leaves out
+        text, tokenizer = response.text, self.pipeline.tokenizer
+        closing = self._closing_tag(request)
+        hidden = closing is not None and hides_thoughts(tokenizer)
+        # Tags of calls and thoughts may be special tokens, which the text leaves out.
+        if request.tool_names or hidden:
             ids = response.token_ids
-            decode = detokenizer(self.pipeline.tokenizer).after(prompt).decode
+            decode = detokenizer(tokenizer).after(request.prompt_ids).decode
             places = range(len(ids) + 1)
             count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
             surplus = len(decode(ids[:count])) - len(text)
             whole = decode(ids[:count], special=True)
             text = whole[: len(whole) - surplus]
-        return answer_fields(text, self._info(response), names)
+        content, fields = answer_fields(text, self._info(response), request.tool_names, closing)
+        if hidden and not request.tool_names:
+            content = without_special_tokens(tokenizer, content)
+        return content, fields
+
+    def _closing_tag(self, request: ChatRequest) -> str | None:
+        """The tag that ends the thoughts that a prompt has begun; None where the answer has none.
+
+        An answer that is given with its prompt is not taken apart.
+        """
+        if request.options.return_full_text:
+            return None
+        end = detokenizer(self.pipeline.tokenizer).decode(request.prompt_ids[-16:], special=True)
+        return opened_thought(end)
 
     def _generate(
         self,
@@ -245,9 +286,9 @@ class ChatLlamaStop(
     ) -> ChatResult:
         from langchain_llama_stop.engine.generate import generate
 
-        prompt, options, names = self._request(messages, stop, kwargs)
-        response = generate(self.pipeline, [prompt], options)[0]
-        content, fields = self._message_parts(response, prompt, names)
+        request = self._request(messages, stop, kwargs)
+        response = generate(self.pipeline, [request.prompt_ids], request.options)[0]
+        content, fields = self._message_parts(response, request)
         info = fields["response_metadata"]
         return ChatResult(
             generations=[
@@ -265,22 +306,31 @@ class ChatLlamaStop(
     ) -> Iterator[ChatGenerationChunk]:
         from langchain_llama_stop.engine.generate import stream_generate
 
-        prompt, options, names = self._request(messages, stop, kwargs)
-        text, emitted = "", 0
-        for piece in stream_generate(self.pipeline, prompt, options):
-            text += piece.text
+        request = self._request(messages, stop, kwargs)
+        closing = self._closing_tag(request)
+        splitter = None if closing is None else ThoughtSplitter(closing)
+        held_back = splitter and hides_thoughts(self.pipeline.tokenizer)
+        text, emitted, thought = "", 0, 0  # lengths of what was given
+        for piece in stream_generate(self.pipeline, request.prompt_ids, request.options):
             fields: dict[str, Any] = {}
+            thoughts = new = ""
             if piece.response:
-                content, fields = self._message_parts(piece.response, prompt, names)
+                content, fields = self._message_parts(piece.response, request)
                 fields["tool_call_chunks"] = tool_call_chunks(
                     fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
                 )
-                new = content[emitted:]
+                thoughts = fields.pop("additional_kwargs", {}).get("reasoning_content", "")
+                thoughts, new = thoughts[thought:], content[emitted:]
                 fields["chunk_position"] = "last"
-            else:
+            elif not held_back:
+                thoughts, more = splitter.feed(piece.text) if splitter else ("", piece.text)
+                text += more
                 # What may become a call is held back.
-                end = call_begins(text) if names else len(text)
+                end = call_begins(text) if request.tool_names else len(text)
                 new, emitted = text[emitted:end], max(emitted, end)
+                thought += len(thoughts)
+            if thoughts:
+                fields["additional_kwargs"] = {"reasoning_content": thoughts}
             if new or fields:
                 chunk = ChatGenerationChunk(
                     message=AIMessageChunk(content=new, **fields),
