@@ -145,6 +145,11 @@ def callables(name: str, value: Any) -> tuple[Any, ...]:
     return items
 
 
+def one_or_several(parse: Callable[[Any], Any]) -> Check:
+    """Makes a check for a list of strings that takes one string too."""
+    return lambda _, value: parse([value] if isinstance(value, str) else value)
+
+
 def anything(name: str, value: Any) -> Any:
     """Checks nothing: what fits is known only where the value is used."""
     return value

@@ -137,7 +137,7 @@ class ModelOptions(RequestOptions):
     """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
     seed: Annotated[int | None, Option(_checks.seed, "seed")] = None
     """Makes sampling repeatable: an answer depends on its prompt and the seed, not on its batch."""
-    stop: Annotated[list[str] | None, Option(lambda _, value: parse_stop(value), "stop")] = None
+    stop: Annotated[list[str] | None, Option(_checks.one_or_several(parse_stop), "stop")] = None
     """Stop strings: the answer is what precedes the one that completes first."""
     logprobs: Annotated[bool, Option(truth(), "logprobs")] = False
     """Whether the metadata holds the log-probability of each token under the model itself, before

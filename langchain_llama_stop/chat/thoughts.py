@@ -55,13 +55,17 @@ def opened_thought(prompt: str) -> str:
 
 def hides_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether tags of thoughts are special tokens, which texts of answers leave out."""
-    special = {*tokenizer.all_special_tokens}
+    special = _special_tokens(tokenizer)
     return any(tag.removesuffix("thought") in special for tags in TAGS for tag in tags)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """A text without what special tokens write."""
-    special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    special = sorted(_special_tokens(tokenizer), key=len, reverse=True)
     return re.sub("|".join(map(re.escape, special)), "", text) if special else text
 
 

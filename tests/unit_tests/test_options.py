@@ -32,7 +32,7 @@ WRONG = [
     ("repetition_penalty", -2),
     ("seed", -1),
     ("seed", "x"),
-    ("stop", "END"),
+    ("stop", ""),
     ("stop", [""]),
     ("stop", [3]),
     ("stop_token_ids", 7),
@@ -169,7 +169,7 @@ def test_options_are_frozen():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": "abc"}, "`stop` has to be a list of strings, but is 'abc'"),
+        ({"stop": 3}, "`stop` has to be a list of strings, but is 3"),
         ({"stop": ("",)}, "`stop` has to hold strings of at least one character"),
         ({"eos_reward": "yes"}, "`eos_reward` has to be a bool or an EosReward"),
     ],
