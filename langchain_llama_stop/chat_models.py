@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -34,14 +35,24 @@ from langchain_llama_stop._langchain.tools import (
     without_response_format,
 )
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat.template import chat_template, turn_end_ids
+from langchain_llama_stop.chat.template import (
+    chat_template,
+    knows_tools,
+    own_template,
+    turn_end_ids,
+)
 from langchain_llama_stop.chat.thoughts import (
     ThoughtSplitter,
     hides_thoughts,
     opened_thought,
     without_special_tokens,
 )
-from langchain_llama_stop.chat.tool_formats import call_begins
+from langchain_llama_stop.chat.tool_formats import (
+    UNKNOWN,
+    call_begins,
+    hides_calls,
+    is_known_format,
+)
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
@@ -49,6 +60,9 @@ from langchain_llama_stop.tokens.encoding import plain_ids
 if TYPE_CHECKING:
     from langchain_llama_stop._langchain.request import ChatRequest
     from langchain_llama_stop.engine.sequence import GenerationResponse
+
+
+_log = logging.getLogger("langchain_llama_stop")
 
 
 class ChatLlamaStop(
@@ -80,6 +94,7 @@ class ChatLlamaStop(
     """As in LangChain's chat models; it has no effect, as nothing here uses the network."""
 
     _profiled_pipeline: Any = PrivateAttr(default=None)
+    _warned_of_tools: bool = PrivateAttr(default=False)
     _computed_profile: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
@@ -224,6 +239,8 @@ class ChatLlamaStop(
         parallel = kwargs.pop("parallel_tool_calls", None)
         truth(optional=True)("parallel_tool_calls", parallel)
         tools = format_tools(kwargs.pop("tools", None) or [])
+        if tools:
+            self._tools_are_bound()
         choice = format_choice(kwargs.pop("tool_choice", None), tools)
         prefill = kwargs.pop("continue_final_message", False)
         return build_request(
@@ -236,6 +253,21 @@ class ChatLlamaStop(
             parallel=parallel is not False,
             continue_final_message=prefill,
         )
+
+    def _tools_are_bound(self) -> None:
+        """Warns, once the model is loaded, of a form of calls that is not known here."""
+        pipeline = self.given_pipeline or self._loaded(self.model)
+        if pipeline is None or self._warned_of_tools:
+            return
+        template = own_template(pipeline.tokenizer)
+        if knows_tools(template) and not is_known_format(template):
+            self._warned_of_tools = True
+            _log.warning(
+                "The form in which %s writes tool calls is not known here: calls in it are text. "
+                "Where the model has to call a tool, it is held to %s",
+                self.model_name,
+                UNKNOWN.write([("name", {"key": "value"})]),
+            )
 
     def _check_model(self, name: str | None) -> None:
         """Refuses the name of another model in a call: this one is loaded already."""
@@ -254,7 +286,7 @@ class ChatLlamaStop(
         closing = self._closing_tag(request)
         hidden = closing is not None and hides_thoughts(tokenizer)
         # Tags of calls and thoughts may be special tokens, which the text leaves out.
-        if request.tool_names or hidden:
+        if request.tools or hidden:
             ids = response.token_ids
             decode = detokenizer(tokenizer).after(request.prompt_ids).decode
             places = range(len(ids) + 1)
@@ -262,8 +294,8 @@ class ChatLlamaStop(
             surplus = len(decode(ids[:count])) - len(text)
             whole = decode(ids[:count], special=True)
             text = whole[: len(whole) - surplus]
-        content, fields = answer_fields(text, self._info(response), request.tool_names, closing)
-        if hidden and not request.tool_names:
+        content, fields = answer_fields(text, self._info(response), request.tools, closing)
+        if hidden and not request.tools:
             content = without_special_tokens(tokenizer, content)
         return content, fields
 
@@ -309,7 +341,11 @@ class ChatLlamaStop(
         request = self._request(messages, stop, kwargs)
         closing = self._closing_tag(request)
         splitter = None if closing is None else ThoughtSplitter(closing)
-        held_back = splitter and hides_thoughts(self.pipeline.tokenizer)
+        tokenizer = self.pipeline.tokenizer
+        held_back = bool(splitter) and hides_thoughts(tokenizer)
+        if request.tools:
+            template = chat_template(tokenizer, self.model_name)
+            held_back = held_back or hides_calls(template, tokenizer)
         text, emitted, thought = "", 0, 0  # lengths of what was given
         for piece in stream_generate(self.pipeline, request.prompt_ids, request.options):
             fields: dict[str, Any] = {}
@@ -326,7 +362,7 @@ class ChatLlamaStop(
                 thoughts, more = splitter.feed(piece.text) if splitter else ("", piece.text)
                 text += more
                 # What may become a call is held back.
-                end = call_begins(text) if request.tool_names else len(text)
+                end = call_begins(text) if request.tools else len(text)
                 new, emitted = text[emitted:end], max(emitted, end)
                 thought += len(thoughts)
             if thoughts:

@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -203,14 +203,14 @@ def _block_text(block: Mapping[str, Any]) -> str:
 
 
 def answer_fields(
-    text: str, info: dict[str, Any], tool_names: Sequence[str], closing: str | None = ""
+    text: str, info: dict[str, Any], tools: Collection[str], closing: str | None = ""
 ) -> tuple[str, dict[str, Any]]:
     """Splits an answer into the content and the other fields of its `AIMessage`.
 
     Args:
         text: The answer; with its special tokens where it may call tools.
         info: Its metadata, `usage_metadata` among them.
-        tool_names: The tools that it may call.
+        tools: The tools that it may call, as for `parse_tool_calls`.
         closing: The tag that ends the thoughts that the prompt has begun; "" if it has begun none,
             None if thoughts are not to be looked for.
 
@@ -222,7 +222,7 @@ def answer_fields(
         thoughts, text = split_thoughts(text, closing)
         if thoughts:
             fields["additional_kwargs"] = {"reasoning_content": thoughts}
-    parsed = parse_tool_calls(text, tool_names) if tool_names else None
+    parsed = parse_tool_calls(text, tools) if tools else None
     if parsed and (parsed.calls or parsed.invalid):
         text = parsed.content
         if parsed.calls:

@@ -27,12 +27,12 @@ class ChatRequest(NamedTuple):
     Attributes:
         prompt_ids: Token ids of the rendered conversation.
         options: The call's options; with tools, their grammar is among them.
-        tool_names: The tools that the answer may call.
+        tools: The parameters (a JSON schema) of each tool that the answer may call, by its name.
     """
 
     prompt_ids: list[int]
     options: GenerationOptions
-    tool_names: list[str]
+    tools: dict[str, Any]
 
 
 def build_request(
@@ -108,7 +108,8 @@ def build_request(
             schema=options.json_schema,
         )
         options = options.replaced(json_schema=None, grammar=grammar)
-    return ChatRequest(prompt_ids, options, tool_names)
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    return ChatRequest(prompt_ids, options, parameters)
 
 
 def conversation_ids(

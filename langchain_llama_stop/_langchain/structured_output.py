@@ -30,6 +30,9 @@ _METHODS = ("json_schema", "json_mode", "function_calling")
 class BindingMixin:
     """Binds a chat model to tools, or to a schema that its answers have to fit."""
 
+    def _tools_are_bound(self) -> None:
+        """Is called with each `bind_tools`."""
+
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
@@ -58,6 +61,7 @@ class BindingMixin:
         kwargs = without_response_format(kwargs)
         formatted = format_tools(tools)
         choice = format_choice(tool_choice, formatted)
+        self._tools_are_bound()
         return cast(BaseChatModel, self).bind(tools=formatted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
