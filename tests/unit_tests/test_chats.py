@@ -153,6 +153,26 @@ def test_special_tokens_around_thoughts_are_no_content():
     assert answer.additional_kwargs == {"reasoning_content": "Hm."}
 
 
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("said", ["I look.", ""])
+def test_a_stream_with_calls_whose_tag_is_a_special_token(special, said):
+    rule = "{% if tools %}{{ tools }}{% endif %}{# [TOOL_CALLS] #}"
+    tokenizer = tokenizer_of(rule + OURS["any roles"])
+    tokenizer.add_tokens(["[TOOL_CALLS]"], special_tokens=special)
+    size, eos = len(tokenizer), tokenizer.eos_token_id
+    pipeline = make_pipeline(ScriptedLlama(size, hashed_scores(size, 0), eos, eos), tokenizer)
+    model = ChatLlamaStop(pipeline=pipeline, max_tokens=300, eos_reward=False).bind_tools([look])
+    text = said + '[TOOL_CALLS] [{"name": "look", "arguments": {"city": "Oslo"}}]'
+    answer = model.invoke("?", logits_processor=Says(tokenizer, text))
+    streamed = list(model.stream("?", logits_processor=Says(tokenizer, text)))
+    assert answer.content == "".join(chunk.content for chunk in streamed) == said
+    whole = streamed[0]
+    for chunk in streamed[1:]:
+        whole += chunk
+    for message in (answer, whole):
+        assert [call["args"] for call in message.tool_calls] == [{"city": "Oslo"}]
+
+
 @pytest.mark.parametrize(
     "options",
     [
