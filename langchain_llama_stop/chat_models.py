@@ -294,7 +294,9 @@ class ChatLlamaStop(
             surplus = len(decode(ids[:count])) - len(text)
             whole = decode(ids[:count], special=True)
             text = whole[: len(whole) - surplus]
-        content, fields = answer_fields(text, self._info(response), request.tools, closing)
+        content, fields = answer_fields(
+            text, self._info(response), request.tools, closing, parallel=request.parallel
+        )
         if hidden and not request.tools:
             content = without_special_tokens(tokenizer, content)
         return content, fields

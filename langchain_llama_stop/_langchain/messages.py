@@ -203,7 +203,12 @@ def _block_text(block: Mapping[str, Any]) -> str:
 
 
 def answer_fields(
-    text: str, info: dict[str, Any], tools: Collection[str], closing: str | None = ""
+    text: str,
+    info: dict[str, Any],
+    tools: Collection[str],
+    closing: str | None = "",
+    *,
+    parallel: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Splits an answer into the content and the other fields of its `AIMessage`.
 
@@ -213,6 +218,7 @@ def answer_fields(
         tools: The tools that it may call, as for `parse_tool_calls`.
         closing: The tag that ends the thoughts that the prompt has begun; "" if it has begun none,
             None if thoughts are not to be looked for.
+        parallel: Whether the answer may hold several calls; else the first one counts.
 
     Returns:
         The content, and the message's other fields.
@@ -228,7 +234,8 @@ def answer_fields(
         if parsed.calls:
             info["finish_reason"] = "tool_calls"
         fields["tool_calls"] = [
-            {"name": name, "args": args, "id": _new_call_id()} for name, args in parsed.calls
+            {"name": name, "args": args, "id": _new_call_id()}
+            for name, args in (parsed.calls if parallel else parsed.calls[:1])
         ]
         fields["invalid_tool_calls"] = [
             {"name": None, "args": body, "id": None, "error": error}

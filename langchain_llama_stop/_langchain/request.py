@@ -28,11 +28,13 @@ class ChatRequest(NamedTuple):
         prompt_ids: Token ids of the rendered conversation.
         options: The call's options; with tools, their grammar is among them.
         tools: The parameters (a JSON schema) of each tool that the answer may call, by its name.
+        parallel: Whether the answer may hold several calls.
     """
 
     prompt_ids: list[int]
     options: GenerationOptions
     tools: dict[str, Any]
+    parallel: bool
 
 
 def build_request(
@@ -99,17 +101,18 @@ def build_request(
         continue_final_message=continue_final_message,
         close_thought=bool(must_call or options.answer_grammar),
     )
-    if tools:
+    fmt = tool_format(template, pipeline.tokenizer.get_added_vocab())
+    if tools and (must_call or options.json_schema is not None or not fmt.is_free):
         grammar = call_grammar(
             tools,
-            tool_format(template, pipeline.tokenizer.get_added_vocab()),
+            fmt,
             choice=choice,
             several=parallel and knows_tools(template),
             schema=options.json_schema,
         )
         options = options.replaced(json_schema=None, grammar=grammar)
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
-    return ChatRequest(prompt_ids, options, parameters)
+    return ChatRequest(prompt_ids, options, parameters, parallel)
 
 
 def conversation_ids(

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from langchain_core.messages import (
     AIMessage,
     ChatMessage,
@@ -17,29 +16,8 @@ from pydantic import BaseModel
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop._langchain.messages import answer_fields
 from tests.fakes import ScriptedLlama, hashed_scores, make_pipeline
+from tests.fakes.chats import Says
 from tests.fakes.templates import OURS, tokenizer_of
-
-
-class Says:
-    """A processor with which the model says a text where nothing else is demanded."""
-
-    def __init__(self, tokenizer, text):
-        self.tokenizer = tokenizer
-        self.ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        self.prompt = None
-
-    def __call__(self, input_ids, scores):
-        if self.prompt is None:
-            self.prompt = input_ids[0].tolist()
-        place = min(input_ids.shape[1] - len(self.prompt), len(self.ids) - 1)
-        said = torch.zeros_like(scores)
-        said[:, self.ids[place]] = 100.0
-        return said
-
-    @property
-    def asked(self):
-        return self.tokenizer.decode(self.prompt)
-
 
 TOKENIZERS = {name: tokenizer_of(template) for name, template in OURS.items()}
 

@@ -18,13 +18,14 @@ from langchain_llama_stop.chat.tool_formats.body import (
 )
 from langchain_llama_stop.chat.tool_formats.call_grammar import call_grammar
 from langchain_llama_stop.chat.tool_formats.deepseek import DEEPSEEK, DEEPSEEK_V3_2
+from langchain_llama_stop.chat.tool_formats.functionary import FUNCTIONARY
 from langchain_llama_stop.chat.tool_formats.glm import GLM
 from langchain_llama_stop.chat.tool_formats.granite import GRANITE
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 from langchain_llama_stop.chat.tool_formats.kimi import KIMI
 from langchain_llama_stop.chat.tool_formats.lists import COHERE, NEMOTRON, TOOL_CALLS
 from langchain_llama_stop.chat.tool_formats.llama3 import LLAMA_3
-from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL
+from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS
 from langchain_llama_stop.chat.tool_formats.qwen_coder import QWEN_CODER
 
 if TYPE_CHECKING:
@@ -44,10 +45,12 @@ __all__ = [
 
 FORMATS: tuple[ToolFormat, ...] = (
     QWEN_CODER,
+    FUNCTIONARY,
     GLM,
     DEEPSEEK,
     DEEPSEEK_V3_2,
     KIMI,
+    MISTRAL_ARGS,
     MISTRAL,
     GRANITE,
     NEMOTRON,

@@ -39,6 +39,9 @@ class ToolFormat:
         opening_tags: Tags that open calls in an answer, where one of the bodies follows.
         closing_tags: Tags that may close it.
         bodies: How calls are written after these tags, besides as JSON.
+        is_free: Whether a grammar cannot write the form in which the model calls by itself. Where
+            the model may choose, its calls are read as they come; a demanded call is written as
+            the fields above say.
         plain: Whether calls are JSON without a tag. Such calls begin the answer; calls with a tag
             may follow some text.
         tokens: Ids of the tags that are single tokens of the vocabulary: a grammar can write
@@ -55,6 +58,7 @@ class ToolFormat:
     opening_tags: tuple[str, ...] = ()
     closing_tags: tuple[str, ...] = ()
     bodies: tuple[Body, ...] = ()
+    is_free: bool = False
     plain: bool = False
     tokens: Mapping[str, int] = field(default_factory=dict)
 

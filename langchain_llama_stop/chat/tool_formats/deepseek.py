@@ -17,6 +17,7 @@ DEEPSEEK = ToolFormat(
     close="<｜tool▁calls▁end｜>",
     opening_tags=("<｜tool▁calls▁begin｜>",),
     closing_tags=("<｜tool▁calls▁end｜>",),
+    is_free=True,
     bodies=(
         # R1 and V3 put the name on a line of its own, after "function"; V3.1 before the separator.
         named(
@@ -43,6 +44,7 @@ DEEPSEEK_V3_2 = ToolFormat(
     between=HERMES.between,
     opening_tags=(f"<{_DSML}function_calls>", f"<{_DSML}tool_calls>"),
     closing_tags=(f"</{_DSML}function_calls>", f"</{_DSML}tool_calls>"),
+    is_free=True,
     bodies=(
         elements(
             rf"\s*<{_DSML}invoke name=",

@@ -13,6 +13,7 @@ GLM = ToolFormat(
     between=HERMES.between,
     opening_tags=("<tool_call>",),
     closing_tags=("</tool_call>",),
+    is_free=True,
     bodies=(
         elements(
             r"\n?",

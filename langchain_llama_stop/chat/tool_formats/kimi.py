@@ -15,6 +15,7 @@ KIMI = ToolFormat(
     close="<|tool_calls_section_end|>",
     opening_tags=("<|tool_calls_section_begin|>",),
     closing_tags=("<|tool_calls_section_end|>",),
+    is_free=True,
     bodies=(
         named(
             r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?",

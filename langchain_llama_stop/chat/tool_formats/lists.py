@@ -16,6 +16,7 @@ def _tagged(
         close=f"]{closing}",
         opening_tags=(opening,),
         closing_tags=(closing,),
+        is_free=True,  # with ids before the names, or one object after the other
     )
 
 

@@ -1,5 +1,7 @@
 """Mistral: `[TOOL_CALLS] [{"name": …, "arguments": …}]`, later `[TOOL_CALLS]name[ARGS]{…}`."""
 
+from dataclasses import replace
+
 from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import named
 
@@ -19,4 +21,10 @@ MISTRAL = ToolFormat(
             partial=r"\s*(?:\w[\w.-]*(?:\[CALL_ID\]\w*)?(?:\[[A-Z_]*\]?)?\s*)?",
         ),
     ),
+)
+
+MISTRAL_ARGS = replace(
+    MISTRAL,
+    recognises=lambda template: "[TOOL_CALLS]" in template and "[ARGS]" in template,
+    is_free=True,
 )

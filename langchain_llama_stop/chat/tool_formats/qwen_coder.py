@@ -15,6 +15,7 @@ QWEN_CODER = ToolFormat(
     between=HERMES.between,
     opening_tags=("<tool_call>",),
     closing_tags=("</tool_call>",),
+    is_free=True,
     bodies=(
         # Functionary writes the arguments as one JSON object.
         named(r"\s*<function=", r">\s*", after=r"\s*(?:</function>)?", partial=_PARTIAL),

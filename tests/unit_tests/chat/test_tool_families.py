@@ -16,7 +16,8 @@ from langchain_llama_stop.chat.tool_formats import (
     tool_format,
 )
 from tests.fakes import ScriptedLlama, hashed_scores, make_pipeline
-from tests.fakes.templates import REAL, tokenizer_of
+from tests.fakes.chats import Says
+from tests.fakes.templates import OURS, REAL, tokenizer_of
 
 PARAMETERS = {
     "type": "object",
@@ -63,7 +64,16 @@ ANSWERS = {
         [OSLO, BONN],
     ),
     "functionary": (
+        '<function=get_time>{"city": "Oslo"}</function><function=get_news>{"city": "Bonn"}'
+        "</function>",
+        [OSLO, BONN],
+    ),
+    "functions in tags": (
         '<tool_call><function=get_time>{"city": "Oslo"}</function></tool_call>',
+        [OSLO],
+    ),
+    "elements without tags": (
+        "<function=get_time>\n<parameter=city>\nOslo\n</parameter>\n</function>",
         [OSLO],
     ),
     "glm": (
@@ -165,11 +175,12 @@ FORMAT_OF = {
     "ibm-granite-granite-4.0": "HERMES",
     "Qwen3.5-4B": "QWEN_CODER",
     "GLM-4.6": "GLM",
+    "meetkai-functionary-medium-v3.1": "FUNCTIONARY",
     "poolside-Laguna-S-2.1": "GLM",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "DEEPSEEK",
     "deepseek-ai-DeepSeek-V3.2": "DEEPSEEK_V3_2",
     "Kimi-K2-Thinking": "KIMI",
-    "mistralai-Ministral-3-14B-Reasoning-2512": "MISTRAL",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "MISTRAL_ARGS",
     "ibm-granite-granite-3.3-2B-Instruct": "GRANITE",
     "NVIDIA-Nemotron-Nano-v2": "NEMOTRON",
     "MiniMax-M1": "TOOL_CALLS",
@@ -184,6 +195,30 @@ def test_real_templates_are_recognised(name):
     template = REAL[name].read_text(encoding="utf-8")
     wanted = getattr(tool_formats, FORMAT_OF[name])
     assert is_known_format(template) and tool_format(template).recognises is wanted.recognises
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in ANSWERS if text not in ("gemma", "mistral with ids")]
+)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_model_calls_in_its_own_form(text, parallel):
+    """From template to calls, with the tool's schema, where the model may choose."""
+    written, calls = ANSWERS[text]
+    words = f"{written}<arg_key>" if "glm" in text else written
+    words = words.replace('"', "").replace("%", "")
+    rule = "{% if tools %}{{ tools | tojson }}{% endif %}{# " + words + " #}"
+    tokenizer = tokenizer_of(rule + OURS["any roles"])
+    size, eos = len(tokenizer), tokenizer.eos_token_id
+    pipeline = make_pipeline(ScriptedLlama(size, hashed_scores(size, 0), eos, eos), tokenizer)
+    chat = ChatLlamaStop(pipeline=pipeline, max_tokens=600, eos_reward=False)
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name, parameters in TOOLS.items()
+    ]
+    given = {"tools": tools, "parallel_tool_calls": parallel}
+    answer = chat.invoke("?", logits_processor=Says(tokenizer, written), **given)
+    found = [(call["name"], call["args"]) for call in answer.tool_calls]
+    assert found == (calls if parallel else calls[:1])
 
 
 COHERE_LIKE = '{{ tools }}{% raw %}{"tool_name": "x", "parameters": {}}{% endraw %}'
