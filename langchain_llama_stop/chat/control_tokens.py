@@ -51,6 +51,13 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Patt
     return _any_of(control_texts(tokenizer, template))
 
 
+def control_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The ids of the tokenizer's control tokens, the special ones first."""
+    control = {*control_texts(tokenizer, template)}
+    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
+    return [token_id for token_id, token in added if token.content in control]
+
+
 class Guard:
     """Puts stand-ins into the texts of others, and takes them out of what was rendered."""
 

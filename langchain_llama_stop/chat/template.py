@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.chat.control_tokens import Guard, control_tokens
+from langchain_llama_stop.chat.control_tokens import Guard, control_ids
 from langchain_llama_stop.chat.rendering import Rendering
 from langchain_llama_stop.chat.reshape import Message, as_text, shapes, with_system
 from langchain_llama_stop.chat.thoughts import opened_thought
@@ -192,7 +192,5 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
         Its id in a list; [] if no such token follows an answer.
     """
     after = around_answer(tokenizer, template)[1].lstrip()
-    control = control_tokens(tokenizer, template)
-    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
-    ends = (i for i, token in added if control.fullmatch(token.content))
+    ends = control_ids(tokenizer, template)
     return [i for i in ends if after.startswith(tokenizer.added_tokens_decoder[i].content)][:1]

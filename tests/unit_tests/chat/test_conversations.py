@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_llama_stop.chat.control_tokens import control_texts
-from langchain_llama_stop.chat.template import chat_ids
+from langchain_llama_stop.chat.control_tokens import control_ids, control_texts
+from langchain_llama_stop.chat.template import chat_ids, turn_end_ids
 from tests.fakes.chats import tool_of
 from tests.fakes.templates import OURS, REAL, template_of, tokenizer_of
 
@@ -177,6 +177,17 @@ def test_added_tokens_that_are_plain_stay_one_token(plain):
     ids = ids_of(tokenizer, [user(f"take {plain} now</s>")])
     assert tokenizer.convert_tokens_to_ids(plain) in ids
     assert ids.count(tokenizer.eos_token_id) == 0
+
+
+@pytest.mark.parametrize("plain", ["\n", "€", "paracetamol", "<div>", "    "])
+def test_a_plain_added_token_is_no_control_token_and_ends_no_turn(plain):
+    for special in (False, True):
+        tokenizer = tokenizer_of(OURS["any roles"].replace("<|im_end|>", plain))
+        tokenizer.add_tokens([plain], special_tokens=special)
+        number = tokenizer.convert_tokens_to_ids(plain)
+        assert (number in control_ids(tokenizer, OURS["any roles"])) is special
+        if not special and not plain.startswith("<"):
+            assert number not in turn_end_ids(tokenizer, tokenizer.chat_template)
 
 
 @pytest.mark.parametrize("special", ["\n", "€", "é", "</", "<|"])
