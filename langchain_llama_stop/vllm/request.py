@@ -96,8 +96,10 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
     for option in OPTIONS.values():
         value = getattr(options, option.name)
         where, _, name = option.request.partition(".")
-        if value is None or value is False or value in ((), {}) or where in ("", "messages"):
+        if value is None or value is False or value == () or where in ("", "messages"):
             continue
+        if value == {} and option.name not in _WRITERS:
+            continue  # nothing was given
         written = _WRITERS[option.name](value) if option.name in _WRITERS else value
         (body if name else arguments)[name or where] = written
     if xargs:

@@ -934,4 +934,5 @@ def test_a_request_carries_what_the_table_says(server):
         "top_k": 0,
         "repetition_penalty": 1.5,
         "stop_token_ids": [3, 4],
+        "chat_template_kwargs": {"enable_thinking": False},
     }
