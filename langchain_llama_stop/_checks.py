@@ -145,18 +145,35 @@ def callables(name: str, value: Any) -> tuple[Any, ...]:
     return items
 
 
+def one_or_several(parse: Callable[[Any], Any]) -> Check:
+    """Makes a check for a list of strings that takes one string too."""
+    return lambda _, value: parse([value] if isinstance(value, str) else value)
+
+
 def anything(name: str, value: Any) -> Any:
     """Checks nothing: what fits is known only where the value is used."""
     return value
 
 
+def template_settings(name: str, value: Any) -> dict[str, Any]:
+    """Checks what a chat template is given; messages and tools have arguments of their own."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` has to be a dict of the template's settings, but is {value!r}.")
+    settings = dict(value or {})
+    taken = {"messages", "conversation", "tools", "add_generation_prompt", "chat_template"}
+    taken |= {"continue_final_message", "tokenize", "return_tensors", "return_dict"}
+    if wrong := [key for key in settings if not isinstance(key, str) or key in taken]:
+        raise ValueError(
+            f"`{name}` has to hold settings of the template's own (`enable_thinking`), but holds "
+            f"{wrong[0]!r}: messages, tools and what is done with them are arguments of the call."
+        )
+    return settings
+
+
 def temperature(name: str, value: Any) -> Any:
-    """Checks the temperature: transformers divides by it, which overflows close to 0."""
-    rule = "0 (greedy), or 0.01 or more"
-    value = number(0, rule)(name, value)
-    if value and value < 0.01:
-        raise ValueError(f"`{name}` has to be {rule}, but is {value!r}.")
-    return value
+    """Checks the temperature: what is under 0.01 is 0, as dividing by it would overflow."""
+    value = number(0, "0 (greedy) or more")(name, value)
+    return 0.0 if value is not None and value < 0.01 else value
 
 
 def seed(name: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -20,17 +21,38 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from langchain_llama_stop._checks import refuse_unknown
+from langchain_llama_stop._checks import refuse_unknown, truth
 from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
 from langchain_llama_stop._langchain.fields import OptionFields, check_task, model_profile
 from langchain_llama_stop._langchain.messages import answer_fields
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._langchain.structured_output import BindingMixin
-from langchain_llama_stop._langchain.tools import format_choice, format_tools, tool_call_chunks
+from langchain_llama_stop._langchain.tools import (
+    format_choice,
+    format_tools,
+    tool_call_chunks,
+    without_response_format,
+)
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.chat.template import chat_template, turn_end_ids
-from langchain_llama_stop.chat.tool_formats import call_begins
+from langchain_llama_stop.chat.template import (
+    chat_template,
+    knows_tools,
+    own_template,
+    turn_end_ids,
+)
+from langchain_llama_stop.chat.thoughts import (
+    ThoughtSplitter,
+    hides_thoughts,
+    opened_thought,
+    without_special_tokens,
+)
+from langchain_llama_stop.chat.tool_formats import (
+    UNKNOWN,
+    call_begins,
+    hides_calls,
+    is_known_format,
+)
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
@@ -38,6 +60,9 @@ from langchain_llama_stop.tokens.encoding import plain_ids
 if TYPE_CHECKING:
     from langchain_llama_stop._langchain.request import ChatRequest
     from langchain_llama_stop.engine.sequence import GenerationResponse
+
+
+_log = logging.getLogger("langchain_llama_stop")
 
 
 class ChatLlamaStop(
@@ -69,6 +94,7 @@ class ChatLlamaStop(
     """As in LangChain's chat models; it has no effect, as nothing here uses the network."""
 
     _profiled_pipeline: Any = PrivateAttr(default=None)
+    _warned_of_tools: bool = PrivateAttr(default=False)
     _computed_profile: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
@@ -207,8 +233,14 @@ class ChatLlamaStop(
         """The request of one call."""
         from langchain_llama_stop._langchain.request import build_request
 
-        kwargs = {k: v for k, v in kwargs.items() if k != "ls_structured_output_format"}
+        kwargs = without_response_format(kwargs)
+        kwargs.pop("ls_structured_output_format", None)
+        self._check_model(kwargs.pop("model", None))
+        parallel = kwargs.pop("parallel_tool_calls", None)
+        truth(optional=True)("parallel_tool_calls", parallel)
         tools = format_tools(kwargs.pop("tools", None) or [])
+        if tools:
+            self._tools_are_bound()
         choice = format_choice(kwargs.pop("tool_choice", None), tools)
         prefill = kwargs.pop("continue_final_message", False)
         return build_request(
@@ -218,23 +250,66 @@ class ChatLlamaStop(
             template=chat_template(self.pipeline.tokenizer, self.model_name),
             tools=[] if choice == "none" else tools,
             choice=choice,
+            parallel=parallel is not False,
             continue_final_message=prefill,
         )
 
+    def _tools_are_bound(self) -> None:
+        """Warns, once the model is loaded, of a form of calls that is not known here."""
+        pipeline = self.given_pipeline or self._loaded(self.model)
+        if pipeline is None or self._warned_of_tools:
+            return
+        template = own_template(pipeline.tokenizer)
+        if knows_tools(template) and not is_known_format(template):
+            self._warned_of_tools = True
+            _log.warning(
+                "The form in which %s writes tool calls is not known here: calls in it are text. "
+                "Where the model has to call a tool, it is held to %s",
+                self.model_name,
+                UNKNOWN.write([("name", {"key": "value"})]),
+            )
+
+    def _check_model(self, name: str | None) -> None:
+        """Refuses the name of another model in a call: this one is loaded already."""
+        own = {self.model_name, str(self.pipeline.model.name_or_path)}
+        if name is not None and name not in own:
+            raise ValueError(
+                f"`model` of a call has to be the name of this model, {self.model_name!r}, but is "
+                f"{name!r}: make a ChatLlamaStop of that model."
+            )
+
     def _message_parts(
-        self, response: GenerationResponse, prompt: Sequence[int], names: list[str]
+        self, response: GenerationResponse, request: ChatRequest
     ) -> tuple[str, dict[str, Any]]:
         """The content of an answer, and the other fields of its message."""
-        text = response.text
-        if names:  # tags of calls may be special tokens, which the text leaves out
+        text, tokenizer = response.text, self.pipeline.tokenizer
+        closing = self._closing_tag(request)
+        hidden = closing is not None and hides_thoughts(tokenizer)
+        # Tags of calls and thoughts may be special tokens, which the text leaves out.
+        if request.tools or hidden:
             ids = response.token_ids
-            decode = detokenizer(self.pipeline.tokenizer).after(prompt).decode
+            decode = detokenizer(tokenizer).after(request.prompt_ids).decode
             places = range(len(ids) + 1)
             count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
             surplus = len(decode(ids[:count])) - len(text)
             whole = decode(ids[:count], special=True)
             text = whole[: len(whole) - surplus]
-        return answer_fields(text, self._info(response), names)
+        content, fields = answer_fields(
+            text, self._info(response), request.tools, closing, parallel=request.parallel
+        )
+        if hidden and not request.tools:
+            content = without_special_tokens(tokenizer, content)
+        return content, fields
+
+    def _closing_tag(self, request: ChatRequest) -> str | None:
+        """The tag that ends the thoughts that a prompt has begun; None where the answer has none.
+
+        An answer that is given with its prompt is not taken apart.
+        """
+        if request.options.return_full_text:
+            return None
+        end = detokenizer(self.pipeline.tokenizer).decode(request.prompt_ids[-16:], special=True)
+        return opened_thought(end)
 
     def _generate(
         self,
@@ -245,9 +320,9 @@ class ChatLlamaStop(
     ) -> ChatResult:
         from langchain_llama_stop.engine.generate import generate
 
-        prompt, options, names = self._request(messages, stop, kwargs)
-        response = generate(self.pipeline, [prompt], options)[0]
-        content, fields = self._message_parts(response, prompt, names)
+        request = self._request(messages, stop, kwargs)
+        response = generate(self.pipeline, [request.prompt_ids], request.options)[0]
+        content, fields = self._message_parts(response, request)
         info = fields["response_metadata"]
         return ChatResult(
             generations=[
@@ -265,22 +340,35 @@ class ChatLlamaStop(
     ) -> Iterator[ChatGenerationChunk]:
         from langchain_llama_stop.engine.generate import stream_generate
 
-        prompt, options, names = self._request(messages, stop, kwargs)
-        text, emitted = "", 0
-        for piece in stream_generate(self.pipeline, prompt, options):
-            text += piece.text
+        request = self._request(messages, stop, kwargs)
+        closing = self._closing_tag(request)
+        splitter = None if closing is None else ThoughtSplitter(closing)
+        tokenizer = self.pipeline.tokenizer
+        held_back = bool(splitter) and hides_thoughts(tokenizer)
+        if request.tools:
+            template = chat_template(tokenizer, self.model_name)
+            held_back = held_back or hides_calls(template, tokenizer)
+        text, emitted, thought = "", 0, 0  # lengths of what was given
+        for piece in stream_generate(self.pipeline, request.prompt_ids, request.options):
             fields: dict[str, Any] = {}
+            thoughts = new = ""
             if piece.response:
-                content, fields = self._message_parts(piece.response, prompt, names)
+                content, fields = self._message_parts(piece.response, request)
                 fields["tool_call_chunks"] = tool_call_chunks(
                     fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
                 )
-                new = content[emitted:]
+                thoughts = fields.pop("additional_kwargs", {}).get("reasoning_content", "")
+                thoughts, new = thoughts[thought:], content[emitted:]
                 fields["chunk_position"] = "last"
-            else:
+            elif not held_back:
+                thoughts, more = splitter.feed(piece.text) if splitter else ("", piece.text)
+                text += more
                 # What may become a call is held back.
-                end = call_begins(text) if names else len(text)
+                end = call_begins(text) if request.tools else len(text)
                 new, emitted = text[emitted:end], max(emitted, end)
+                thought += len(thoughts)
+            if thoughts:
+                fields["additional_kwargs"] = {"reasoning_content": thoughts}
             if new or fields:
                 chunk = ChatGenerationChunk(
                     message=AIMessageChunk(content=new, **fields),

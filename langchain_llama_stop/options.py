@@ -106,9 +106,12 @@ class RequestOptions(BaseModel):
     ] = True
     """Rewards EOS where the answer may end as the budget runs out. An `EosReward` sets the details;
     False leaves the model alone."""
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Option(_checks.template_settings, "extra_body.chat_template_kwargs")
+    ] = None
+    """What a chat template is given besides messages: {"enable_thinking": False}."""
     answer_hint: Annotated[str | None, Option(_checks.answer_hint, "messages")] = None
-    """A sentence that is put into the prompt, at the end of the user's turn: "Answer in {sentences}
-    sentences or fewer." The number is filled in from the budget."""
+    """Ends the user's turn: "Answer in {sentences} sentences." The number comes from the budget."""
     json_schema: Annotated[
         dict[str, Any] | None, Option(_checks.json_schema, "extra_body.structured_outputs")
     ] = None
@@ -127,14 +130,14 @@ class ModelOptions(RequestOptions):
     max_new_tokens: Annotated[int | None, Option(whole(1), "max_completion_tokens")] = None
     """Token budget of the answer, EOS included. None: the pipeline's own, else 256."""
     temperature: Annotated[float | None, Option(_checks.temperature, "temperature")] = None
-    """0 is greedy. None: what the model's generation config says."""
+    """0 is greedy, and so is all under 0.01. None: what the model's generation config says."""
     top_p: Annotated[
         float | None, Option(number(0, "over 0 and at most 1", above=True, most=1), "top_p")
     ] = None
     """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
     seed: Annotated[int | None, Option(_checks.seed, "seed")] = None
     """Makes sampling repeatable: an answer depends on its prompt and the seed, not on its batch."""
-    stop: Annotated[list[str] | None, Option(lambda _, value: parse_stop(value), "stop")] = None
+    stop: Annotated[list[str] | None, Option(_checks.one_or_several(parse_stop), "stop")] = None
     """Stop strings: the answer is what precedes the one that completes first."""
     logprobs: Annotated[bool, Option(truth(), "logprobs")] = False
     """Whether the metadata holds the log-probability of each token under the model itself, before
@@ -264,6 +267,7 @@ class GenerationOptions(_Fields):
         stop_token_ids: tuple[tuple[int, ...], ...] = ()  # type: ignore[assignment]
         eos_reward: EosReward | None = None  # type: ignore[assignment]
         grammar: Grammar | None = None
+        chat_template_kwargs: dict[str, Any] = {}
         logits_processor: tuple[Any, ...] = ()  # type: ignore[assignment]
         stopping_criteria: tuple[Any, ...] = ()  # type: ignore[assignment]
         pipeline_kwargs: dict[str, Any] = {}
@@ -344,8 +348,9 @@ class GenerationOptions(_Fields):
         for name, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
             if changes.get(name) is not None:  # one replaces the other
                 changes.setdefault(other, None)
-        if "pipeline_kwargs" in changes:
-            changes["pipeline_kwargs"] = {**self.pipeline_kwargs, **changes["pipeline_kwargs"]}
+        for name in ("pipeline_kwargs", "chat_template_kwargs"):
+            if name in changes:
+                changes[name] = {**getattr(self, name), **changes[name]}
         return self.replaced(**changes)
 
     def replaced(self, **changes: Any) -> GenerationOptions:

@@ -116,6 +116,8 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
     def _check_as_written(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Checks the options before Pydantic makes 1 of True, or a string of bytes."""
         GenerationOptions.parse({k: values[k] for k in OPTIONS if values.get(k) is not None})
+        if isinstance(values.get("stop"), str):
+            values = {**values, "stop": [values["stop"]]}
         return values
 
     def _given(self) -> dict[str, Any]:

@@ -3,55 +3,71 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Mapping, Sequence
+import logging
+import secrets
+import string
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
-    ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
 
-from langchain_llama_stop.chat.template import Message
+from langchain_llama_stop.chat.reshape import Message
+from langchain_llama_stop.chat.thoughts import split_thoughts
 from langchain_llama_stop.chat.tool_formats import parse_tool_calls
 
-_ROLES = ("system", "user", "assistant")
-_SKIPPED_BLOCKS = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking")
-"""Blocks of earlier answers: calls are in `tool_calls` too, and thoughts are not repeated."""
+_log = logging.getLogger("langchain_llama_stop")
+
+_ROLES = {"human": "user", "ai": "assistant", "model": "assistant", "function": "tool"}
+"""Other names of roles, as `ChatMessage` and other providers use them."""
+_THOUGHTS = ("reasoning", "thinking")
+_MEDIA = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("audio", "input_audio"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("file", "input_file", "document", "media"), "file"),
+}
+"""Blocks of what is not text, and the word that stands for each."""
+
+
+def template_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+    """A conversation as a chat template takes it.
+
+    Args:
+        messages: Messages of LangChain, also those that other providers' models have made.
+
+    Returns:
+        Role and content of each, tool calls in OpenAI's form, and the thoughts of an answer as
+        `reasoning_content`. A tool's result has the name that stands in its call.
+
+    Raises:
+        ValueError: If a block of type "text" holds no string.
+    """
+    told = [template_message(message) for message in messages]
+    names = dict[str, str]()
+    for message in told:
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = call["function"]["name"]
+        if message["role"] == "tool" and (name := names.get(message.get("tool_call_id", ""))):
+            message.setdefault("name", name)
+    return told
 
 
 def template_message(message: BaseMessage) -> Message:
     """One message as a chat template takes it: role, content, tool calls in OpenAI's form."""
-    content = content_text(message.content)
-    if content is None:
-        kinds = (
-            block.get("type")
-            for block in message.content
-            if not isinstance(block, str) and _block_text(block) is None
-        )
-        raise ValueError(
-            f"A message's content has to be text, but holds a block of type "
-            f"{next(kinds)!r}: this model reads text only."
-        )
-    if isinstance(message, SystemMessage):
-        return {"role": "system", "content": content}
-    if isinstance(message, HumanMessage):
-        return {"role": "user", "content": content}
+    told: Message = {"role": _role(message), "content": content_text(message.content)}
+    if message.name:
+        told["name"] = message.name
     if isinstance(message, ToolMessage):
-        return {
-            "role": "tool",
-            "content": content,
-            "name": message.name or "",
-            "tool_call_id": message.tool_call_id,
-        }
+        told["tool_call_id"] = message.tool_call_id
     if isinstance(message, AIMessage):
-        answer: Message = {"role": "assistant", "content": content}
         if message.tool_calls:
-            answer["tool_calls"] = [
+            told["tool_calls"] = [
                 {
                     "type": "function",
                     "id": call["id"],
@@ -59,24 +75,41 @@ def template_message(message: BaseMessage) -> Message:
                 }
                 for call in message.tool_calls
             ]
-        return answer
-    if isinstance(message, ChatMessage):
-        if message.role not in _ROLES:
-            raise ValueError(
-                f"The role of a ChatMessage has to be one of {', '.join(map(repr, _ROLES))}, but "
-                f"is {message.role!r}."
-            )
-        return {"role": message.role, "content": content}
-    raise ValueError(
-        f"`messages` has to hold system, human, AI and tool messages, but holds a "
-        f"{type(message).__name__}."
+        if thoughts := _thoughts(message):
+            told["reasoning_content"] = thoughts
+    return told
+
+
+def _role(message: BaseMessage) -> str:
+    """The role of a message, as templates call it; the name of a `ChatMessage`'s own role."""
+    kinds = {
+        SystemMessage: "system",
+        HumanMessage: "user",
+        AIMessage: "assistant",
+        ToolMessage: "tool",
+    }
+    role = next((role for kind, role in kinds.items() if isinstance(message, kind)), None)
+    own = getattr(message, "role", message.type)
+    return role or _ROLES.get(own, own)
+
+
+def _thoughts(message: AIMessage) -> str:
+    """What an answer says that it has thought."""
+    given = message.additional_kwargs.get("reasoning_content")
+    if isinstance(given, str):
+        return given
+    blocks = [] if isinstance(message.content, str) else message.content
+    texts = (
+        block.get(block["type"])
+        for block in blocks
+        if isinstance(block, dict) and block.get("type") in _THOUGHTS
     )
+    return "".join(text for text in texts if isinstance(text, str))
 
 
-def schema_message(schema: Mapping[str, Any]) -> Message:
-    """A system message that tells the model which JSON schema its answer has to fit."""
-    text = f"Answer with JSON that fits this schema:\n{json.dumps(schema)}"
-    return {"role": "system", "content": text}
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """Tells the model, in a system message, which JSON schema its answer has to fit."""
+    return f"Answer with JSON that fits this schema:\n{json.dumps(schema)}"
 
 
 def with_text(message: Message, text: str) -> Message:
@@ -105,8 +138,8 @@ def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) ->
         continue_final_message: Whether the model is to continue the last message, an answer.
 
     Raises:
-        ValueError: If there is no message, if the last one is an answer that is not to be
-            continued, or if it is to be continued but is no answer with text.
+        ValueError: If there is no message, or if the last one is to be continued but is no answer
+            with text.
     """
     if not isinstance(continue_final_message, bool):
         raise ValueError(
@@ -122,80 +155,95 @@ def check_last(messages: Sequence[BaseMessage], continue_final_message: bool) ->
             "The last of `messages` has to be an AI message with a text and no tool calls for "
             f"`continue_final_message=True`, but is {last!r}."
         )
-    if is_answer and not continue_final_message:
-        raise ValueError(
-            "The last of `messages` has to be a human's or a tool's, but is an AI message: there "
-            "is nothing to answer. `continue_final_message=True` continues it."
-        )
 
 
-def content_text(content: str | Sequence[str | Mapping[str, Any]] | None) -> str | None:
+def content_text(content: str | Sequence[str | Mapping[str, Any]] | None) -> str:
     """The text of a message's content.
 
     Args:
-        content: A string, a list of strings and blocks, or None.
+        content: A string, a list of strings and blocks of any provider, or None.
 
     Returns:
-        The text, one line per block, without thoughts and tool calls; None if a block holds
-        something other than text, such as an image.
+        The text in one piece, without thoughts, tool calls and other blocks that hold no text. A
+        picture is told as "[image]", with a warning; sounds, videos and files alike.
 
     Raises:
         ValueError: If a block of type "text" holds no string.
     """
     if content is None or isinstance(content, str):
         return content or ""
-    texts = []
+    texts = list[str]()
     for block in content:
-        text = _block_text(block)
-        if text is None:
-            return None
-        if isinstance(block, str) or block.get("type") not in _SKIPPED_BLOCKS:
-            texts.append(text)
-    return "\n".join(texts)
+        text = block if isinstance(block, str) else _block_text(block)
+        is_mark = not isinstance(block, str) and block.get("type") in _MEDIA
+        if is_mark and texts and not texts[-1][-1:].isspace():
+            text = f"\n{text}"
+        texts.append(text)
+    return "".join(texts)
 
 
-def _block_text(block: str | Mapping[str, Any]) -> str | None:
-    """The text of one block, "" of a skipped one; None if it is not text."""
-    if isinstance(block, str):
-        return block
+def _block_text(block: Mapping[str, Any]) -> str:
+    """The text of one block; "" if it has none."""
     kind = block.get("type")
-    if kind == "text":
-        text = block.get("text")
-        if not isinstance(text, str):
-            raise ValueError(
-                f"A block of type 'text' has to hold a string under `text`, but is {block!r}."
-            )
-        return text
+    if isinstance(kind, str) and kind in _MEDIA:
+        _log.warning("This model reads text only: a block of type %r is told as a word", kind)
+        return f"[{_MEDIA[kind]}]"
     if kind == "json":
         return json.dumps(block.get("json"), ensure_ascii=False)
-    return "" if kind in _SKIPPED_BLOCKS else None
+    if kind == "tool_result":
+        return content_text(block.get("content"))
+    if kind == "refusal":
+        return str(block.get("refusal") or "")
+    text = block.get("text")
+    if kind == "text" and not isinstance(text, str):
+        raise ValueError(
+            f"A block of type 'text' has to hold a string under `text`, but is {block!r}."
+        )
+    return text if isinstance(text, str) and kind not in _THOUGHTS else ""
 
 
 def answer_fields(
-    text: str, info: dict[str, Any], tool_names: Sequence[str]
+    text: str,
+    info: dict[str, Any],
+    tools: Collection[str],
+    closing: str | None = "",
+    *,
+    parallel: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Splits an answer into the content and the other fields of its `AIMessage`.
 
     Args:
         text: The answer; with its special tokens where it may call tools.
         info: Its metadata, `usage_metadata` among them.
-        tool_names: The tools that it may call.
+        tools: The tools that it may call, as for `parse_tool_calls`.
+        closing: The tag that ends the thoughts that the prompt has begun; "" if it has begun none,
+            None if thoughts are not to be looked for.
+        parallel: Whether the answer may hold several calls; else the first one counts.
 
     Returns:
         The content, and the message's other fields.
     """
     fields: dict[str, Any] = {"usage_metadata": info.pop("usage_metadata")}
-    parsed = parse_tool_calls(text, tool_names) if tool_names else None
+    if closing is not None:
+        thoughts, text = split_thoughts(text, closing)
+        if thoughts:
+            fields["additional_kwargs"] = {"reasoning_content": thoughts}
+    parsed = parse_tool_calls(text, tools) if tools else None
     if parsed and (parsed.calls or parsed.invalid):
         text = parsed.content
         if parsed.calls:
             info["finish_reason"] = "tool_calls"
         fields["tool_calls"] = [
-            {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:24]}"}
-            for name, args in parsed.calls
+            {"name": name, "args": args, "id": _new_call_id()}
+            for name, args in (parsed.calls if parallel else parsed.calls[:1])
         ]
         fields["invalid_tool_calls"] = [
             {"name": None, "args": body, "id": None, "error": error}
             for body, error in parsed.invalid
         ]
     return text, {**fields, "response_metadata": info}
+
+
+def _new_call_id() -> str:
+    """Nine letters and digits, which every template takes."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))

@@ -9,16 +9,16 @@ from langchain_core.messages import BaseMessage
 
 from langchain_llama_stop._langchain.messages import (
     check_last,
-    schema_message,
-    template_message,
+    schema_text,
+    template_messages,
     with_text,
 )
+from langchain_llama_stop.chat.reshape import with_system
 from langchain_llama_stop.chat.template import chat_ids, knows_tools
 from langchain_llama_stop.chat.tool_formats import call_grammar, tool_format
 from langchain_llama_stop.engine.config import token_budget
 from langchain_llama_stop.engine.refusals import truncated
 from langchain_llama_stop.options import GenerationOptions
-from langchain_llama_stop.tokens.encoding import tokenizer_lock
 
 
 class ChatRequest(NamedTuple):
@@ -27,12 +27,14 @@ class ChatRequest(NamedTuple):
     Attributes:
         prompt_ids: Token ids of the rendered conversation.
         options: The call's options; with tools, their grammar is among them.
-        tool_names: The tools that the answer may call.
+        tools: The parameters (a JSON schema) of each tool that the answer may call, by its name.
+        parallel: Whether the answer may hold several calls.
     """
 
     prompt_ids: list[int]
     options: GenerationOptions
-    tool_names: list[str]
+    tools: dict[str, Any]
+    parallel: bool
 
 
 def build_request(
@@ -43,6 +45,7 @@ def build_request(
     template: str,
     tools: Sequence[Mapping[str, Any]],
     choice: str | None,
+    parallel: bool,
     continue_final_message: bool,
 ) -> ChatRequest:
     """Checks and encodes one call of a chat model.
@@ -54,13 +57,14 @@ def build_request(
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form; [] if none may be called.
         choice: The tool choice, as `format_choice` returns it.
+        parallel: Whether one answer may hold several calls.
         continue_final_message: Whether to continue the last message, an answer.
 
     Returns:
         The request.
 
     Raises:
-        ValueError: If there is nothing to answer, the messages cannot be rendered, two tools have
+        ValueError: If there is no message, the messages cannot be rendered, two tools have
             one name, or options exclude each other.
     """
     check_last(messages, continue_final_message)
@@ -93,18 +97,22 @@ def build_request(
         template=template,
         tools=tools,
         show_example=not must_call,
+        answer_next=not continue_final_message,
         continue_final_message=continue_final_message,
+        close_thought=bool(must_call or options.answer_grammar),
     )
-    if tools:
+    fmt = tool_format(template, pipeline.tokenizer.get_added_vocab())
+    if tools and (must_call or options.json_schema is not None or not fmt.is_free):
         grammar = call_grammar(
             tools,
-            tool_format(template, pipeline.tokenizer.get_added_vocab()),
+            fmt,
             choice=choice,
-            several=knows_tools(template),
+            several=parallel and knows_tools(template),
             schema=options.json_schema,
         )
         options = options.replaced(json_schema=None, grammar=grammar)
-    return ChatRequest(prompt_ids, options, tool_names)
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    return ChatRequest(prompt_ids, options, parameters, parallel)
 
 
 def conversation_ids(
@@ -115,7 +123,9 @@ def conversation_ids(
     template: str,
     tools: Sequence[Mapping[str, Any]] = (),
     show_example: bool = True,
+    answer_next: bool = False,
     continue_final_message: bool = False,
+    close_thought: bool = False,
 ) -> list[int]:
     """Renders and encodes a conversation, with the hint and the JSON schema of the options.
 
@@ -126,29 +136,33 @@ def conversation_ids(
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form.
         show_example: As in `chat_ids`.
+        answer_next: As in `chat_ids`.
         continue_final_message: Whether to continue the last message, an answer.
+        close_thought: As in `chat_ids`.
 
     Returns:
-        The ids of the prompt. It ends where the answer begins or continues, or after the last
-        message if that is a finished answer.
+        The ids of the prompt. It ends where the answer begins or continues; without `answer_next`
+        after the last message if that is an answer.
 
     Raises:
         ValueError: If a message cannot be rendered.
     """
-    conversation = [template_message(message) for message in messages]
+    conversation = template_messages(messages)
     if options.json_schema is not None:
-        conversation.insert(0, schema_message(options.json_schema))
+        conversation = with_system(conversation, schema_text(options.json_schema))
     settings: dict[str, Any] = {
         "template": template,
         "tools": tools,
         "show_example": show_example,
+        "answer_next": answer_next,
         "continue_final_message": continue_final_message,
+        "close_thought": close_thought,
         "split_special_tokens": options.split_special_tokens is not False,
+        "template_kwargs": options.chat_template_kwargs,
     }
-    with tokenizer_lock(pipeline.tokenizer):
+    ids = chat_ids(pipeline.tokenizer, conversation, **settings)
+    if options.answer_hint and conversation[-1]["role"] == "user":
+        budget = token_budget(pipeline, options, len(ids), first=True)
+        conversation[-1] = with_text(conversation[-1], options.hint(budget))
         ids = chat_ids(pipeline.tokenizer, conversation, **settings)
-        if options.answer_hint and conversation[-1]["role"] == "user":
-            budget = token_budget(pipeline, options, len(ids), first=True)
-            conversation[-1] = with_text(conversation[-1], options.hint(budget))
-            ids = chat_ids(pipeline.tokenizer, conversation, **settings)
     return truncated(pipeline, ids)

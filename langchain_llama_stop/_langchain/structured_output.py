@@ -18,9 +18,9 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_llama_stop._langchain.tools import (
     format_choice,
-    format_response,
     format_tools,
     recursive_schema,
+    without_response_format,
 )
 from langchain_llama_stop.grammar.schema import json_grammar
 
@@ -29,6 +29,9 @@ _METHODS = ("json_schema", "json_mode", "function_calling")
 
 class BindingMixin:
     """Binds a chat model to tools, or to a schema that its answers have to fit."""
+
+    def _tools_are_bound(self) -> None:
+        """Is called with each `bind_tools`."""
 
     def bind_tools(
         self,
@@ -44,8 +47,9 @@ class BindingMixin:
             tool_choice: None or "auto": the model decides. "none": it calls no tool. "any",
                 "required" or True: it calls at least one. A name: it calls that tool. Decoding is
                 constrained: each call is to one of these tools, with arguments of its schema.
-            **kwargs: Options of the generation. Also `response_format` in OpenAI's form: a JSON
-                schema for answers that call no tool.
+            **kwargs: Options of the generation. Also `response_format` in OpenAI's form, a JSON
+                schema for answers that call no tool, and `parallel_tool_calls`: with False an
+                answer holds one call at most.
 
         Returns:
             The model with its tools.
@@ -54,15 +58,15 @@ class BindingMixin:
             ValueError: If a tool cannot be converted, or `tool_choice` names none of them.
         """
         kwargs.pop("strict", None)  # decoding is always constrained to the schemas
-        if (response_format := kwargs.pop("response_format", None)) is not None:
-            kwargs["json_schema"] = format_response(response_format)
+        kwargs = without_response_format(kwargs)
         formatted = format_tools(tools)
         choice = format_choice(tool_choice, formatted)
+        self._tools_are_bound()
         return cast(BaseChatModel, self).bind(tools=formatted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | type | None = None,
         *,
         method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
         include_raw: bool = False,
@@ -71,7 +75,8 @@ class BindingMixin:
         """Makes the model answer with an object of a schema; decoding is constrained to it.
 
         Args:
-            schema: A Pydantic class, TypedDict, or JSON schema.
+            schema: A Pydantic class, TypedDict, or JSON schema; None with "json_mode" allows any
+                object.
             method: "json_schema": the answer is the object. "function_calling": the object is
                 the arguments of a tool call. "json_mode": as "json_schema", but the schema is not
                 added to the prompt; the user's own prompt has to describe it.
@@ -90,6 +95,8 @@ class BindingMixin:
             raise ValueError(
                 f"`method` has to be one of {', '.join(map(repr, _METHODS))}, but is {method!r}."
             )
+        if schema is None and method == "json_mode":
+            schema = {"type": "object"}
         json_schema = _json_schema(schema)
         is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
         model_class: Any = schema if is_pydantic else None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
 from langchain_llama_stop.grammar.schema import json_grammar
@@ -99,21 +99,40 @@ def format_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str | None
     return None if name is None else str(name)
 
 
-def format_response(response_format: Any) -> dict[str, Any]:
-    """Returns the JSON schema in a `response_format` of OpenAI's form.
+def format_response(response_format: Any) -> dict[str, Any] | None:
+    """Reads a `response_format`.
+
+    Args:
+        response_format: In OpenAI's form: a JSON schema, "json_object" or "text"; or a class.
+
+    Returns:
+        The JSON schema that answers have to fit; None if they may be any text.
 
     Raises:
-        ValueError: If there is none in it.
+        ValueError: If it says neither.
     """
+    if isinstance(response_format, type):
+        return dict(convert_to_json_schema(response_format))
     fields = response_format if isinstance(response_format, Mapping) else {}
     inner = fields.get("json_schema")
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if schema is None and fields.get("type") in ("json_object", "text"):
+        return {"type": "object"} if fields["type"] == "json_object" else None
     if not isinstance(schema, dict):
         raise ValueError(
             "`response_format` has to be {'type': 'json_schema', 'json_schema': {'schema': {…}}}, "
             f"but is {response_format!r}: give the schema that answers have to fit."
         )
     return schema
+
+
+def without_response_format(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with the option `json_schema` in place of a `response_format`."""
+    rest = dict(arguments)
+    if (given := rest.pop("response_format", None)) is not None:
+        if (schema := format_response(given)) is not None:
+            rest["json_schema"] = schema
+    return rest
 
 
 def tool_call_chunks(

@@ -1,150 +1,181 @@
-"""Renders chat templates so that the texts of others can never become control tokens.
+"""Keeps control tokens out of the texts of others.
 
-A template is rendered with placeholders in place of these texts. What the template writes around
-them is its own text and is encoded as usual. The texts are encoded as plain text.
+A template sees the real texts, except where one holds a control token or a piece of one. There it
+sees the text with stand-ins: characters that nobody wrote, in place of the first and last
+characters of control tokens. What looks like a control token in the rendered text is then the
+template's own; when the real characters are put back, all others are known to be text.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.tokens.encoding import encode, plain_ids
+from langchain_llama_stop.chat.thoughts import removed_tags, thought_pieces
+from langchain_llama_stop.tokens.encoding import encode, ids_after, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Segments = Sequence[tuple[int | None, str]]
-"""A rendered text in pieces: (None, the template's own text) or (number, the text of others)."""
-
-_PLACEHOLDER = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
-
-
-class Placeholders:
-    """The placeholders of one rendering; they show where the template puts each text.
-
-    Attributes:
-        texts: The texts that they stand for, by number.
-        required: The numbers of the texts that the template has to write exactly once: the
-            contents of messages and the arguments of calls.
-    """
-
-    def __init__(self, control: re.Pattern[str]) -> None:
-        """Starts without placeholders; `control` matches what may not come out of a text."""
-        self._control = control
-        self.texts: list[str] = []
-        self.required: list[int] = []
-
-    def replace_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a message with placeholders for its content and its calls' arguments."""
-        others = {k: v for k, v in message.items() if k != "tool_calls"}
-        new: dict[str, Any] = self.replace_hostile(others)
-        new["content"] = self._replace_required(message["content"])
-        if calls := message.get("tool_calls"):
-            new["tool_calls"] = [self.replace_hostile(call) for call in calls]
-            for call, new_call in zip(calls, new["tool_calls"], strict=True):
-                arguments = self._replace_required(call["function"]["arguments"])
-                new_call["function"]["arguments"] = arguments
-        return new
-
-    def replace_hostile(self, value: Any) -> Any:
-        """A copy of a JSON value with placeholders for the strings that hold a control token.
-
-        Other strings stay, because templates may look at names.
-        """
-        if isinstance(value, str):
-            hostile = self._control.search(value) or "\ue000" in value
-            return self._add(value) if hostile else value
-        return _map_strings(value, self.replace_hostile)
-
-    def segments(self, rendered: str) -> Iterator[tuple[int | None, str]]:
-        """Puts the texts back into a rendered template; yields it as `Segments`."""
-        end = 0
-        for match in _PLACEHOLDER.finditer(rendered):
-            if match.start() > end:
-                yield None, rendered[end : match.start()]
-            number = int(match[2])
-            text = self.texts[number] if number < len(self.texts) else ""
-            # Where the template has stripped the placeholder, it would have stripped the text.
-            text = text if match[1] else text.lstrip()
-            text = text if match[3] else text.rstrip()
-            if rendered[match.start() - 1 : match.start()] == rendered[match.end() :][:1] == '"':
-                text = json.dumps(text, ensure_ascii=False)[1:-1]  # rendered by `tojson`
-            yield number, text
-            end = match.end()
-        if end < len(rendered):
-            yield None, rendered[end:]
-
-    def _replace_required(self, value: Any) -> Any:
-        """A copy of a JSON value with placeholders for all strings, and each of them required."""
-        if isinstance(value, str):
-            if not value:  # templates ask whether there is a text
-                return value
-            self.required.append(len(self.texts))
-            return self._add(value)
-        return _map_strings(value, self._replace_required)
-
-    def _add(self, text: str) -> str:
-        """A new placeholder for a text."""
-        self.texts.append(text)
-        return f"\u2003\ue000{len(self.texts) - 1}\ue001\u2003"
+_NAMED = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
+_WORD_AND_SIGN = re.compile(r"(?=.*[^\W\d_])(?=.*[^\w\s])", re.DOTALL)
+_PRIVATE = range(0xF0000, 0xFFFFE)
+"""Code points that no standard gives a character."""
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
-    """Builds a pattern that matches any control token.
+def control_texts(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
+    """Lists the control tokens, the longest first.
 
-    These are the tokenizer's special and added tokens, and what a template writes like them.
+    These are the tokenizer's special tokens, and what a template writes like them. Other added
+    tokens are plain text, unless the template writes them: the newline, tags of HTML, words.
 
     Args:
         tokenizer: The model's tokenizer.
         template: The chat template (Jinja).
 
     Returns:
-        The pattern; it matches nothing if there are none.
+        Their texts.
     """
-    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    controls = sorted(special | set(_CONTROL.findall(template)), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    controls = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content in template and _WORD_AND_SIGN.match(token.content))
+    }
+    controls.update(_NAMED.findall(template))
+    return sorted(controls - {""}, key=lambda token: (-len(token), token))
 
 
-def segment_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    control: re.Pattern[str],
-    segments: Segments,
-) -> list[int]:
-    """Encodes a rendered text; `control` tokens in the texts of others are plain text in it."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    whole = "".join(text for _, text in segments)
-    # The texts are also searched together with what surrounds them: "<|im_" + "end|>".
-    expected = sum(len(control.findall(text)) for number, text in segments if number is None)
-    if len(control.findall(whole)) == expected:
-        return encode(tokenizer, whole, add_special_tokens=False)
-    ids, pending = list[int](), ""  # `pending` is text that is not encoded yet
-    for number, text in segments:
-        if number is not None:
-            while match := control.search(text):
-                # The halves are encoded apart, so that not even the ids of the plain tag arise.
-                middle = (match.start() + match.end()) // 2
-                ids += plain_ids(tokenizer, pending + text[:middle], inside=bool(ids))
-                pending, text = "", text[middle:]
-            pending += text
-            continue
-        end = 0
-        for match in control.finditer(text):
-            if match[0] not in special:
-                continue
-            ids += plain_ids(tokenizer, pending + text[end : match.start()], inside=bool(ids))
-            ids.append(int(tokenizer.convert_tokens_to_ids(match[0])))  # type: ignore[arg-type]
-            pending, end = "", match.end()
-        pending += text[end:]
-    return ids + plain_ids(tokenizer, pending, inside=bool(ids))
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
+    """Builds a pattern that matches any of the `control_texts`; nothing if there are none."""
+    return _any_of(control_texts(tokenizer, template))
 
 
-def _map_strings(value: Any, change: Callable[[Any], Any]) -> Any:
+def control_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The ids of the tokenizer's control tokens, the special ones first."""
+    control = {*control_texts(tokenizer, template)}
+    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
+    return [token_id for token_id, token in added if token.content in control]
+
+
+class Guard:
+    """Puts stand-ins into the texts of others, and takes them out of what was rendered."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, texts: Any) -> None:
+        """Chooses stand-ins that occur nowhere.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            template: The chat template (Jinja).
+            texts: A JSON value of all texts of others.
+        """
+        tokens = control_texts(tokenizer, template)
+        self._tokenizer, self._control = tokenizer, _any_of(tokens)
+        self._tags = removed_tags(template)
+        written = {c for text in _strings(texts) if not text.isascii() for c in text}
+        ends = sorted({c for token in tokens for c in (token[0], token[-1])})
+        free = (chr(code) for code in _PRIVATE if chr(code) not in written)
+        self._stand_ins = {ord(c): next(free) for c in ends}
+        self._real = {ord(stand_in): chr(c) for c, stand_in in self._stand_ins.items()}
+        self._beginnings = {token[:i] for token in tokens for i in range(1, len(token))}
+        self._endings = {token[i:] for token in tokens for i in range(1, len(token))}
+        self._longest = max(map(len, tokens), default=0)
+
+    def text(self, text: str) -> str:
+        """A text as it may stand in a template: as it is, or with stand-ins."""
+        return text.translate(self._stand_ins) if self._is_risky(text) else text
+
+    def value(self, value: Any) -> Any:
+        """A copy of a JSON value with `text` of each string in it, keys too."""
+        return _map_strings(value, self.text)
+
+    def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a message that may be rendered; its role is a word of ours."""
+        guarded: dict[str, Any] = self.value({**message, "role": ""}) | {"role": message["role"]}
+        if message["role"] == "assistant":  # a template may take out what stands in these tags
+            pieces = thought_pieces(message["content"], self._tags)
+            guarded["content"] = "".join(
+                piece if number % 2 else self.text(piece) for number, piece in enumerate(pieces)
+            )
+        return guarded
+
+    def encode(self, rendered: str) -> list[int]:
+        """Encodes a rendered text; what others wrote never becomes a control token."""
+        text = self.real(rendered)
+        own = [match.span() for match in self._control.finditer(rendered)]
+        if own == [match.span() for match in self._control.finditer(text)]:
+            return encode(self._tokenizer, text, add_special_tokens=False)
+        ids, start, end = list[int](), 0, 0
+        for cut in (*self._cuts(text, own), len(text)):
+            start, end = end, cut
+            ids += self._piece_ids(text[start:end], inside=start > 0)
+        return ids
+
+    def real(self, rendered: str) -> str:
+        """A rendered text with the real characters in place of stand-ins."""
+        return rendered.translate(self._real)
+
+    def _is_risky(self, text: str) -> bool:
+        """Whether a text holds a control token, or begins or ends with a piece of one."""
+        if self._control.search(text):
+            return True
+        bare = text.strip()
+        lengths = range(1, min(self._longest, len(bare) + 1))
+        return any(
+            bare[-length:] in self._beginnings or bare[:length] in self._endings
+            for length in lengths
+        )
+
+    def _cuts(self, text: str, own: list[tuple[int, int]]) -> Iterator[int]:
+        """Where to cut a text so that no piece holds a control token that is not its `own`."""
+        position = 0
+        for start, end in (*own, (len(text), len(text))):
+            while match := self._control.search(text, position, start):
+                yield from self._cuts_in(match)
+                position = max(match.end() - len(match[0]) // 2, match.start() + 1)
+            position = end
+
+    def _cuts_in(self, match: re.Match[str]) -> Iterator[int]:
+        """Where to cut one control token, and those within its first half."""
+        if len(match[0]) == 1:
+            yield from (cut for cut in (match.start(), match.end()) if cut)
+            return
+        middle = match.end() - len(match[0]) // 2
+        inner = self._control.search(match.string, match.start(), middle)
+        if inner:
+            yield from self._cuts_in(inner)
+        yield middle
+
+    def _piece_ids(self, piece: str, *, inside: bool) -> list[int]:
+        """Encodes a piece, which comes after another one if `inside`."""
+        if len(piece) == 1 and self._control.fullmatch(piece):
+            return plain_ids(self._tokenizer, piece, inside=inside)
+        for before in ("\n", ".") if inside else ():
+            if (ids := ids_after(self._tokenizer, before, piece)) is not None:
+                return ids
+        return encode(self._tokenizer, piece, add_special_tokens=False)
+
+
+def _any_of(texts: list[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from _strings(list(item))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with each string in it changed, keys too."""
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, Mapping):
-        return {change(key): change(item) for key, item in value.items()}
-    return [change(item) for item in value] if isinstance(value, list) else value
+        return {_map_strings(key, change): _map_strings(v, change) for key, v in value.items()}
+    return [_map_strings(item, change) for item in value] if isinstance(value, list) else value

@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_llama_stop.chat.control_tokens import Placeholders, control_tokens, segment_ids
-from langchain_llama_stop.chat.tool_formats import FORMATS, ToolFormat, tool_format
+from langchain_llama_stop.chat.control_tokens import Guard, control_ids
+from langchain_llama_stop.chat.rendering import Rendering
+from langchain_llama_stop.chat.reshape import Message, as_text, shapes, with_system
+from langchain_llama_stop.chat.thoughts import opened_thought
+from langchain_llama_stop.chat.tool_formats import tool_format
 from langchain_llama_stop.tokens.encoding import encode
 
 if TYPE_CHECKING:
@@ -21,16 +25,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("langchain_llama_stop")
 
-Message = dict[str, Any]
-"""`role` ("system", "user", "assistant", "tool") and `content`; as in OpenAI's form, `tool_calls`
-(assistant), `name` and `tool_call_id` (tool)."""
-
 LLAMA_2 = (
     "{% if messages[0]['role'] == 'system' %}"
     "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
     "{% set messages = messages[1:] %}"
     "{% else %}{% set system = '' %}{% endif %}"
     "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('The roles take turns.') }}{% endif %}"
     "{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}"
@@ -84,22 +86,30 @@ def chat_ids(
     template: str,
     tools: Sequence[Mapping[str, Any]] = (),
     show_example: bool = True,
+    answer_next: bool = False,
     continue_final_message: bool = False,
+    close_thought: bool = False,
     split_special_tokens: bool = True,
+    template_kwargs: Mapping[str, Any] = {},  # noqa: B006
 ) -> list[int]:
     """Renders and encodes a conversation.
 
     Args:
         tokenizer: The model's tokenizer.
-        messages: The messages, at least one; neighbours of one role are merged.
+        messages: The messages, at least one. Where the template refuses them or leaves out what
+            they say, they are told in other turns (see `reshape.py`).
         template: The chat template (Jinja).
         tools: Tools in OpenAI's form. Where the template knows none, the system message describes
             them.
         show_example: Whether such a description is followed by an exchange that shows how tools
             are used. Small models call none without it when they may choose.
+        answer_next: Whether an answer begins after the messages, also where the last one is an
+            answer; else its tokens are counted, and nothing is begun after it.
         continue_final_message: Whether the last message is the beginning of the answer.
+        close_thought: Whether a thought that the template begins for the answer ends at once.
         split_special_tokens: Whether contents are plain text; else control tokens in them are
             read as such.
+        template_kwargs: What the template is given besides (`enable_thinking`).
 
     Returns:
         The ids of the prompt, up to where the answer begins or continues.
@@ -107,95 +117,51 @@ def chat_ids(
     Raises:
         ValueError: If the template cannot render the conversation.
     """
+    rendering = Rendering(tokenizer, template, template_kwargs, tools)
     fmt = tool_format(template)
-    if knows_tools(template):
-        fmt = FORMATS[0]  # only for calls that the template refuses: `_views` writes them as text
-    elif tools:
+    if tools and not (knows_tools(template) and rendering.tells_tools()):
         _log.debug("The chat template knows no tools: a system message describes %d", len(tools))
-        count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
-        description = {"role": "system", "content": fmt.tools_text(tools)}
-        example = fmt.example() if show_example else ()
-        messages = [description, *messages[:count], *example, *messages[count:]]
-        tools = ()
-    control = control_tokens(tokenizer, template)
-    for view in _views(merged(messages), template, fmt):
-        placeholders = Placeholders(control)
-        safe_tools: Any = [placeholders.replace_hostile(tool) for tool in tools]
-        try:
-            rendered = tokenizer.apply_chat_template(
-                [placeholders.replace_message(message) for message in view],
-                tools=safe_tools or None,
-                chat_template=template,
-                # No new answer begins after an answer: its tokens are counted, or it is continued.
-                add_generation_prompt=view[-1]["role"] != "assistant",
-                tokenize=False,
-            )
-        except Exception as error:  # templates raise errors of any type
-            problem: Exception | str = error
-            # Only its type is logged: its text may quote a message.
-            _log.debug("The chat template refused these roles (%s)", type(error).__name__)
-            continue
-        segments = list(placeholders.segments(str(rendered)))
-        numbers = [number for number, _ in segments]
-        if all(numbers.count(number) == 1 for number in placeholders.required):
-            if continue_final_message:
-                segments = segments[: 1 + numbers.index(placeholders.required[-1])]
-            if not split_special_tokens:
-                whole = "".join(text for _, text in segments)
-                return encode(tokenizer, whole, add_special_tokens=False)
-            return segment_ids(tokenizer, control, segments)
-        problem = "it leaves out or repeats what messages say"
-        _log.debug("The chat template left out or repeated a text with these roles")
-    raise ValueError(
-        f"The chat template cannot render these {len(messages)} messages ({problem}): check their "
-        "roles and order."
+        messages = with_system(messages, fmt.tools_text(tools))
+        if show_example:
+            others = (n for n, message in enumerate(messages) if message["role"] != "system")
+            start = next(others, len(messages))
+            messages = [*messages[:start], *fmt.example(), *messages[start:]]
+        rendering = Rendering(tokenizer, template, template_kwargs, ())
+    told = [rendering.in_known_role(message) for message in messages]
+    views = [told] if rendering.takes_calls(told) else []
+    if not views or any(m["role"] == "tool" or m.get("tool_calls") for m in told):
+        views.append(as_text(told, fmt.write))
+    shape = next(
+        (
+            shape
+            for view in views
+            for shape in shapes(view, answer_next=answer_next)
+            if rendering.takes(shape, answer_next=answer_next)
+        ),
+        None,
     )
+    if shape is None:
+        raise ValueError(
+            f"The chat template cannot render these {len(messages)} messages "
+            f"({rendering.problem}): check their roles and order."
+        )
+    guard = Guard(tokenizer, template, [shape, list(tools)])
+    final = [guard.message(message) for message in shape]
+    rendering = replace(rendering, tools=guard.value(list(rendering.tools)))
+    if continue_final_message:
+        text = rendering.up_to_end_of(final)
+    else:
+        text = rendering.render(final, answer_next or final[-1]["role"] != "assistant")
+    if close_thought and (tag := opened_thought(text)):
+        text = f"{text.rstrip()}\n\n{tag}\n\n"
+    if not split_special_tokens:
+        return encode(tokenizer, guard.real(text), add_special_tokens=False)
+    return guard.encode(text)
 
 
 def knows_tools(template: str) -> bool:
     """Whether a chat template (Jinja) describes tools to the model itself."""
     return re.search(r"\btools\b", template) is not None
-
-
-def merged(messages: Sequence[Message]) -> list[Message]:
-    """Joins neighbours of one role, except tools' results, into one message each."""
-    joined: list[Message] = []
-    for message in messages:
-        last = joined[-1] if joined else None
-        if last and last["role"] == message["role"] != "tool":
-            texts = [m["content"] for m in (last, message) if m["content"]]
-            calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
-            joined[-1] = {**last, "content": "\n\n".join(texts)}
-            if calls:
-                joined[-1]["tool_calls"] = calls
-        else:
-            joined.append(dict(message))
-    return joined
-
-
-def _views(messages: list[Message], template: str, fmt: ToolFormat) -> Iterator[list[Message]]:
-    """The conversation as it is, then in roles that every template has."""
-    if "tool_calls" in template or not any(m.get("tool_calls") for m in messages):
-        yield messages
-    simple = []  # without calls and results of tools
-    for message in messages:
-        role, content = message["role"], message["content"] or ""
-        if role == "tool":
-            name = f" of {message['name']}" if message.get("name") else ""
-            role, content = "user", f"Result{name}: {content}"
-        elif functions := [call["function"] for call in message.get("tool_calls", ())]:
-            calls = fmt.write([(f["name"], f.get("arguments", {})) for f in functions])
-            content = f"{content}\n{calls}" if content else calls
-        simple.append({"role": role, "content": content})
-    simple = merged(simple)
-    yield simple
-    # A template without a system role, or one whose conversations start with a user.
-    system = simple[0]["content"] if simple[0]["role"] == "system" else ""
-    rest = simple[1:] if system else simple
-    if not rest or rest[0]["role"] != "user":
-        rest = [{"role": "user", "content": ""}, *rest]
-    text = "\n\n".join(filter(None, (system, rest[0]["content"])))
-    yield [{**rest[0], "content": text}, *rest[1:]]
 
 
 def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
@@ -216,7 +182,7 @@ def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[st
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """Finds the token with which the template ends an answer: a special one, or an added one.
+    """Finds the control token with which the template ends an answer, the special ones first.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -226,5 +192,5 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
         Its id in a list; [] if no such token follows an answer.
     """
     after = around_answer(tokenizer, template)[1].lstrip()
-    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: not item[1].special)
-    return [i for i, token in added if token.content and after.startswith(token.content)][:1]
+    ends = control_ids(tokenizer, template)
+    return [i for i in ends if after.startswith(tokenizer.added_tokens_decoder[i].content)][:1]

@@ -27,7 +27,7 @@ examples:
 
 The answer goes to stdout as it comes, everything else to stderr. The last line on stderr says how
 it ended: finish_reason (stop, or length for an answer that the budget cut), stop_reason (the stop
-string that ended it; None for EOS), eos_source (model, reward or forced; None without EOS).
+string that ended it; None for EOS), eos_source (model, reward, closed or forced; None without EOS).
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from langchain_llama_stop.chat.control_tokens import control_ids
 from langchain_llama_stop.chat.template import chat_ids, chat_template
 from langchain_llama_stop.ending.boundaries import may_end
 from langchain_llama_stop.engine.config import vocabulary_size
@@ -71,8 +72,8 @@ def eos_scores(
     except ValueError:
         template = ""
     vocabulary = vocabulary_size(model)
-    added = tokenizer.added_tokens_decoder
-    others = {i for i in {*added, turn_end} if i is not None and i < vocabulary} - {*eos}
+    controls = control_ids(tokenizer, template)
+    others = {i for i in {*controls, turn_end} if i is not None and i < vocabulary} - {*eos}
     ends, middles = [], []
     for question, answer in references:
         ids, begin = exchange_ids(tokenizer, template, question, answer)
@@ -124,7 +125,8 @@ def exchange_ids(
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     ids = chat_ids(tokenizer, chat, template=template)
     begin = common_length(chat_ids(tokenizer, chat[:1], template=template), ids)
-    ends = [i for i in range(begin, len(ids)) if ids[i] in tokenizer.added_tokens_decoder]
+    controls = control_ids(tokenizer, template)
+    ends = [i for i in range(begin, len(ids)) if ids[i] in controls]
     if not ends:  # nothing ends an answer in this template
         return chat_ids(tokenizer, chat, template=template, continue_final_message=True), begin
     return ids[: ends[0]], begin

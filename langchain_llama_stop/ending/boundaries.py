@@ -1,37 +1,57 @@
-r"""Where an answer may end: pure text, judged as far as it is written, without look-ahead.
+r"""Where an answer may end: pure text, judged by itself, and by what follows where that is known.
 
 `is_true_end` asks whether a sentence, list item, table row, code block, formula or JSON value
 is finished. `open_constructs` asks what a text still owes: brackets, quotes, emphasis, fences.
 An answer may end where the first is true and the second is empty.
 
 A missed end costs one more sentence, a false one cuts a thought in two. So a doubtful end is no
-end. A newline removes some doubt, because no unfinished number or name contains one: "costs about
-3." may become 3.14, and "in the U.S." may continue, but "in the U.S.\n" is finished. Apart from
-that, whitespace after the text changes nothing.
+end: of a growing text, "costs about 3." may become 3.14, and "in the U.S." may continue. What
+follows removes the doubt, once it is known: a newline, a new sentence, or nothing at all. Apart
+from that, whitespace after the text changes nothing, except in Thai and Lao: a space ends a
+sentence there.
 
-Not recognized: sentence ends in languages that write none (Thai, Lao), tables without outer pipes,
-fences in block quotes.
+Not recognized: tables without outer pipes, fences in block quotes.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from langchain_llama_stop.ending.markup import MARK, OPENERS, apply_mark, json_values
+from langchain_llama_stop.ending.full_stop import After, after, dot_ends, goes_on, settles
+from langchain_llama_stop.ending.markup import MARK, apply_mark, json_values, outlasting
 
 Boundary = Literal["sentence", "line", "paragraph"]
 
-_TERMINATORS = ".!?…。！？｡．؟۔।॥‽⁇⁈⁉‼⸮։።፧፨។៕။།༎᠃᠉᙮෴܀"
-CLOSING_CHARS = r"\"'”’“‘»«›)\]}）」』】》〉*_`~"
+_TERMINATORS = ".!?…。！？｡．؟۔।॥‽⁇⁈⁉‼⸮։።፧፨។៕။།༎᠃᠉᙮෴܀\u037eฯ๚๛꓿꘎꘏︒﹖﹗"
+CLOSING_CHARS = r"\"'”’“‘»«›)\]}）」』】》〉］｝〕〟*_`~"
 _EMOJI = "\u200d\u20e3\u231a-\u23ff\u2600-\u2793\u2b50\u2b55\ufe0f\U0001f000-\U0001faff"
 _CONTINUES = tuple(":,;-–—/&：，；、،؛")
 
-# A terminator and what may follow it: closers, and after a space emoji, » or a smiley.
-_TAIL = rf"(?:[{CLOSING_CHARS}]|\s*+[»{_EMOJI}]|\s*+[:;]-?\))*+"
-_END = re.compile(rf"([{_TERMINATORS}])({_TAIL})(?<!\u200d)\Z")
-_CANDIDATE = re.compile(rf"[{_TERMINATORS}]{_TAIL}|(?<!\$)\$\$|\\\]")
+# A terminator and what may follow it: closers, and after a space emoji, », a smiley or a tag.
+_CLOSING_TAG = r"(?:</[A-Za-z][\w:-]{0,30}+\s?>|-->|<!--[^<>]{0,100}?-->)"
+_TAIL = (
+    rf"(?:[{CLOSING_CHARS}]|(?=[\s\\$:;<\-»{_EMOJI}])"
+    rf"(?:\\\)|\$(?!\w)|\s*+(?:[»{_EMOJI}]|[:;]-?\)|{_CLOSING_TAG})))*+"
+)
+# A character class comes first, for speed. Greek asks with ";"; a space ends a sentence in Thai.
+_MARK = rf"[{_TERMINATORS};](?:(?<!;)|(?<=[\u0370-\u03ff\u1f00-\u1fff];))"
+_SPACED = "\u0e01-\u0e3a\u0e40-\u0e5b\u0e81-\u0eff"  # Thai and Lao
+_END = re.compile(rf"({_MARK})({_TAIL})(?<!\u200d)\Z")
+_TAGS_END = re.compile(rf"\s*(?:{_CLOSING_TAG}\s*)+")
+_CANDIDATE = re.compile(
+    rf"[{_TERMINATORS};$\\<\-{_SPACED}](?:(?<=[{_TERMINATORS}]){_TAIL}"
+    rf"|(?<=[\u0370-\u03ff\u1f00-\u1fff];){_TAIL}|(?<=\$)(?<!\$\$)\$"
+    rf"|(?<=\\)(?:\]|end\{{[A-Za-z]{{1,20}}\*?\}})|(?<=<)/[a-z]{{1,10}}>|(?<=-)->"
+    rf"|(?<=[{_SPACED}])(?=\s))"
+)
+_STRUCTURE = re.compile(r"</(?:ul|ol|dl|table|html|body|pre|svg|script|style|form|select)>\Z")
+_THAI_SENTENCE = re.compile(rf"[{_SPACED}\d]{{9,}}[{_SPACED}]\Z")
+_THAI_OPEN = re.compile(  # words that announce what comes: that, is, and, or, such as, with, …
+    r"(?:ว่า|คือ|และ|หรือ|ของ|ที่|เช่น|ได้แก่|โดย|กับ|จาก|เป็น|แต่|เพราะ|ถ้า|เมื่อ|ซึ่ง|ดังนี้|"
+    r"ວ່າ|ແມ່ນ|ແລະ|ຫຼື|ຂອງ|ທີ່|ເຊັ່ນ|ກັບ|ຈາກ|ເປັນ|ແຕ່|ຖ້າ|ເມື່ອ)\Z"
+)
 _ROUGH_END = re.compile(rf"[{_TERMINATORS}][{CLOSING_CHARS}]*(?:\s|\Z)|[。！？]")
-_REACH = 40  # characters from the end in which the terminator is sought: room for its closers
+_REACH = (40, 120)  # characters from the end in which a terminator is sought; of them, with tags
 
 _WORD = re.compile(r"[^\W_]")
 _ORDINAL = r"\(?(?:\d{1,3}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})[.)]"
@@ -48,23 +68,6 @@ _SEPARATOR = re.compile(r"[ \t>]*\|(?=[ \t:|]*-)[ \t:|-]*")
 _SHORT_ITEM = 80  # characters: a longer item without a terminator is an unfinished sentence
 _LAST_WORD = 64  # characters before a full stop that are read: no abbreviation is longer
 
-# Words whose dot ends no sentence; after those of the second set it does before a newline.
-_ABBREVIATIONS = frozenset(
-    "Dr Mr Mrs Ms Prof Rev Hon Gen Capt Lt Sgt Gov Sen Messrs e.g i.e eg ie cf vs viz approx ca "
-    "Fig Figs Eq Vol pp Nos Sra Srta Dra Ud Uds Vd ej p.ej z.B d.h bzw vgl ggf inkl evtl Hr Frl "
-    "Mme Mlle Mmes MM Sig dott डॉ".split()
-)
-_SELDOM_ENDS = frozenset(
-    "Inc Ltd Co Corp Bros Jr Sr St Ave Blvd Rd Mt No Nr al fig vol est dept Dept Univ "
-    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
-)
-_DOTTED_ENDS = ("a.m", "p.m", "A.M", "P.M", "a. m", "p. m")
-_INITIAL = re.compile(r"(?<![\w.'’])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
-# Lower-case letters that start an abbreviation (a.m., e.g., i.e., p.m., d.h.) or are one.
-_LETTER_ABBREVIATIONS = "acdeipsuvz"
-_SHORT_NUMBER = re.compile(r"(?<![\d.,:/])\d{1,3}\Z")  # 3. may become 3.14; 1889., 5:30. may not
-_HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
-
 
 def open_constructs(text: str) -> tuple[str, ...]:
     r"""The closers that `text` still owes, innermost first: `"He (or she` owes `)` and `"`.
@@ -75,25 +78,31 @@ def open_constructs(text: str) -> tuple[str, ...]:
     return tuple(reversed(_Answer(text).owed))
 
 
-def is_true_end(text: str) -> bool:
+def is_true_end(text: str, following: str | None = None) -> bool:
     """Whether `text` stops where a sentence, item, table row, code block or value really ends.
 
     Open constructs around it do not matter, except that nothing ends inside a code fence or JSON.
     """
-    return _Answer(text).ends
+    return _Answer(text, following).ends
 
 
-def may_end(text: str, boundary: Boundary = "sentence") -> bool:
+def may_end(text: str, boundary: Boundary = "sentence", following: str | None = None) -> bool:
     r"""Whether `text` may end as it stands: a true end with nothing open.
 
-    A "line" end is followed by a newline, and then needs no terminator (verse) unless the line
-    is a heading or clearly continues (":", ","). A "paragraph" end is followed by an empty line,
-    or by a newline alone if it is a closed code fence.
+    Args:
+        text: The answer, up to the place that is judged.
+        boundary: What counts as an end. A "line" end is followed by a newline, and then needs no
+            terminator (verse) unless the line is a heading or clearly continues (":", ","). A
+            "paragraph" end is followed by an empty line, or by a newline alone if it is a closed
+            code fence.
+        following: All that follows: "" if the answer stops here for good. None: nothing is known,
+            as of a text that still grows. Then a short number or a capital before a full stop is
+            in doubt, and no end.
     """
-    answer = _Answer(text)
+    answer = _Answer(text, following)
     if answer.owed:
         return False
-    newlines = text.count("\n", answer.stop)
+    newlines = answer.newlines
     if boundary == "line":
         return newlines > 0 and (answer.ends or answer.ends_line)
     if boundary == "paragraph" and newlines < (1 if answer.closes_fence else 2):
@@ -101,30 +110,38 @@ def may_end(text: str, boundary: Boundary = "sentence") -> bool:
     return answer.ends
 
 
-def end_offsets(text: str) -> list[int]:
-    r"""Every offset at which `text[:offset]` may end (kind "sentence"), ascending.
+def end_offsets(text: str, final: bool = False) -> list[int]:
+    """Every offset at which `text[:offset]` may end (kind "sentence"), ascending.
 
-    Whitespace after an end makes no new end: of the prefixes that differ only in trailing
-    whitespace, the shortest that may end counts. That is the one without any, except where
-    the newline decides ("- figs\n- pears\n").
+    Each is judged with what follows it in the text, and comes before the whitespace there.
+
+    Args:
+        text: The answer.
+        final: Whether nothing follows the text. Else that is unknown, as of one that still grows.
     """
     offsets, owed = json_values(text)
     if owed:
         return offsets
-    page = _Page(text)
-    for start, stop, following in _lines(text, (offsets or [0])[-1], len(text)):
+    page = _Page(text, known=final)
+    for start, stop, _ in _lines(text, (offsets or [0])[-1], len(text)):
         page.enter(start, stop)
-        ends = [i for i in page.candidates() if page.ends(i, False) and not page.owed(i)]
+        ends = [i for i in page.candidates() if page.ends(i) and not page.owed(i)]
         offsets += ends
-        if following and stop not in ends and page.ends(stop, True) and not page.owed(stop):
-            offsets.append(following)
+        if stop not in ends and page.ends(stop) and not page.owed(stop):
+            offsets.append(stop)
         page.leave()
     return offsets
 
 
-def last_end(text: str) -> int:
+def last_end(text: str, final: bool = False) -> int:
     """The largest offset at which `text[:offset]` may end, 0 if there is none."""
-    return (end_offsets(text) or [0])[-1]
+    return (end_offsets(text, final) or [0])[-1]
+
+
+def settled_end(text: str) -> int:
+    """The largest offset at which a growing text may end, whatever follows it; 0 without one."""
+    ends = end_offsets(text)
+    return next((end for end in reversed(ends) if settles(text[end:])), 0)
 
 
 def count_sentences(text: str) -> int:
@@ -138,21 +155,24 @@ def count_sentences(text: str) -> int:
 class _Answer:
     """One text, judged at its last character that is not whitespace."""
 
-    def __init__(self, text: str) -> None:
-        self.stop = len(text.rstrip())
+    def __init__(self, text: str, following: str | None = None) -> None:
+        stop = len(text.rstrip())
         self.closes_fence = self.ends_line = False
-        values, self.owed = json_values(text[: self.stop])
+        values, self.owed = json_values(text[:stop])
         begin = (values or [0])[-1]
-        self.ends = begin == self.stop > 0
+        self.ends = begin == stop > 0
+        text += following or ""
+        page = _Page(text, known=following is not None)
+        then = page.after(stop)
+        self.newlines = then.gap.count("\n")
         if self.owed or self.ends:
             return
-        page = _Page(text)
-        for start, stop, following in _lines(text, begin, self.stop):
-            page.enter(start, stop)
-            if following:
+        for start, end, more in _lines(text, begin, stop):
+            page.enter(start, end)
+            if more:
                 page.leave()
-        self.owed = page.owed(self.stop)
-        self.ends = page.ends(self.stop, newline="\n" in text[self.stop :])
+        self.owed = page.owed(stop)
+        self.ends = page.ends(stop)
         self.ends_line = page.ends_line()
         self.closes_fence = bool(page.fence) and self.ends
 
@@ -160,12 +180,16 @@ class _Answer:
 class _Page:
     """A walk over the lines of a text: the state after the complete ones, and the current one.
 
-    Nothing depends on the text after the offset in question, so one walk serves all prefixes.
-    Offsets must come in ascending order.
+    Of the text after the offset in question only the next word counts, so one walk serves all
+    prefixes. Offsets must come in ascending order.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, known: bool) -> None:
         self.text = text
+        self.known = known  # whether nothing follows the text
+        self.outlasts = "<" in text or "\\begin{" in text  # something may outlast its paragraph
+        self.ended = False  # the line before ends a sentence
+        self.carried: list[str] = []  # what the blocks so far have left open
         self.fence = ""  # the open fence, with its indentation
         self.fresh = True  # the next line starts a block
         self.rows = self.pipes = 0  # of the table so far, and of its header
@@ -178,7 +202,7 @@ class _Page:
         self.start, self.stop, self.content = start, stop, line.end()
         self.kind = line.lastgroup or ""
         if self.kind or self.fresh:
-            self.block = _Block(self.text, self.content)
+            self.block = _Block(self.text, self.content, self.carried)
         self.fresh = False
         if word := _WORD.search(self.text, self.content, stop):
             self.block.word = min(self.block.word, word.start())
@@ -191,6 +215,10 @@ class _Page:
 
     def leave(self) -> None:
         """Finish the line: it is complete."""
+        if self.outlasts and not self.fence:
+            self.carried = outlasting(self.block.owed(self.stop))
+            if self.stop > self.content and not self._only_tags(self.stop):
+                self.ended = self._terminator(self.stop) is not None
         if self.fence:
             if self._closes_fence(self.stop):
                 self.fence, self.fresh = "", True
@@ -225,22 +253,31 @@ class _Page:
             if not self.text[i].isspace()
         )
 
-    def ends(self, stop: int, newline: bool) -> bool:
-        """Whether something ends at `stop`; `newline`: whether the line ends there too."""
+    def after(self, stop: int) -> After:
+        """What follows `stop`."""
+        return after(self.text, stop, self.known)
+
+    def ends(self, stop: int) -> bool:
+        """Whether something ends at `stop`."""
         text = self.text
         if self.fence:
             return self._closes_fence(stop)
         if self.kind == "row":
             full = self._count_pipes(stop) == self.pipes > 1 and self.rows > 1
             return full and _PIPE.match(text, stop - 1) is not None
+        if self._closes_structure(stop):
+            return True
         if self.block.word >= stop or self._is_label(stop):
             return False
-        end = self._terminator(stop)
+        end, then = self._terminator(stop), self.after(stop)
         if not end:
-            return newline and self._is_plain_item() or self._is_formula(stop)
+            plain = stop == self.stop and then.newline and self._is_plain_item()
+            return plain or self._is_formula(stop) or self._is_spaced_end(stop, then)
+        if goes_on(end[1], end[2], then):
+            return False
         if end[1] == ".":
             before = text[max(self.start, end.start() - _LAST_WORD) : end.start()]
-            return _dot_ends(before, end[2], newline)
+            return dot_ends(before, end[2], then, text[self.block.word].islower())
         return not (end[1] in "?？" and self._is_bold(stop))  # a bold question is a heading
 
     def ends_line(self) -> bool:
@@ -275,7 +312,8 @@ class _Page:
         return sum(1 for _ in _PIPE.finditer(self.text, self.start, stop))
 
     def _terminator(self, stop: int) -> re.Match[str] | None:
-        return _END.search(self.text, max(self.content, stop - _REACH), stop)
+        reach = _REACH[self.text.endswith(">", self.content, stop)]
+        return _END.search(self.text, max(self.content, stop - reach), stop)
 
     def _is_label(self, stop: int) -> bool:
         """Whether the line only introduces what follows: a heading, bare marker or open fence."""
@@ -294,10 +332,34 @@ class _Page:
         return short and self.siblings > 0 and self.plain and not self._continues()
 
     def _is_formula(self, stop: int) -> bool:
-        """Whether the line is, or closes, a displayed formula."""
+        """Whether the line is, or closes, a displayed formula or an environment."""
+        if self.text.endswith("}", self.content, stop):
+            return self.text.startswith(r"\end{", self.text.rfind("\\", self.content, stop))
         starts = self.text.startswith(("$$", r"\[", r"\]"), self.content, stop)
         ends = self.text.endswith(("$$", r"\]"), self.content, stop)
         return starts and ends and not self.text.endswith("$$$", self.content, stop)
+
+    def _only_tags(self, stop: int) -> bool:
+        """Whether the line up to `stop` holds nothing but tags that close elements."""
+        return _TAGS_END.fullmatch(self.text, self.content, stop) is not None
+
+    def _closes_structure(self, stop: int) -> bool:
+        """Whether a tag closes a whole list, table or page, or an element whose text has ended."""
+        if not self.text.endswith(">", self.content, stop):
+            return False
+        if _STRUCTURE.search(self.text, max(self.content, stop - 12), stop):
+            return True
+        return self.ended and self._only_tags(stop)
+
+    def _is_spaced_end(self, stop: int, then: After) -> bool:
+        """Whether a Thai or Lao sentence ends by a space, a newline or the end of the text."""
+        if not then.gap and (then.word or not then.known):
+            return False
+        begin = max(self.content, stop - _LAST_WORD)
+        sentence = _THAI_SENTENCE.search(self.text, begin, stop)
+        if not sentence or _THAI_OPEN.search(self.text, begin, stop):
+            return False
+        return then.newline or not then.word or not re.match(r"[\dA-Za-zๆฯ,;(]", then.word)
 
     def _continues(self) -> bool:
         return self.text[self.content : self.stop].rstrip("*_").endswith(_CONTINUES)
@@ -306,45 +368,21 @@ class _Page:
 class _Block:
     """The open markup of a paragraph, item, heading or row; each block starts without any."""
 
-    def __init__(self, text: str, start: int) -> None:
+    def __init__(self, text: str, start: int, carried: list[str]) -> None:
         self.text, self.read = text, start
         self.word = len(text)  # offset of its first letter or digit
-        self.stack: list[str] = []
+        self.stack = carried.copy()
 
     def owed(self, stop: int) -> list[str]:
         for token in MARK.finditer(self.text, self.read, stop):
-            before = self.text[token.start() - 1] if token.start() else ""
             if token.end() == stop:  # it may still grow, and the next character is not there yet
                 stack = self.stack.copy()
-                apply_mark(stack, token[0], before, "")
+                apply_mark(stack, self.text, token.start(), stop, stop)
                 return stack
-            apply_mark(self.stack, token[0], before, self.text[token.end()])
+            apply_mark(self.stack, self.text, token.start(), token.end(), stop)
             self.read = token.end()
         self.read = max(self.read, stop)
         return self.stack
-
-
-def _dot_ends(before: str, tail: str, newline: bool) -> bool:
-    """Whether a full stop after `before` ends a sentence; `tail`: the closers after it."""
-    if before.endswith("."):
-        return before.endswith("..")  # an ellipsis, not half of one
-    if not before or before[-1].isspace():
-        return False
-    word = before.rsplit(None, 1)[-1].lstrip(OPENERS)
-    if word in _ABBREVIATIONS:
-        return False
-    if newline or before.endswith(_DOTTED_ENDS):
-        return True
-    if word == "No":  # an answer, or the abbreviation of number
-        return not before[:-2].rstrip()[-1:].isalnum()
-    if word in _SELDOM_ENDS or _HALF_ADDRESS.search(before):
-        return False
-    if _SHORT_NUMBER.search(before):
-        return tail != ""
-    initial = _INITIAL.search(before)
-    return not initial or not (
-        initial[1] or initial[2].isupper() or initial[2] in _LETTER_ABBREVIATIONS
-    )
 
 
 def _lines(text: str, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

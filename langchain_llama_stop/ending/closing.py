@@ -5,8 +5,14 @@ import re
 
 from langchain_llama_stop.ending.boundaries import CLOSING_CHARS, may_end, open_constructs
 from langchain_llama_stop.ending.markup import json_values
+from langchain_llama_stop.ending.open_words import OPEN_CHARACTERS, OPEN_WORDS
 
 _AFTER_WORD = re.compile(rf"[^\W_][{CLOSING_CHARS}]*\Z")
+_SENTENCES = re.compile(r"[.!?…][\"'”’»)*_]*\s+|[。！？]|\n")
+_WORDS = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
+_LEAST_WORDS = 3  # of a sentence that we close: "So." and "We can." are none
+_LAST_SENTENCE = 300  # characters from the end in which the words of a sentence are counted
+_BLOCKS = ("\n", "`" * 3, "~" * 3, "|")
 
 
 def close_text(text: str) -> str:
@@ -32,6 +38,38 @@ def close_text(text: str) -> str:
         if closing and may_end(text + closing) and _valid_json(text, closing):
             return closing
     return ""
+
+
+def can_close(text: str, closing: str, following: str = "") -> bool:
+    """Whether a closing makes of a text something that reads as finished.
+
+    No number and no word of prose is cut, and the words before a full stop can end a sentence.
+    Code, JSON and tables hold no sentences: there only numbers must be whole.
+
+    Args:
+        text: The answer up to the closing.
+        closing: What is put in after it.
+        following: What the answer went on with, as far as it is known.
+    """
+    last, first = text[-1:], following[:1]
+    if last.isdigit() and re.match(r"[\w%°]|[.,:/]\d", following):
+        return False
+    if closes_block(text, closing):
+        return True
+    if last.isalnum() and first.isalnum() and first < "\u2e80":
+        return False
+    words = text.rstrip().rstrip("*_`\"'”’»)]}")
+    if words[-1:] >= "\u2e80":
+        return words[-1] not in OPEN_CHARACTERS
+    if "\u0e00" <= words[-1:] < "\u0f00":
+        return True  # Thai and Lao: no spaces tell the words
+    sentence = _WORDS.findall(_SENTENCES.split(words[-_LAST_SENTENCE:])[-1])
+    return len(sentence) >= _LEAST_WORDS and sentence[-1].lower() not in OPEN_WORDS
+
+
+def closes_block(text: str, closing: str) -> bool:
+    """Whether a closing ends a block of code, a table row or a JSON value: more than a sentence."""
+    return closing.lstrip(" ").startswith(_BLOCKS) or bool(json_values(text)[1])
 
 
 def _valid_json(text: str, closing: str) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TERMINATORS = (".", "!", "?", "。", "！", "？", "؟", "।")
 _FIRST = ("```", "\n```", '"', '."', '".', ")", ".)", ").", "]", "].", "}", "**", ".**", "`", "|")
-_NEVER_LAST = frozenset(",;:-(<{[/=+#@$%^&~¿¡–—")
+_NEVER_LAST = frozenset(",:-(<{[/=+#@$%^&~¿¡–—")
 _OPENS_NOTHING = re.compile(r"(?:[^\W_]|[\s.,:;!?)\]}）」』】》〉”’-])+")
 _OPENS_BLOCK = re.compile(r"[`~|\ufffd]")  # what closes it is longer than what opened it
 
@@ -79,4 +79,6 @@ class ClosingTokens:
 def _inside_sentence(piece: str) -> bool:
     """Whether no text ends after a token with this text; "" is a special one, such as padding."""
     last = piece.rstrip()[-1:]
+    if "\u0e00" <= last < "\u0f00":  # Thai and Lao: a space, or nothing, ends a sentence
+        return False
     return not last or last.isalnum() or last in _NEVER_LAST

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
+from langchain_llama_stop.ending.full_stop import settles
 from langchain_llama_stop.ending.reward import (
-    ADDED_TERMINATOR_NATS,
+    BEFORE_ZONE,
     CLOSING_NATS,
     MIDLINE_FENCE_NATS,
     UNSEEN_NATS,
@@ -41,27 +42,33 @@ class _Position(NamedTuple):
     gaps: list[float]  # nats by which each recorded token lies under the best token
 
 
-class _Candidate(NamedTuple):
-    """An end that is possible."""
+class _End(NamedTuple):
+    """A true end, or none."""
 
-    cost: float  # in nats
+    rank: tuple[float, int]  # the lowest is the best
     tokens: int  # of the answer that stay
-    closing: tuple[int, ...]  # ids appended to them, EOS included
 
 
-_NO_END = _Candidate(math.inf, 0, ())
+_NO_END = _End((math.inf, 1), 0)
 
 
 class Landing:
     """Finds the best end of each row while a batch is decoded.
 
-    There are three kinds of ends. A *true end* costs the gap of EOS there: how far EOS lies under
-    the best token. A *terminator* may be added if its gap is at most 3 nats and it closes the
-    sentence. If the zone holds neither, the open constructs are closed where the first token that
-    closes them has the smallest gap. The reward makes later ends cheaper than earlier ones.
+    1. An answer whose text ends truly with its last token stays whole: EOS, which we set there,
+       takes no token of the budget.
+    2. A *true end* in the zone costs the gap of EOS there: how far EOS lies under the best token.
+       The reward makes later ends cheaper than earlier ones.
+    3. Without one, the last true end of the few tokens before the zone.
+    4. Without one, a *closing* is put in where the words before it can end a sentence: a terminator
+       that the model nearly chose, or what closes the open constructs, where the first token of
+       that has the smallest gap.
+
+    What follows a position is known by then, and counts: "12." is an end before " You have".
 
     Attributes:
         zone: Tokens of an answer after which the landing zone begins.
+        first: Tokens after which positions are recorded: a little before the zone.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Landing:
         """
         self.max_new_tokens, self.reward = max_new_tokens, reward
         self.zone = reward.zone(max_new_tokens)
+        self.first = max(0, self.zone - BEFORE_ZONE)
         self._detokenizers = [detokenizer(tokenizer).after(prompt) for prompt in prompts]
         self._closing_tokens = closing_tokens(tokenizer)
         # The ids whose gaps are recorded: EOS ids (of equal ones the lowest wins), then the first
@@ -97,7 +105,7 @@ class Landing:
         self._terminators = slice(count, count + len(set(self._closing_tokens.terminators)))
         self._base_costs: dict[int, float] = {}  # of an end without a gap, by number of tokens
         self._newest: list[list[float]] = [[math.inf]] * rows  # gaps of each row's newest position
-        # Per row: its positions, how many of them are judged, and the best end among these.
+        # Per row: its positions, how many of them are judged for good, and the best true end there.
         self._positions: list[list[_Position]] = [[] for _ in range(rows)]
         self._judged = [0] * rows
         self._best = [_NO_END] * rows
@@ -124,16 +132,36 @@ class Landing:
                 self._newest[i] = gaps[i]
                 self._positions_before(i, len(ids)).append(_Position(len(ids), gaps[i]))
 
-    def newest_is_best(self, row: int, ids: Sequence[int]) -> bool:
-        """Whether the newest position of a row is its best end so far.
+    def safe_tokens(self, row: int, ids: Sequence[int]) -> int:
+        """How many tokens of a growing answer landing keeps for sure.
 
-        A stream asks this: if so, landing can drop nothing of the text so far.
+        A stream asks this: it may give away the text of these. Before the zone that is all of them,
+        as long as no true end has been seen that landing might go back to.
 
         Args:
             row: The row's index.
             ids: The ids of its answer so far.
         """
-        return self._best_end(row, ids).tokens == len(ids) > 0
+        positions = self._positions[row]
+        # In order, each as soon as what follows it is known well enough to judge it for good.
+        for position in positions[self._judged[row] :]:
+            if (rank := self._rank(ids, position)) < self._best[row].rank:
+                ends = self._is_end(row, ids, position.tokens, final=False)
+                if ends is None:
+                    break
+                if ends:
+                    self._best[row] = _End(rank, position.tokens)
+            self._judged[row] += 1
+        best, waiting = self._best[row], positions[self._judged[row] :]
+        seen = best is not _NO_END or (waiting and waiting[0].tokens < len(ids))
+        return best.tokens if seen or len(ids) > self.zone else len(ids)
+
+    def is_whole(self, row: int, ids: Sequence[int]) -> bool:
+        """Whether an answer that has used up its budget ends truly with its last token."""
+        text = self._detokenizers[row].decode(ids)
+        if text.endswith("\ufffd") or self._eos_gap(self._newest[row])[0] == math.inf:
+            return False
+        return boundaries.may_end(text, self.reward.boundary, "")
 
     def end(self, row: int, ids: Sequence[int]) -> list[int] | None:
         """Ends an answer that has used up its budget.
@@ -145,11 +173,20 @@ class Landing:
         Returns:
             The ids up to the best end, what closes it, and EOS; None if there is no end.
         """
-        self._positions_before(row, len(ids))
-        end = self._best_end(row, ids)
-        if end is _NO_END and self.reward.close_sentence:
-            end = self._close(row, ids)
-        return None if end is _NO_END else [*ids[: end.tokens], *end.closing]
+        positions = self._positions_before(row, len(ids))
+        ranked = [(self._rank(ids, p), p) for p in positions[self._judged[row] :]]
+        best = self._best[row]
+        for rank, position in sorted(ranked):
+            if rank >= best.rank:
+                break
+            if self._is_end(row, ids, position.tokens, final=True):
+                best = _End(rank, position.tokens)
+        if best is not _NO_END:
+            gaps = next(p.gaps for p in positions if p.tokens == best.tokens)
+            return [*ids[: best.tokens], self._eos_gap(gaps)[1]]
+        if not self.reward.close_sentence:
+            return None
+        return self._add_terminator(row, ids) or self._close(row, ids)
 
     def force_eos(self, row: int, ids: Sequence[int]) -> list[int] | None:
         """Replaces an answer's last token by EOS; None if EOS is forbidden there."""
@@ -164,76 +201,62 @@ class Landing:
             self._judged[row], self._best[row] = 0, _NO_END
         return positions
 
-    def _best_end(self, row: int, ids: Sequence[int]) -> _Candidate:
-        """The best end of the positions so far: a true end, or one with an added terminator."""
-        positions = self._positions[row]
-        waiting: list[tuple[float, _Position]] = []
-        for position in positions[self._judged[row] :]:
-            eos, terminator = self._costs(ids, position)
-            if terminator < eos < math.inf:
-                # Its terminator counts only if EOS here beats all earlier ends: judge those first.
-                self._take_cheapest(row, ids, waiting)
-                self._take_cheapest(row, ids, [(terminator, position)])
-                waiting = []
-            elif min(eos, terminator) < math.inf:
-                waiting.append((min(eos, terminator), position))
-        self._take_cheapest(row, ids, waiting)
-        self._judged[row] = len(positions)
-        return self._best[row]
-
-    def _take_cheapest(
-        self, row: int, ids: Sequence[int], waiting: list[tuple[float, _Position]]
-    ) -> None:
-        """Updates the row's best end from (least cost, position) pairs, the cheapest first."""
-        for least, position in sorted(waiting):
-            if least > self._best[row].cost:
-                break
-            self._best[row] = self._judge(row, ids, position)
-
-    def _judge(self, row: int, ids: Sequence[int], position: _Position) -> _Candidate:
-        """The end at a position, if it is better than the row's best so far; else that one."""
-        (count, gaps), best = position, self._best[row]
-        eos_cost, terminator_cost = self._costs(ids, position)
-        _, eos = self._eos_gap(gaps)
-        if eos_cost < math.inf:
-            if (eos_cost, count) >= best[:2]:
-                return best
-            text = self._detokenizers[row].decode(ids[:count])
-            if boundaries.may_end(text, self.reward.boundary):
-                return _Candidate(eos_cost, count, (eos,))
-        if (terminator_cost, count) >= best[:2]:
-            return best
-        nearest = min(gaps[self._terminators])
-        terminator = self._ids[gaps.index(nearest, self._terminators.start)]
-        if not self._closes(row, ids[:count], [terminator]):
-            return best
-        return _Candidate(terminator_cost, count, (terminator, eos))
-
-    def _costs(self, ids: Sequence[int], position: _Position) -> tuple[float, float]:
-        """Costs of EOS and of a terminator at a position; infinity if it is excluded by numbers."""
+    def _rank(self, ids: Sequence[int], position: _Position) -> tuple[float, int]:
+        """The rank of a true end at a position; that of no end if numbers and ids exclude it."""
         count, gaps = position
-        eos_cost = terminator_cost = math.inf
         gap = min(gaps[: len(self._eos)])
-        if count and gap < math.inf:
-            if self._closing_tokens.may_end_after(ids[count - 1]):
-                eos_cost = self._cost(count, gap)
-            near = min(gaps[self._terminators], default=math.inf)
-            fits = count + 2 <= self.max_new_tokens
-            if near <= CLOSING_NATS[1] and fits and self.reward.close_sentence:
-                terminator_cost = self._cost(count, near + ADDED_TERMINATOR_NATS)
-        return eos_cost, terminator_cost
+        if not count or gap == math.inf or not self._closing_tokens.may_end_after(ids[count - 1]):
+            return _NO_END.rank
+        # Before the zone the last end is the best one, and worse than any in the zone.
+        return (self._cost(count, gap), count) if count >= self.zone else (math.inf, -count)
 
-    def _close(self, row: int, ids: Sequence[int]) -> _Candidate:
-        """The cheapest end, over all positions, that closes what is open."""
-        best = _NO_END
+    def _is_end(self, row: int, ids: Sequence[int], count: int, *, final: bool) -> bool | None:
+        """Whether the answer truly ends after so many tokens; None if later tokens may tell."""
+        text, boundary = self._detokenizers[row].decode(ids[:count]), self.reward.boundary
+        following = self._following(row, ids, text)
+        in_doubt = following is None
+        if boundary == "sentence":  # a newline comes before the others: it leaves no doubt
+            in_doubt = in_doubt or not settles(following or "")
+        else:
+            following = None
+        if final or not in_doubt:
+            return boundaries.may_end(text, boundary, following)
+        return None if boundaries.may_end(text, boundary, "\n") else False
+
+    def _following(self, row: int, ids: Sequence[int], text: str) -> str | None:
+        """What follows a text that begins the answer; None inside an unfinished character."""
+        detokenizer = self._detokenizers[row]
+        whole = detokenizer.decode(ids)
+        whole = whole[: detokenizer.settled(ids, whole)]
+        return whole[len(text) :] if whole.startswith(text) else None
+
+    def _add_terminator(self, row: int, ids: Sequence[int]) -> list[int] | None:
+        """Ends the answer by the cheapest terminator that the model nearly chose."""
+        candidates = []
+        for count, gaps in self._positions[row]:
+            near = min(gaps[self._terminators], default=math.inf)
+            fits = self.zone <= count and 0 < count <= self.max_new_tokens - 2
+            if near <= CLOSING_NATS[1] and fits and self._eos_gap(gaps)[0] < math.inf:
+                candidates.append((self._cost(count, near), count, gaps))
+        for _, count, gaps in sorted(candidates):
+            recorded = gaps[self._terminators]
+            terminator = self._ids[self._terminators.start + recorded.index(min(recorded))]
+            if self._closes(row, ids, count, [terminator]):
+                return [*ids[:count], terminator, self._eos_gap(gaps)[1]]
+        return None
+
+    def _close(self, row: int, ids: Sequence[int]) -> list[int] | None:
+        """Ends the answer by the cheapest closing of what is open in the zone."""
+        best, closed = math.inf, None
         first = len(self._eos)
         # (cost of the cheapest closing there could be, tokens, gaps)
         bounds = [
             (self._cost(n, min(gaps[first:], default=math.inf)), n, gaps)
             for n, gaps in self._positions[row]
+            if n >= self.zone
         ]
         for bound, count, gaps in sorted(bounds, key=lambda entry: entry[:2]):
-            if best is not _NO_END and bound >= best.cost:
+            if closed and bound >= best:
                 break
             eos_gap, eos = self._eos_gap(gaps)
             closing = close_text(self._detokenizers[row].decode(ids[:count]))
@@ -246,14 +269,26 @@ class Landing:
                 continue
             midline = MIDLINE_FENCE_NATS * closing.startswith("\n")
             cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + midline)
-            if cost < best.cost and self._closes(row, ids[:count], added):
-                best = _Candidate(cost, count, (*added, eos))
-        return best
+            if cost < best and self._closes(row, ids, count, added):
+                best, closed = cost, [*ids[:count], *added, eos]
+        return closed
 
-    def _closes(self, row: int, ids: Sequence[int], added: Sequence[int]) -> bool:
-        """Whether the row's answer `ids` ends with these; never if it stops inside a character."""
+    def _closes(self, row: int, ids: Sequence[int], count: int, added: Sequence[int]) -> bool:
+        """Whether the answer, cut after so many tokens, reads as finished with the added ones."""
         decode = self._detokenizers[row].decode
-        return not decode(ids).endswith("\ufffd") and boundaries.may_end(decode([*ids, *added]))
+        text, whole = decode(ids[:count]), decode([*ids[:count], *added])
+        if text.endswith("\ufffd"):  # inside a character
+            return False
+        following = self._following(row, ids, text) or ""
+        closing = whole[len(text) :]
+        if not can_close(text, closing, following):
+            return False
+        if self.reward.boundary == "sentence":
+            return boundaries.may_end(whole)
+        # The newlines that follow here count; a block is a paragraph of its own.
+        gap = following[: len(following) - len(following.lstrip())]
+        gap = "\n\n" if closes_block(text, closing) else gap
+        return boundaries.may_end(whole + gap, self.reward.boundary)
 
     def _eos_gap(self, gaps: list[float]) -> tuple[float, int]:
         """How far the best EOS lies under the best token, and its id."""

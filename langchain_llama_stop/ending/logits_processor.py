@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.reward import (
     DECIDED,
@@ -233,12 +233,17 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         if terminator is None and left > len(tokens.ids(".")) + tokens.most_owed(ids) + 1:
             return None  # whatever the text owes, there is room for it after this token
         decode = edit.detokenizer.decode
-        plan = tokens.ids(close_text(decode(ids))) if left <= PLANNED_TOKENS else []
+        text = decode(ids)
+        closing = close_text(text) if left <= PLANNED_TOKENS else ""
+        by_sentence = self.reward.boundary == "sentence"
+        plan = tokens.ids(closing) if by_sentence or closes_block(text, closing) else []
         if plan and left <= len(plan) + 1:
             return plan[0], True
-        if terminator and boundaries.is_true_end(decode([*ids, terminator])):
-            return terminator, False
-        return None
+        if terminator is None or not by_sentence:
+            return None
+        closed = decode([*ids, terminator])
+        ends = can_close(text, closed[len(text) :]) and boundaries.is_true_end(closed)
+        return (terminator, False) if ends else None
 
 
 class InPlaceEosReward(EosTokenRewardLogitsProcessor):

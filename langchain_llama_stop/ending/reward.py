@@ -26,6 +26,9 @@ ZONE_SHARE = 0.6
 ZONE_TOKENS = (20, 48)
 """Least and most tokens of the default zone. Tuned: it need not grow with the budget."""
 
+BEFORE_ZONE = 16
+"""Tokens before the zone in which a true end still goes before a closing that is put in."""
+
 # --- decided while the text comes: the logits processor
 
 DECIDED = 1000.0
@@ -44,10 +47,8 @@ PLANNED_TOKENS = 8
 HINDSIGHT = 2.0
 """The reward's factor in landing, where no end of the model's own is at stake. Answers use more
 of their budgets and their tails cost the same as with 1: `make bench-termination`."""
-ADDED_TERMINATOR_NATS = 11.0
-"""Assumed cost of EOS after a terminator that we add: about as after the model's own."""
 UNSEEN_NATS = 12.0
-"""Assumed cost of a closing token whose score was not recorded: a nat more than EOS above."""
+"""Assumed cost of a closing token whose score was not recorded."""
 MIDLINE_FENCE_NATS = 6.0
 """Extra cost of a fence in the middle of a line of code, so that whole lines are preferred."""
 
@@ -62,10 +63,11 @@ class EosReward:
         strength: Nats added to the EOS score at a possible end when the budget is used up. The
             bonus grows linearly from 0 at the beginning of the zone.
         boundary: What counts as a possible end: "sentence" (also a complete list item, table row
-            or code block), "line" or "paragraph".
+            or code block), "line" or "paragraph"; also where a closing is put in.
         close_sentence: Whether tokens that close a sentence are raised when the limit is near and
             no end is in reach.
-        force_eos: Whether the last token of the budget is EOS, whatever the text.
+        force_eos: Whether the last token of the budget is EOS, whatever the text (in landing only
+            where there is no end, and nothing can be closed).
         hindsight: Whether the end is chosen when the budget is used up, among all positions in the
             zone. Then an answer that the model ends by itself is never changed, and a stream holds
             back what may still be dropped. False: the end is decided while the text comes, as the

@@ -28,17 +28,23 @@ if TYPE_CHECKING:
     import torch
 
 
+EosSource = Literal["model", "reward", "closed", "forced"]
+"""Who ended an answer; "closed": landing put in marks that the model had not written."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationResponse:
     """One answer.
 
     Attributes:
         text: The answer, trimmed at its stop; after the prompt with `return_full_text`.
-        token_ids: The answer's ids, EOS and stop included.
+        token_ids: The answer's ids, EOS and stop included; an answer that ends truly with the last
+            token of its budget has no EOS there.
         prompt_tokens: Tokens of the prompt.
         finish_reason: "stop", or "length" for an answer that its budget (or `max_time`) cut.
         stop_reason: None for EOS; else the stop string or the token ids that matched.
-        eos_source: Who ended the answer: "model", "reward", "forced", or None without EOS.
+        eos_source: Who ended the answer: "model", "reward", "closed" (by marks that were put in),
+            "forced", or None without EOS.
         logprobs: With `logprobs`, one dict per id of `token_ids`: `token` (its text), `logprob`
             (natural; None for a token that landing has set), `top_logprobs` (the likeliest tokens,
             each with `token` and `logprob`).
@@ -49,7 +55,7 @@ class GenerationResponse:
     prompt_tokens: int
     finish_reason: Literal["stop", "length"]
     stop_reason: str | list[int] | None
-    eos_source: Literal["model", "reward", "forced"] | None
+    eos_source: EosSource | None
     logprobs: list[dict[str, Any]] | None = None
 
 
@@ -94,9 +100,9 @@ class Sequence:
     generated: list[int] = field(default_factory=list)  # as the model has decoded it
     landed: list[int] | None = None  # the answer's ids, where they are not `generated`
     streamable: str = ""  # streams only: the text that may be given out
-    safe_prefix: str | None = None  # streams only: the text that landing cannot cut into
+    safe_length: int | None = None  # streams only: characters that landing cannot cut into
     finished: bool = False
-    eos_source: Literal["model", "reward", "forced"] | None = None
+    eos_source: EosSource | None = None
     logprobs: list[dict[str, Any]] = field(default_factory=list)  # of `generated`
     builder: TextBuilder | None = None  # streams only: other answers are decoded once
     eos: tuple[int, ...] = ()
@@ -142,17 +148,19 @@ class Sequence:
 
     def take(self, step: Step) -> None:
         """Takes the next token; an answer that its budget cuts with it lands."""
-        if self.landing and (ids := self.answer_ids(self.landing.zone)) is not None:
+        if self.landing and (ids := self.answer_ids(self.landing.first)) is not None:
             best = None if step.best is None else step.scores.new_tensor([step.best])
             self.landing.record([ids], step.scores, best)
-            # A stream holds back what landing may cut.
-            if self.builder and (self.safe_prefix is None or self.landing.newest_is_best(0, ids)):
-                self.safe_prefix = settled_text(self)
+            if self.builder:  # a stream holds back what landing may cut
+                kept = self.landing.safe_tokens(0, ids)
+                safe = self.generated[: self._answer_start + kept]
+                text = settled_text(self) if kept == len(ids) else self.detokenizer.decode(safe)
+                self.safe_length = max(self.safe_length or 0, len(text))
         if step.finished and step.token in self.eos:
             self.eos_source = "model"
             if self.reward and step.input_ids is not None:
-                text, own = step.input_ids[0], step.logits[0]
-                self.eos_source = self.reward.eos_source(text, own, step.sampled)
+                before, own = step.input_ids[0], step.logits[0]
+                self.eos_source = self.reward.eos_source(before, own, step.sampled)
         if self.options.logprobs:
             self._record_logprob(step.token, step.logits[0].log_softmax(dim=-1))
         self.generated.append(step.token)
@@ -164,8 +172,7 @@ class Sequence:
             self._land(self.landing)
         if self.builder and not self.finished:
             self.builder.push(step.token)
-            safe = self.safe_prefix  # within the landing zone, up to the best end
-            self.streamable = settled_text(self) if safe is None else safe
+            self.streamable = settled_text(self)[: self.safe_length]
 
     def _record_logprob(self, token: int, logprobs: torch.Tensor) -> None:
         """Records the log-probability of the next token, out of those of all tokens, (vocab,)."""
@@ -215,8 +222,12 @@ class Sequence:
             return
         start = self._answer_start
         thought, answer = self.generated[:start], self.generated[start:]
+        if landing.is_whole(0, answer):
+            self.eos_source = "reward"
+            return
         if ids := landing.end(0, answer):
-            self.landed, self.eos_source = thought + ids, "reward"
+            self.landed = thought + ids
+            self.eos_source = "reward" if ids[:-1] == answer[: len(ids) - 1] else "closed"
         elif self.options.eos_reward.force_eos and (ids := landing.force_eos(0, answer)):
             self.landed, self.eos_source = thought + ids, "forced"
         else:
@@ -237,7 +248,9 @@ class Sequence:
 
     def trimmed(self) -> tuple[str, str | list[int] | None]:
         """The answer's text, and the stop that it was trimmed at."""
-        ids = self.token_ids[:-1] if self.eos_source else self.token_ids
+        ids = self.token_ids
+        if self.eos_source and ids[-1] in self.eos:  # not after an answer that fills its budget
+            ids = ids[:-1]
         text, reason = self.detokenizer.decode(ids), None
         if match := find_stop(text, self.options.stop):
             text, reason = text[: match.start], match.stop
@@ -251,12 +264,13 @@ class Sequence:
             return self.detokenizer.decode(ids[: -len(found)]), list(found)
         return text, reason
 
-    def last_end(self, text: str) -> int:
+    def last_end(self, text: str, growing: bool = False) -> int:
         """The position after the last sentence of the answer in its text; 0 without one."""
         if self._thinking:
             return 0
         thought = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-        end = boundaries.last_end(text[thought:])
+        answer = text[thought:]
+        end = boundaries.settled_end(answer) if growing else boundaries.last_end(answer, final=True)
         return thought + end if end else 0
 
     def special_stops(self, ids: list[int]) -> tuple[str, ...]:

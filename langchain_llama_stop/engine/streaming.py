@@ -30,4 +30,4 @@ def settled_text(sequence: Sequence) -> str:
         text = text[: len(sequence.visible_text(ids, length))]
     if held := held_back_ids(ids, options.stop_token_ids) if options.stop_token_ids else 0:
         text = text[: len(decode(ids[:-held]))]
-    return text[: sequence.last_end(text)] if options.on_length == "trim" else text
+    return text[: sequence.last_end(text, growing=True)] if options.on_length == "trim" else text

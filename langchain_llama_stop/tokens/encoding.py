@@ -31,7 +31,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> li
         ValueError: If the text holds half of a surrogate pair.
     """
     check_text("The text", text)
-    ids: list[int] = tokenizer(text, **settings)["input_ids"]
+    with tokenizer_lock(tokenizer):
+        ids: list[int] = tokenizer(text, **settings)["input_ids"]
     return ids
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_llama_stop._optional import require
-from langchain_llama_stop.chat.template import Message, merged
+from langchain_llama_stop.chat.reshape import Message, merged
 
 INSTALL_TRAIN = "pip install 'langchain-llama-stop[train]' ('.[train]' in a clone)"
 Conversation = list[Message]

@@ -79,7 +79,7 @@ _CALL = (
 _OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # `timeout` is here that of the HTTP request
 
 
-class ChatLlamaStopServer(  # type: ignore[misc]
+class ChatLlamaStopServer(
     ChatSerializationMixin, ParsedOptionsMixin, BindingMixin, RequestOptions, BaseChatOpenAI
 ):
     r"""A chat model on a vLLM server, whose answers end and stop where the options say.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from langchain_llama_stop._langchain.messages import schema_message, with_text
-from langchain_llama_stop.chat.template import Message, merged
+from langchain_llama_stop._langchain.messages import schema_text, with_text
+from langchain_llama_stop.chat.reshape import Message, merged
 from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, OPTIONS, GenerationOptions
 from langchain_llama_stop.vllm.xargs import reward_args
 
@@ -98,6 +98,8 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
         where, _, name = option.request.partition(".")
         if value is None or value is False or value == () or where in ("", "messages"):
             continue
+        if value == {} and option.name not in _WRITERS:
+            continue  # nothing was given
         written = _WRITERS[option.name](value) if option.name in _WRITERS else value
         (body if name else arguments)[name or where] = written
     if xargs:
@@ -141,7 +143,7 @@ def with_instructions(messages: list[Message], options: GenerationOptions) -> li
         The messages. Neighbours of one role are joined if both are text and have no name.
     """
     if options.json_schema is not None:
-        messages = [schema_message(options.json_schema), *messages]
+        messages = [{"role": "system", "content": schema_text(options.json_schema)}, *messages]
     if messages[-1]["role"] == "user":
         hint = options.hint(options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
         messages = [*messages[:-1], with_text(messages[-1], hint)]

@@ -1,4 +1,6 @@
-"""Messages with tools, and a template like Qwen's."""
+"""Messages with tools, a template like Qwen's, and a processor that says a text."""
+
+import torch
 
 QWEN = r"""{% if tools %}{{ '<|im_start|>system\n# Tools\n<tools>' }}
 {% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}
@@ -32,3 +34,24 @@ def result(content, **fields):
 def tool_of(**fields):
     function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
     return {"type": "function", "function": function | fields}
+
+
+class Says:
+    """A processor with which the model says a text where nothing else is demanded."""
+
+    def __init__(self, tokenizer, text):
+        self.tokenizer = tokenizer
+        self.ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        self.prompt = None
+
+    def __call__(self, input_ids, scores):
+        if self.prompt is None:
+            self.prompt = input_ids[0].tolist()
+        place = min(input_ids.shape[1] - len(self.prompt), len(self.ids) - 1)
+        said = torch.zeros_like(scores)
+        said[:, self.ids[place]] = 100.0
+        return said
+
+    @property
+    def asked(self):
+        return self.tokenizer.decode(self.prompt)

@@ -18,6 +18,14 @@ PARTS = [
     *('{"name": "weather", "arguments": {"city": "Rome"}}', '{"name": "add", "parameters": {}}'),
     *('{"name": ', '"weather"', '"nobody"', ', "arguments": ', "{", "}", "[", "]", '"', "\\", ","),
     *("null", "1e999", "NaN", "-0", "9" * 5000, '"\\ud800"', "; ", " ", "It is warm.", "é", "😀"),
+    *("[TOOL_CALLS]", "[TOOL_CALLS]add[ARGS]", "<function=add>", "<parameter=a>\n", "</parameter>"),
+    *("</function>", "<tool_call>add\n", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>"),
+    *(
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n",
+        "<|tool_call|>[",
+    ),
+    *("<｜DSML｜function_calls>", '<｜DSML｜invoke name="add">', "</｜DSML｜invoke>", "<TOOLCALL>"),
+    *("<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>", "<|START_ACTION|>"),
     *("[" * 3000, "{" * 3000, '{"a":' * 3000, "\x00", "\u2028", "1. ", "* ", "(", "**", "…"),
 ]
 TEXTS = st.lists(st.sampled_from(PARTS) | st.text(max_size=5), max_size=9).map("".join)

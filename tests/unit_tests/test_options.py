@@ -32,7 +32,7 @@ WRONG = [
     ("repetition_penalty", -2),
     ("seed", -1),
     ("seed", "x"),
-    ("stop", "END"),
+    ("stop", ""),
     ("stop", [""]),
     ("stop", [3]),
     ("stop_token_ids", 7),
@@ -50,7 +50,8 @@ WRONG = [
     ("answer_hint", "In {sentences.x} words"),
     ("answer_hint", "In {sentences[0]} words"),
     ("seed", 2**70),
-    ("temperature", 1e-40),
+    ("temperature", -1e-40),
+    ("chat_template_kwargs", 3),
     ("answer_hint", "In {sentences words"),
     ("logits_processor", [3]),
     ("logits_processor", 3),
@@ -79,6 +80,23 @@ def test_a_wrong_value_is_refused_by_name(name, value):
     )
     inner = name if not isinstance(value, dict) else "start" if "start" in value else "begin"
     assert inner in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["messages", "tools", "add_generation_prompt", "tokenize", 3])
+def test_a_template_gets_messages_by_no_setting(key):
+    with pytest.raises(ValueError, match="`chat_template_kwargs` has to hold settings"):
+        GenerationOptions.parse({"chat_template_kwargs": {key: True}})
+
+
+def test_settings_of_a_template_add_up():
+    options = GenerationOptions.parse({"chat_template_kwargs": {"a": 1, "b": 1}})
+    changed = options.updated({"chat_template_kwargs": {"b": 2}})
+    assert changed.chat_template_kwargs == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-40, 1e-8, 1e-6, 0.001, 0.0099])
+def test_a_tiny_temperature_is_greedy(temperature):
+    assert GenerationOptions.parse({"temperature": temperature}).temperature == 0
 
 
 def test_an_unknown_option_lists_the_known_ones():
@@ -151,7 +169,7 @@ def test_options_are_frozen():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": "abc"}, "`stop` has to be a list of strings, but is 'abc'"),
+        ({"stop": 3}, "`stop` has to be a list of strings, but is 3"),
         ({"stop": ("",)}, "`stop` has to hold strings of at least one character"),
         ({"eos_reward": "yes"}, "`eos_reward` has to be a bool or an EosReward"),
     ],

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_llama_stop.chat.tool_formats.base import THINKING, Call, ToolFormat
+from langchain_llama_stop.chat.tool_formats.body import (
+    JSON,
+    Body,
+    after_space,
+    json_value,
+    json_values,
+    typed,
+)
 from langchain_llama_stop.chat.tool_formats.call_grammar import call_grammar
+from langchain_llama_stop.chat.tool_formats.deepseek import DEEPSEEK, DEEPSEEK_V3_2
+from langchain_llama_stop.chat.tool_formats.functionary import FUNCTIONARY
+from langchain_llama_stop.chat.tool_formats.glm import GLM
+from langchain_llama_stop.chat.tool_formats.granite import GRANITE
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
+from langchain_llama_stop.chat.tool_formats.kimi import KIMI
+from langchain_llama_stop.chat.tool_formats.lists import COHERE, NEMOTRON, TOOL_CALLS
 from langchain_llama_stop.chat.tool_formats.llama3 import LLAMA_3
+from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS
+from langchain_llama_stop.chat.tool_formats.qwen_coder import QWEN_CODER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "FORMATS",
@@ -19,18 +37,34 @@ __all__ = [
     "ToolFormat",
     "call_begins",
     "call_grammar",
+    "hides_calls",
+    "is_known_format",
     "parse_tool_calls",
     "tool_format",
 ]
 
 FORMATS: tuple[ToolFormat, ...] = (
-    HERMES,  # the first is also the one for templates that no format recognises
+    QWEN_CODER,
+    FUNCTIONARY,
+    GLM,
+    DEEPSEEK,
+    DEEPSEEK_V3_2,
+    KIMI,
+    MISTRAL_ARGS,
+    MISTRAL,
+    GRANITE,
+    NEMOTRON,
+    TOOL_CALLS,
+    COHERE,
+    HERMES,
     LLAMA_3,
 )
 """All formats. The first one that recognises a template is taken for it."""
+UNKNOWN = HERMES
+"""The format for templates that no format recognises."""
 
-_BETWEEN = re.compile(r"[;\s]*(?=[{\[])")  # Llama writes several calls with semicolons between
-_FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+_KEYS = {"name", "tool_name", "function", "id", "tool_call_id", "type"}
+"""What an object of a call may hold besides its arguments."""
 
 
 def tool_format(template: str, vocabulary: Mapping[str, int] = {}) -> ToolFormat:  # noqa: B006
@@ -43,9 +77,29 @@ def tool_format(template: str, vocabulary: Mapping[str, int] = {}) -> ToolFormat
     Returns:
         The format, with the ids of the tags that are single tokens.
     """
-    fmt = next((fmt for fmt in FORMATS if fmt.recognises(template)), FORMATS[0])
+    fmt = next((fmt for fmt in FORMATS if fmt.recognises(template)), UNKNOWN)
     tags = (*_opening_tags(), *_closing_tags(), *THINKING)
     return replace(fmt, tokens={tag: vocabulary[tag] for tag in tags if tag in vocabulary})
+
+
+def is_known_format(template: str) -> bool:
+    """Whether one of the formats recognises a chat template (Jinja)."""
+    return any(fmt.recognises(template) for fmt in FORMATS)
+
+
+def hides_calls(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether calls cannot be seen in a text without special tokens.
+
+    Their tag is one, and what follows it does not begin as calls without a tag do.
+    """
+    fmt = tool_format(template)
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    rest = f"{fmt.trigger}{fmt.name}"
+    for tag in (tag for tag in fmt.opening_tags if tag in special):
+        rest = rest.removeprefix(tag).lstrip()
+        if not any(rest.startswith(f.trigger) for f in FORMATS if f.plain):
+            return True
+    return False
 
 
 class Parsed(NamedTuple):
@@ -65,44 +119,51 @@ class Parsed(NamedTuple):
 def parse_tool_calls(text: str, names: Collection[str]) -> Parsed:
     """Finds the tool calls in an answer, in whichever of the `FORMATS` they are written.
 
-    A call is a JSON object of a name and `arguments` or `parameters`, or a list of such objects,
-    after an opening tag of a format or, without a tag, as the whole answer.
+    A call stands after an opening tag of a format, in one of the forms of that tag; or it is a
+    JSON object of a name and `arguments` or `parameters`, or a list of such, without a tag, as the
+    whole answer.
 
     Args:
         text: The answer, with its special tokens.
-        names: Names of the tools. JSON without a tag that names none of them is an answer.
+        names: Names of the tools, or a mapping of them to their parameters, which tell the types
+            of arguments that are written as texts. JSON without a tag that names none of them is
+            an answer.
 
     Returns:
         The calls and the rest.
     """
-    opening = re.compile(rf"(?:{_any(_opening_tags())})\s*(?=[{{\[])")  # else the tag is a word
-    closing = re.compile(rf"\s*(?:{_any(_closing_tags())})")
-    content, calls, invalid, end = "", [], [], 0
-    while opened := opening.search(text, end):
-        content += text[end : opened.start()]
+    opening = re.compile(_any(_opening_tags()))
+    closing = re.compile(_any(_closing_tags()))
+    pieces, calls, invalid, end, search = list[str](), list[Call](), [], 0, 0
+    while opened := opening.search(text, search):
+        search = opened.end()
+        body = next((b for b in _bodies(opened[0]) if b.begins.match(text, search)), None)
+        if body is None:  # the tag is a word
+            continue
+        pieces.append(text[end : opened.start()])
         try:
-            values, end = _values(text, opened.end())
+            values, end = body.read(text, search)
         except ValueError as error:
-            closed = closing.search(text, opened.end())
-            end = closed.end() if closed else len(text)
+            closed = closing.search(text, search)
+            end = search = closed.end() if closed else len(text)
             invalid.append((text[opened.start() : end], str(error)))
             continue
-        if closed := closing.match(text, end):
+        if closed := closing.match(text, after_space(text, end)):
             end = closed.end()
+        search = end
         try:
             calls += [_call(value, names) for value in values]
         except ValueError as error:
             invalid.append((text[opened.start() : end], str(error)))
     if end:
-        return Parsed((content + text[end:]).rstrip(), calls, invalid)
-    fenced = _FENCED.match(text.strip())
-    body = fenced[1] if fenced else text.strip()
+        return Parsed("".join([*pieces, text[end:]]).rstrip(), calls, invalid)
+    body_text = _without_fence(text.strip())
     try:
-        values, end = _values(body, 0)
+        values, end = json_values(body_text, 0)
         calls = [_call(value, names, plain=True) for value in values]
     except ValueError:
         return Parsed(text, [], [])
-    return Parsed("", calls, []) if calls and end == len(body) else Parsed(text, [], [])
+    return Parsed("", calls, []) if calls and end == len(body_text) else Parsed(text, [], [])
 
 
 def call_begins(text: str) -> int:
@@ -120,13 +181,32 @@ def call_begins(text: str) -> int:
     if begin[:1] in ("", "{", "[") or "```".startswith(begin[:3]):
         return 0
     plain = [fmt.trigger for fmt in FORMATS if fmt.plain]
-    complete = re.search(rf"(?:{_any(_opening_tags())})\s*(?:[{{\[]|\Z)|{_any(plain)}", text)
     triggers = (*_opening_tags(), *plain)
     longest = max(map(len, triggers))
     last = range(max(0, len(text) - longest), len(text))
-    partial = (i for i in last if any(trigger.startswith(text[i:]) for trigger in triggers))
-    start = complete.start() if complete else next(partial, len(text))
+    start = next((i for i in last if any(t.startswith(text[i:]) for t in triggers)), len(text))
+    for found in re.finditer(f"{_any(_opening_tags())}|{_any(plain)}", text):
+        if found.start() >= start:
+            break
+        if found[0] in plain or any(
+            body.begins.match(text, found.end()) or body.may_begin.match(text, found.end())
+            for body in _bodies(found[0])
+        ):
+            start = found.start()
+            break
     return len(text[:start].rstrip())
+
+
+def _bodies(tag: str) -> list[Body]:
+    """The forms of calls that may follow an opening tag."""
+    return [JSON, *(body for fmt in FORMATS if tag in fmt.opening_tags for body in fmt.bodies)]
+
+
+def _without_fence(text: str) -> str:
+    """A text without the fence of a code block, if it is one."""
+    if len(text) < 6 or not text.startswith("```") or not text.endswith("```"):
+        return text
+    return text[3:-3].removeprefix("json").strip()
 
 
 def _opening_tags() -> list[str]:
@@ -142,39 +222,27 @@ def _any(texts: Collection[str]) -> str:
     return "|".join(map(re.escape, texts)) or r"(?!)"
 
 
-def _values(text: str, start: int) -> tuple[list[Any], int]:
-    """The JSON values that follow each other in a text, with lists taken apart; their end."""
-    values: list[Any] = []
-    while True:
-        value, end = _decoded(text, start)
-        values += value if isinstance(value, list) else [value]
-        if not (between := _BETWEEN.match(text, end)):
-            return values, end
-        start = between.end()
-
-
-def _decoded(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins at an offset, and its end."""
-    try:
-        return json.JSONDecoder().raw_decode(text, start)
-    except RecursionError as error:
-        raise ValueError("It is nested too deeply.") from error
-
-
 def _call(value: Any, names: Collection[str], *, plain: bool = False) -> Call:
     """Name and arguments of a call; one without a tag must have arguments."""
     if not isinstance(value, dict):
         raise ValueError(f"A tool call has to be a JSON object, but is {value!r}.")
     function = value["function"] if isinstance(value.get("function"), dict) else value
-    name = function.get("name")
-    arguments = function.get("arguments", function.get("parameters", None if plain else {}))
-    if isinstance(arguments, str):
-        stripped = arguments.strip()
-        arguments, end = _decoded(stripped, 0)
-        if end < len(stripped):
-            raise ValueError(f"A tool's arguments have to be one object, but are {stripped!r}.")
+    name = function.get("name", function.get("tool_name"))
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"The tool has to be one of {', '.join(sorted(names))}, not {name!r}.")
+    given = [function[key] for key in ("arguments", "parameters") if key in function]
+    if not given and (others := [key for key in function if key not in _KEYS]):
+        raise ValueError(
+            f"A tool's arguments have to stand under `arguments`, but the call has {others[0]!r}."
+        )
+    if plain and not given:
+        raise ValueError("A tool's arguments have to stand under `arguments`.")
+    arguments = given[0] if given else {}
+    if isinstance(arguments, str):
+        stripped = arguments.strip()
+        arguments, end = json_value(stripped, 0)
+        if end < len(stripped):
+            raise ValueError(f"A tool's arguments have to be one object, but are {stripped!r}.")
     if not isinstance(arguments, dict):
         raise ValueError(f"A tool's arguments have to be an object, but are {arguments!r}.")
-    return name, arguments
+    return name, typed(arguments, names[name] if isinstance(names, Mapping) else None)

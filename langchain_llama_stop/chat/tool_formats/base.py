@@ -6,11 +6,12 @@ To add a format: a file beside this one, as `hermes.py`, and an entry in `FORMAT
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from langchain_llama_stop.chat.tool_formats.body import Body
 
 Call = tuple[str, dict[str, Any]]
 """Name and arguments of a tool call."""
@@ -34,8 +35,12 @@ class ToolFormat:
         end: The text after the arguments.
         between: The text between two calls.
         close: The text after the last call.
-        opening_tags: Tags that open a call in an answer, when JSON follows.
+        opening_tags: Tags that open calls in an answer, where one of the bodies follows.
         closing_tags: Tags that may close it.
+        bodies: How calls are written after these tags, besides as JSON.
+        is_free: Whether a grammar cannot write the form in which the model calls by itself. Where
+            the model may choose, its calls are read as they come; a demanded call is written as
+            the fields above say.
         plain: Whether calls are JSON without a tag. Such calls begin the answer; calls with a tag
             may follow some text.
         tokens: Ids of the tags that are single tokens of the vocabulary: a grammar can write
@@ -51,17 +56,10 @@ class ToolFormat:
     close: str = ""
     opening_tags: tuple[str, ...] = ()
     closing_tags: tuple[str, ...] = ()
+    bodies: tuple[Body, ...] = ()
+    is_free: bool = False
     plain: bool = False
     tokens: Mapping[str, int] = field(default_factory=dict)
-
-    def rule(self, text: str) -> str:
-        """A text as a Lark grammar writes it; single tokens by their ids."""
-        pieces = re.split(f"({'|'.join(map(re.escape, self.tokens)) or '(?!)'})", text)
-        return " ".join(
-            f"<[{self.tokens[piece]}]>" if piece in self.tokens else json.dumps(piece)
-            for piece in pieces
-            if piece
-        )
 
     def write(self, calls: Sequence[Call]) -> str:
         """Some calls as a model writes them."""

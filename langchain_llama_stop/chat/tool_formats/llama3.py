@@ -3,7 +3,10 @@
 from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 
 LLAMA_3 = ToolFormat(
-    recognises=lambda template: "tools" in template and '"parameters"' in template,
+    recognises=lambda template: (
+        "<|python_tag|>" in template
+        or ("<|start_header_id|>" in template and '"parameters"' in template)
+    ),
     trigger='{"name": ',
     name="",
     arguments=', "parameters": ',

@@ -15,15 +15,15 @@ from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import ScriptedLlama, byte_bpe_tokenizer, hashed_scores, make_pipeline
 from tests.fakes.chats import result, tool_of, weather
 
-MISTRAL = ToolFormat(
-    recognises=lambda template: "[TOOL_CALLS]" in template,
-    trigger="[TOOL_CALLS] [",
+ACME = ToolFormat(
+    recognises=lambda template: "[ACME_CALLS]" in template,
+    trigger="[ACME_CALLS] [",
     name='{"name": ',
     arguments=', "arguments": ',
     end="}",
     between=", ",
     close="]",
-    opening_tags=("[TOOL_CALLS]",),
+    opening_tags=("[ACME_CALLS]",),
 )
 
 SNIPPET = Path(__file__).parents[3] / "docs" / "_snippets" / "tool_format.md"
@@ -31,10 +31,10 @@ PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assist
 TEMPLATES = {
     "knows tools": "{% if tools %}{{ tools | tojson }}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% if m.tool_calls %}[TOOL_CALLS] "
+    "{% if m.tool_calls %}[ACME_CALLS] "
     "{{ m.tool_calls | map(attribute='function') | list | tojson }}"
     "{% endif %}{% endfor %}<assistant>",
-    "knows none": PLAIN + "{# [TOOL_CALLS] #}",
+    "knows none": PLAIN + "{# [ACME_CALLS] #}",
 }
 TOOLS = [
     tool_of(parameters={"type": "object", "properties": {"city": {"type": "string"}}}),
@@ -43,21 +43,21 @@ TOOLS = [
 NAMES = {"weather", "now"}
 CALLS = [("weather", {"city": "Rome"}), ("now", {})]
 WRITTEN = (
-    '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}, '
+    '[ACME_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}, '
     '{"name": "now", "arguments": {}}]'
 )
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(tool_formats, "FORMATS", (*tool_formats.FORMATS, MISTRAL))
+    monkeypatch.setattr(tool_formats, "FORMATS", (*tool_formats.FORMATS, ACME))
 
 
 def tokenizer_with(tag, template):
     """A tokenizer in which the tag is text, an added token or a special one."""
     tokenizer = byte_bpe_tokenizer()
     if tag != "text":
-        tokenizer.add_tokens(["[TOOL_CALLS]"], special_tokens=tag == "special")
+        tokenizer.add_tokens(["[ACME_CALLS]"], special_tokens=tag == "special")
     tokenizer.chat_template = template
     return tokenizer
 
@@ -70,24 +70,24 @@ def pipeline_of(tokenizer, seed):
 def test_the_how_to_shows_these_ten_lines():
     block = SNIPPET.read_text().partition("```python\n")[2].partition("```")[0]
     assert block.count("\n") >= 10
-    definition = block[block.index("MISTRAL = ") :]
+    definition = block[block.index("ACME = ") :]
     assert definition in Path(__file__).read_text()
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_its_template_is_recognised(template):
-    assert tool_formats.tool_format(template).trigger == MISTRAL.trigger
+    assert tool_formats.tool_format(template).trigger == ACME.trigger
     assert tool_formats.tool_format(PLAIN).trigger == "<tool_call>"
 
 
 def test_its_calls_are_written_and_read():
-    assert MISTRAL.write(CALLS) == WRITTEN
+    assert ACME.write(CALLS) == WRITTEN
     for text in (WRITTEN, f"I look. {WRITTEN}"):
         parsed = parse_tool_calls(text, NAMES)
         assert (parsed.calls, parsed.invalid) == (CALLS, [])
         assert parsed.content == text.removesuffix(WRITTEN).rstrip()
-    assert parse_tool_calls("Use [TOOL_CALLS] to call.", NAMES).calls == []
-    assert parse_tool_calls('[TOOL_CALLS] [{"name": "other"}]', NAMES).invalid
+    assert parse_tool_calls("Use [ACME_CALLS] to call.", NAMES).calls == []
+    assert parse_tool_calls('[ACME_CALLS] [{"name": "other"}]', NAMES).invalid
 
 
 def test_other_formats_are_read_as_before():
@@ -106,10 +106,10 @@ def test_a_template_without_tools_describes_them_in_this_format():
     messages = [{"role": "user", "content": "?"}, weather(city="Rome"), result("Hot.")]
     ids = chat_ids(tokenizer, messages, template=tokenizer.chat_template, tools=TOOLS)
     text = tokenizer.decode(ids)
-    shape = '[TOOL_CALLS] [{"name": <the function>, "arguments": <its arguments as JSON>}]'
+    shape = '[ACME_CALLS] [{"name": <the function>, "arguments": <its arguments as JSON>}]'
     assert shape in text and "<tool_call>" not in text
-    assert '[TOOL_CALLS] [{"name": "get_time", "arguments": {"city": "Rome"}}]' in text
-    assert '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]' in text
+    assert '[ACME_CALLS] [{"name": "get_time", "arguments": {"city": "Rome"}}]' in text
+    assert '[ACME_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]' in text
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,7 +122,7 @@ def test_a_template_without_tools_describes_them_in_this_format():
 def test_from_template_to_grammar_to_calls(tag, choice, several, seed):
     tokenizer = tokenizer_with(tag, TEMPLATES["knows tools"])
     fmt = tool_formats.tool_format(tokenizer.chat_template, tokenizer.get_added_vocab())
-    assert list(fmt.tokens) == ([] if tag == "text" else ["[TOOL_CALLS]"])
+    assert list(fmt.tokens) == ([] if tag == "text" else ["[ACME_CALLS]"])
     grammar = call_grammar(TOOLS, fmt, choice=choice, several=several)
     opts = GenerationOptions.parse({"grammar": grammar, "max_new_tokens": 100})
     response = generate(pipeline_of(tokenizer, seed), ["go"], opts)[0]

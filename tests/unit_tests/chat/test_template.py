@@ -55,9 +55,12 @@ def test_control_tokens_split_over_two_messages_stay_text(name):
     tokenizer = TOKENIZERS[name]
     eos = tokenizer.eos_token
     half = len(eos) // 2
-    messages = [{"role": "user", "content": eos[:half]}, {"role": "user", "content": eos[half:]}]
-    count = encoded(name, messages).count(tokenizer.eos_token_id)
-    assert count == encoded(name, [{"role": "user", "content": "x"}]).count(tokenizer.eos_token_id)
+
+    def count(*texts):
+        messages = [{"role": "user", "content": text} for text in texts]
+        return encoded(name, messages).count(tokenizer.eos_token_id)
+
+    assert count(eos[:half], eos[half:]) == count("x", "y")
 
 
 def test_the_textual_tags_of_llama_2_get_ids_of_their_own():
@@ -68,9 +71,9 @@ def test_the_textual_tags_of_llama_2_get_ids_of_their_own():
     assert tokenizer.decode(ids).count("[/INST]") == 2
 
 
-@pytest.mark.parametrize("name", sorted(TOKENIZERS))
-def test_neighbours_of_one_role_are_merged(name):
+def test_neighbours_of_one_role_are_merged_where_the_template_demands_it():
     messages = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
+    name = "metaspace"
     assert encoded(name, messages) == encoded(name, [{"role": "user", "content": "One.\n\nTwo."}])
 
 
@@ -212,7 +215,7 @@ STRICT = (
     [
         (STRICT, [], ["refused these roles (TemplateError)"]),
         (STRICT, [tool_of(description=SECRET)], ["describes 1", "refused these roles"]),
-        ("{{ messages[1]['content'] }}", [], ["left out or repeated a text"]),
+        ("{{ messages[1]['content'] }}", [], ["left out a text"]),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", [], []),
     ],
 )

@@ -62,6 +62,9 @@ def test_what_is_no_call_is_the_answer(text):
     [
         ('{"name": "add", ', "Expecting property name"),
         ('{"name": "other"}', "has to be one of add, look, not 'other'"),
+        ('{"name": "add", "input": {"a": 1}}', "have to stand under `arguments`"),
+        ('{"name": "add", "a": 1}', "have to stand under `arguments`"),
+        ('[{"name": "add", "args": {"a": 1}}]', "have to stand under `arguments`"),
         ('{"name": "add", "arguments": [1]}', "have to be an object"),
     ],
 )

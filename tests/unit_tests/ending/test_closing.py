@@ -3,7 +3,7 @@
 import pytest
 
 from langchain_llama_stop.ending.boundaries import may_end
-from langchain_llama_stop.ending.closing import close_text
+from langchain_llama_stop.ending.closing import can_close, close_text
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,46 @@ def test_what_cannot_be_closed_is_left_alone():
         '["x", tr',
     ):
         assert close_text(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "closing", "following"),
+    [
+        ("The cat sat on the mat", ".", " and"),
+        ('He said "the cat sat', '."', ","),
+        ("**The cat sat", ".**", ""),
+        ("It has 144", ".", " of them"),
+        ("```\nx = fo", "\n```", "o"),
+        ('{"a": "no en', '"}', "d"),
+        ("| a | b |\n|---|---|\n| the", " |", ""),
+        ("我去了北京", "。", "和"),
+        ("Der Hund schläft", ".", " und"),
+    ],
+)
+def test_a_closing_is_put_after_words_that_can_end(text, closing, following):
+    assert can_close(text, closing, following)
+
+
+@pytest.mark.parametrize(
+    ("text", "closing", "following"),
+    [
+        ("To find 6 times 7, we can", ".", " use"),
+        ("It is done.\n\nSo", ".", " we"),
+        ("It is done. Well then", ".", " we"),
+        ("He went to the", ".", " house"),
+        ("The cat sat on (a", ")", " mat"),
+        ("It has 14", ".", "4 of them"),
+        ("It has 12", ".", ",450"),
+        ("It is about 3", ".", ".5 m"),
+        ('{"a": 1', "}", "2}"),
+        ("The cat sat on pho", ".", "tos"),
+        ("Er ging in den", ".", " Wald"),
+        ("Il va à la", ".", " gare"),
+        ("Ella vive en el", ".", " campo"),
+        ("Он живёт на", ".", " улице"),
+        ("我去了北京和", "。", "上海"),
+        ("私は本を", "。", "読む"),
+    ],
+)
+def test_none_is_put_after_a_fragment(text, closing, following):
+    assert not can_close(text, closing, following)

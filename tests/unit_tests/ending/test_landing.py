@@ -126,8 +126,8 @@ def test_a_terminator_is_added_where_the_model_might_have_set_it():
     ],
 )
 def test_without_an_end_what_is_open_is_closed(text, landed):
-    response = land(text + "y" * 40, max_new_tokens=len(byte_ids(text)) + 4)
-    assert (response.text, response.eos_source) == (landed, "reward")
+    response = land(text + " " + "y" * 40, max_new_tokens=len(byte_ids(text)) + 4)
+    assert (response.text, response.eos_source) == (landed, "closed")
 
 
 def test_what_cannot_end_is_ended_by_force():
@@ -158,7 +158,10 @@ def test_a_stream_holds_back_what_may_be_dropped_and_no_more():
     pipeline = model("bytes", {"go": LONG}, [("The cat sat.", EOS, 9.5)])
     opts = options(eos_reward={"start": 0.25})
     chunks = [c.text for c in stream_generate(pipeline, "go", opts)]
-    assert chunks == [*"The cat sat.", " The dog ran", ".", ""]
+    assert chunks == [*"The cat sa", "t.", " The dog ran.", ""]
+    opts = options(eos_reward={"start": 0.75})  # before the zone, only what follows a true end
+    chunks = [c.text for c in stream_generate(pipeline, "go", opts)]
+    assert chunks == [*"The cat sat. The dog ran.", ""]
 
 
 answers = st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join)
@@ -194,10 +197,14 @@ def test_landing_on_any_text(text, other, seed, budget, name, stop, reward):
     if plain.finish_reason == "stop":
         assert response == plain
         return
-    assert response.token_ids[-1] == tokenizer.eos_token_id or response.stop_reason
-    if response.eos_source == "reward" and not response.stop_reason:
-        text = response.text
-        assert may_end(text, reward.get("boundary", "sentence")) or may_end(text)
+    whole = response.token_ids == plain.token_ids  # EOS takes no token of the budget
+    assert whole or response.token_ids[-1] == tokenizer.eos_token_id or response.stop_reason
+    if response.eos_source in ("reward", "closed") and not response.stop_reason:
+        text, boundary = response.text, reward.get("boundary", "sentence")
+        following = plain.text[len(text) :] if response.eos_source == "reward" else "\n"
+        assert may_end(text, boundary, following if boundary == "sentence" else None) or (
+            boundary == "line" and may_end(text, "line", "\n")
+        )
     elif response.eos_source == "forced":
         assert response.token_ids[:-1] == plain.token_ids[:-1]
 
@@ -213,13 +220,16 @@ def searches(ids, scores, name="bytes", **reward):
     late, early, with_best = (
         Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3)
     )
-    for count in range(late.zone, len(ids)):
+    safe = []
+    for count in range(late.first, len(ids)):
         row = scores[count : count + 1]
         late.record([ids[:count]], row)
         early.record([ids[:count]], row)
         with_best.record([ids[:count]], row, best=row.amax(dim=1))
-        early.newest_is_best(0, ids[:count])
-    return [search.end(0, ids) or search.force_eos(0, ids) for search in (late, early, with_best)]
+        safe.append(early.safe_tokens(0, ids[:count]))
+    ends = [search.end(0, ids) or search.force_eos(0, ids) for search in (late, early, with_best)]
+    assert safe == sorted(safe) and (not safe or not safe[-1] or len(ends[0]) > safe[-1])
+    return ends
 
 
 @settings(max_examples=300, deadline=None)
@@ -252,8 +262,8 @@ def scores_with(ids, lifted):
     return scores
 
 
-@pytest.mark.parametrize(("gap", "landed"), [(20.0, "It is."), (12.0, "It is. He (and she).")])
-def test_no_terminator_is_added_after_a_bracket_if_an_earlier_end_costs_less(gap, landed):
+@pytest.mark.parametrize(("gap", "landed"), [(20.0, "It is."), (12.0, "It is.")])
+def test_no_terminator_is_added_after_a_bracket_if_there_is_an_earlier_end(gap, landed):
     ids = byte_ids("It is. He (and she) went on and")
     position = len("It is. He (and she)")
     near = [(len("It is."), EOS, 15.0), (position, EOS, gap), (position, DOT, 0.5)]
@@ -399,7 +409,8 @@ def test_trimming_is_the_same_for_a_stream(text, budget, name):
     if response.finish_reason == "length":
         plain = generate(pipeline, ["go"], opts.updated({"on_length": "keep"}))[0].text
         assert plain.startswith(response.text)
-        assert may_end(response.text) or response.text == plain
+        following = plain[len(response.text) :]
+        assert may_end(response.text, following=following) or response.text == plain
 
 
 # --- thinking
@@ -479,3 +490,128 @@ def test_thinking_needs_hindsight():
 def test_a_model_that_cannot_think_is_refused():
     with pytest.raises(ValueError, match="`thinking_tokens` has to be 0 for this model"):
         LlamaStopLLM(pipeline=model("bytes", {"go": "x"}), thinking_tokens=20)
+
+
+# --- what follows is known, the budget is used to its last token, fragments are no ends
+
+
+def landed(text, budget, **kwargs):
+    """The answer, as called and as streamed, of a model that goes on with `text`."""
+    pipeline = model("bytes", {"go": text})
+    opts = options(max_new_tokens=budget, **kwargs)
+    response = generate(pipeline, ["go"], opts)[0]
+    assert "".join(c.text for c in stream_generate(pipeline, "go", opts)) == response.text
+    return response
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "answer"),
+    [
+        ("You have 12. You have 13. You have 14 of them.", 34, "You have 12. You have 13."),
+        ("10 plus 6 is 16. 10 plus 7 is 17 and so on.", 30, "10 plus 6 is 16."),
+        ("We count 89, then 144. Then comes 233 and", 40, "We count 89, then 144."),
+        ("The answer is B. Because it is so and so", 38, "The answer is B."),
+        ("It is 3.1415 and so on and on. It is 3.14 or", 42, "It is 3.1415 and so on and on."),
+        ("Rain fell. The file is b.csv or a.csv in there", 40, "Rain fell."),
+    ],
+)
+def test_no_number_is_cut_and_none_is_left_out(text, budget, answer):
+    response = landed(text, budget)
+    assert (response.text, response.eos_source) == (answer, "reward")
+    trimmed = landed(text, budget, eos_reward=False, on_length="trim")
+    assert (trimmed.text, trimmed.finish_reason) == (answer, "length")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The cat sat. The dog ran far.",
+        "Ten and two is 12. Two and ten is 12.",
+        "Who knows? It is (so they say) B.",
+        'He said "It is so."',
+        '{"a": 1}',
+        "日本。",
+    ],
+)
+def test_an_answer_that_fills_its_budget_with_a_true_end_stays_whole(answer):
+    ids = byte_ids(answer)
+    response = landed(answer + " And then it went on", len(ids))
+    assert (response.text, response.finish_reason) == (answer, "stop")
+    assert (response.eos_source, response.token_ids) == ("reward", tuple(ids))
+    longer = landed(answer + " And then it went on", len(ids) + 1)
+    assert (longer.text.rstrip(), longer.eos_source) == (answer, "reward")
+
+
+def test_what_is_open_or_unfinished_at_the_limit_is_not_whole():
+    for answer in (
+        "It is. He said (no.",
+        "It is. <strong>No.",
+        "It is. He met Dr.",
+        "It is. And 1",
+    ):
+        response = landed(answer + " And then it went on", len(byte_ids(answer)))
+        assert (response.text, response.eos_source) == ("It is.", "reward")
+
+
+def test_where_eos_is_forbidden_no_answer_is_whole():
+    response = land("The cat sat." + "y" * 40, max_new_tokens=12, logits_processor=[Forbid(EOS)])
+    assert (response.text, response.finish_reason) == ("The cat sat.", "length")
+
+
+@pytest.mark.parametrize("gap", [0.1, 1.0, 2.9])
+def test_a_true_end_goes_before_a_mark_that_is_put_in(gap):
+    text = "The cat sat. It slept on the mat and then on"
+    response = land(text, [("The cat sat. It slept on the mat", DOT, gap)], max_new_tokens=42)
+    assert (response.text, response.eos_source) == ("The cat sat.", "reward")
+
+
+def test_a_true_end_a_little_before_the_zone_goes_before_a_closing():
+    text = "The cat sat. It slept on the mat and on the bed and on"
+    near = [("The cat sat. It slept on the mat", DOT, 0.5)]
+    kwargs = {"max_new_tokens": 50, "eos_reward": {"start": 0.5}}  # the zone begins at 25
+    assert land(text, near, **kwargs).text == "The cat sat."
+    pipeline = model("bytes", {"go": text}, near)
+    chunks = [c.text for c in stream_generate(pipeline, "go", options(**kwargs))]
+    assert "".join(chunks) == "The cat sat."
+    kwargs["eos_reward"]["start"] = 0.6  # at 30: the end is too far before it
+    response = land(text, near, **kwargs)
+    assert (response.text, response.eos_source) == (
+        "The cat sat. It slept on the mat.",
+        "closed",
+    )
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    ["To find 6 times 7, we can", "So", "He went to the", "It is", "In the 144", "Well, a ca"],
+)
+def test_no_full_stop_is_put_in_where_no_sentence_can_end(fragment):
+    text = fragment + {"In the 144": "5 and", "Well, a ca": "t or"}.get(fragment, " and")
+    response = land(
+        text + " on" * 20,
+        [(fragment, DOT, 0.1)],
+        max_new_tokens=len(fragment) + 8,
+    )
+    assert response.text != fragment + "."
+
+
+@pytest.mark.parametrize("boundary", ["line", "paragraph"])
+def test_the_boundary_binds_what_is_put_in(boundary):
+    text = "The cat slept on the mat and on the bed\n\nThen it went on and on and on"
+    reward = {"boundary": boundary, "start": 0}
+    near = [("The cat slept on the mat", DOT, 0.1)]
+    response = land(text, near, max_new_tokens=34, eos_reward=reward)
+    assert response.eos_source == "forced"
+    near.append(("The cat slept on the mat and on the bed", DOT, 0.1))
+    response = land(text, near, max_new_tokens=60, eos_reward=reward)
+    bed = "The cat slept on the mat and on the bed"
+    line = (bed + "\n\n", "reward"), (bed + ".", "closed")  # a line needs no full stop: verse
+    assert (response.text, response.eos_source) == line[boundary == "paragraph"]
+
+
+@pytest.mark.parametrize("boundary", ["line", "paragraph"])
+def test_a_block_that_is_closed_is_a_paragraph(boundary):
+    for text, end in [("Look:\n```\nx = 1\n", "```"), ('{"names": ["Anna"', "]}")]:
+        budget = len(byte_ids(text)) + 6
+        response = land(text + "y" * 40, max_new_tokens=budget, eos_reward={"boundary": boundary})
+        assert response.eos_source == "closed" and response.text.endswith(end)

@@ -1,0 +1,221 @@
+"""Tells a conversation in turns that a template takes, with as few changes as will do.
+
+Each change is one function. `shapes` tries them from the least to the most invasive, alone and
+together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+"""`role` ("system", "user", "assistant", "tool") and `content`; as in OpenAI's form, `tool_calls`
+(assistant), `name` and `tool_call_id` (tool)."""
+
+Change = Callable[[list[Message]], list[Message]]
+
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
+_GO_ON = "Go on."
+
+
+def shapes(messages: list[Message], *, answer_next: bool) -> Iterator[list[Message]]:
+    """The conversation as it is, then with ever more changes.
+
+    Args:
+        messages: The conversation.
+        answer_next: Whether the model is to answer it; then a user's turn may be added to the end.
+
+    Yields:
+        The messages, each time in another shape.
+    """
+    changes: list[Change] = [ids_of_nine, text_arguments, content_apart, one_call_at_once]
+    if not any(message.get("tool_calls") for message in messages):
+        changes = []
+    if answer_next and messages[-1]["role"] == "assistant":
+        changes.insert(0, with_last_user)
+    changes += [merged, without_empty_answers, with_first_user]
+    if any(message["role"] == "system" for message in messages):
+        changes += [system_first, system_in_user]
+    changes = [change for change in changes if _may_help(change, messages)]
+    tried: list[list[Message]] = []
+    for number in range(2 ** len(changes)):
+        shape = messages
+        chosen = [change for bit, change in enumerate(changes) if number >> bit & 1]
+        for change in sorted(chosen, key=_ORDER.index):
+            shape = change(shape)
+        if shape not in tried:
+            tried.append(shape)
+            yield shape
+
+
+def _may_help(change: Change, messages: list[Message]) -> bool:
+    """Whether a change does anything, be it after others."""
+    return change in (merged, with_first_user) or change(messages) != messages
+
+
+def ids_of_nine(messages: Sequence[Message]) -> list[Message]:
+    """Gives calls ids of nine letters and digits."""
+
+    def short(call_id: Any) -> str:
+        text = str(call_id)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+        return text if _CALL_ID.fullmatch(text) else digest
+
+    changed = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            calls = [{**call, "id": short(call.get("id"))} for call in calls]
+            message = {**message, "tool_calls": calls}
+        if "tool_call_id" in message:
+            message = {**message, "tool_call_id": short(message["tool_call_id"])}
+        changed.append(message)
+    return changed
+
+
+def text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Writes the arguments of calls as JSON in a string."""
+
+    def written(call: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = call["function"].get("arguments", {})
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    return [
+        {**m, "tool_calls": [*map(written, m["tool_calls"])]} if m.get("tool_calls") else m
+        for m in messages
+    ]
+
+
+def content_apart(messages: Sequence[Message]) -> list[Message]:
+    """Puts what an answer says beside its calls into a turn of its own, before them."""
+    changed = []
+    for message in messages:
+        if message.get("tool_calls") and message["content"]:
+            changed.append({k: v for k, v in message.items() if k != "tool_calls"})
+            message = {**message, "content": ""}
+        changed.append(message)
+    return changed
+
+
+def one_call_at_once(messages: Sequence[Message]) -> list[Message]:
+    """Splits turns of several calls: each call is followed by its results."""
+    changed, position = list[Message](), 0
+    while position < len(messages):
+        message = messages[position]
+        position += 1
+        calls = message.get("tool_calls") or ()
+        ids = {call.get("id") for call in calls}
+        if len(calls) < 2 or len(ids) < len(calls):
+            changed.append(message)
+            continue
+        results = list[Message]()
+        while position < len(messages) and messages[position]["role"] == "tool":
+            results.append(messages[position])
+            position += 1
+        for number, call in enumerate(calls):
+            content = "" if number else message["content"]
+            changed.append({**message, "content": content, "tool_calls": [call]})
+            changed += [m for m in results if m.get("tool_call_id") == call.get("id")]
+        changed += [m for m in results if m.get("tool_call_id") not in ids]
+    return changed
+
+
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """Joins neighbours of one role, except tools' results, into one message each."""
+    joined: list[Message] = []
+    for message in messages:
+        last = joined[-1] if joined else None
+        if last and last["role"] == message["role"] != "tool":
+            texts = [m["content"] for m in (last, message) if m["content"]]
+            calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
+            joined[-1] = {**last, "content": "\n\n".join(texts)}
+            if calls:
+                joined[-1]["tool_calls"] = calls
+        else:
+            joined.append(dict(message))
+    return joined
+
+
+def without_empty_answers(messages: Sequence[Message]) -> list[Message]:
+    """Leaves out answers that say nothing and call nothing."""
+    return [m for m in messages if m["role"] != "assistant" or m["content"] or m.get("tool_calls")]
+
+
+def with_first_user(messages: Sequence[Message]) -> list[Message]:
+    """Lets a user begin, with an empty turn where none does."""
+    count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    if count < len(messages) and messages[count]["role"] == "user":
+        return list(messages)
+    return [*messages[:count], {"role": "user", "content": ""}, *messages[count:]]
+
+
+def with_last_user(messages: Sequence[Message]) -> list[Message]:
+    """Lets a user ask for the next answer."""
+    return [*messages, {"role": "user", "content": _GO_ON}]
+
+
+def system_first(messages: Sequence[Message]) -> list[Message]:
+    """Keeps one system message, the first; those after it are told by the user."""
+    count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    return merged([*messages[:count], *map(_by_user, messages[count:])])
+
+
+def system_in_user(messages: Sequence[Message]) -> list[Message]:
+    """Lets the user tell all system messages."""
+    return merged([*map(_by_user, messages)])
+
+
+def _by_user(message: Message) -> Message:
+    is_system = message["role"] == "system"
+    return {"role": "user", "content": message["content"]} if is_system else message
+
+
+def with_system(messages: Sequence[Message], text: str) -> list[Message]:
+    """Lets the first system message begin with a text; makes one where there is none."""
+    if messages and messages[0]["role"] == "system":
+        content = "\n\n".join(filter(None, (text, messages[0]["content"])))
+        return [{**messages[0], "content": content}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def as_text(messages: Sequence[Message], write: Callable[[Any], str]) -> list[Message]:
+    """Tells calls and their results in words, for templates that know none.
+
+    Args:
+        messages: The conversation.
+        write: Writes calls, pairs of a name and arguments.
+
+    Returns:
+        The conversation in the roles of users, assistants and the system.
+    """
+    simple = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            name = f" of {message['name']}" if message.get("name") else ""
+            role, content = "user", f"Result{name}: {content}"
+        elif functions := [call["function"] for call in message.get("tool_calls", ())]:
+            calls = write([(f["name"], f.get("arguments", {})) for f in functions])
+            content = f"{content}\n{calls}" if content else calls
+        simple.append({"role": role, "content": content})
+    return merged(simple)
+
+
+_ORDER: list[Change] = [
+    without_empty_answers,
+    system_first,
+    system_in_user,
+    ids_of_nine,
+    content_apart,
+    one_call_at_once,
+    text_arguments,
+    merged,
+    with_first_user,
+    with_last_user,
+]
+"""In which order changes are made: those that make neighbours of one role come before `merged`."""

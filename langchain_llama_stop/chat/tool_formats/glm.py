@@ -1,0 +1,27 @@
+"""GLM: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>…</tool_call>`."""
+
+from langchain_llama_stop.chat.tool_formats.base import ToolFormat
+from langchain_llama_stop.chat.tool_formats.body import elements
+from langchain_llama_stop.chat.tool_formats.hermes import HERMES
+
+GLM = ToolFormat(
+    recognises=lambda template: "<arg_key>" in template,
+    trigger=HERMES.trigger,
+    name=HERMES.name,
+    arguments=HERMES.arguments,
+    end=HERMES.end,
+    between=HERMES.between,
+    opening_tags=("<tool_call>",),
+    closing_tags=("</tool_call>",),
+    is_free=True,
+    bodies=(
+        elements(
+            r"\n?",
+            r"\s*(?=<arg_key>|</tool_call>)",
+            r"\s*<arg_key>(?P<key>[^<\n]+)</arg_key>\s*<arg_value>",
+            "</arg_value>",
+            r"\s*(?=</tool_call>)",
+            partial=r"\n?(?:[A-Za-z_][\w.-]*\s*<?/?\w*)?",
+        ),
+    ),
+)
