@@ -123,12 +123,16 @@ class _Parsed(State):
 
     def _followed(self, ids: tuple[int, ...]) -> tuple[Place | None, Keys]:
         place, keys = self.place, self.keys
-        for symbol in (s for i in ids for s in self.tokens.vocabulary.texts[i]):
-            place = None if place is None else place.after(symbol)
+        for token in ids:
             if place is None:
                 break
-            if place.parser.has_keys:
-                keys = Keys() if place.in_text else keys.after(symbol)
+            text = self.tokens.vocabulary.texts[token]
+            if place.after(chr(256 + token)) is not None:  # the rules name this token
+                text = chr(256 + token)
+            for symbol in text:
+                place = None if place is None else place.after(symbol)
+                if place is not None and place.parser.has_keys:
+                    keys = Keys() if place.in_text else keys.after(symbol)
         return place, keys
 
     @cached_property

@@ -43,6 +43,7 @@ class Vocabulary:
         self.quoting = [i for i, text in enumerate(self.texts) if text.count('"') > 1]
         self._ids = {text: i for i, text in reversed(list(enumerate(self.texts))) if text}
         self._sorted = sorted(self._ids)
+        self._ids |= {chr(256 + i): i for i in range(len(self.texts))}  # a grammar may name any
         self._longest = min(max(map(len, self._sorted)), _LONGEST)
         self._ends: dict[str, tuple[int, int]] = {"": (0, 0)}
 

@@ -414,7 +414,7 @@ def test_the_hint_stands_in_the_last_turn():
         (lambda: chat().with_structured_output(Person, method="xml"), "`method` has to be one of"),
         (
             lambda: chat().with_structured_output({"title": "x", "type": "foo"}),
-            "`schema` has to be a schema .*Invalid type: foo",
+            "`schema` has to be a schema .*`type` has to be one .*'foo'",
         ),
         (lambda: chat().with_structured_output({}), "`schema` has to describe the answers"),
         (lambda: chat().with_structured_output(3), "`schema` has to be a Pydantic class"),
@@ -478,10 +478,15 @@ def test_the_hint_stands_in_the_last_turn():
         ),
         (lambda: chat().bind_tools([3]), "`tools` has to hold functions .* but holds 3"),
         (
-            lambda: chat().bind_tools([{"type": "function", "function": {"name": "now"}}]),
-            "has to have a schema of its arguments",
+            lambda: chat().bind_tools(
+                [{"type": "function", "function": {"name": "now", "parameters": [3]}}]
+            ),
+            "The schema of the tool 'now' has to be a dict, but is",
         ),
-        (lambda: chat().bind_tools([COLOURED]), "schema of the tool 'paint' .* cannot be compiled"),
+        (
+            lambda: chat().bind_tools([COLOURED]),
+            "schema of the tool 'paint' has to be .*`type` has to be one .*'colour'",
+        ),
         (lambda: chat().invoke(QUESTION, nonsense=1), "Unknown option 'nonsense'"),
     ],
 )

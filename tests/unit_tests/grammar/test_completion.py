@@ -92,7 +92,7 @@ SMALL = [
     ({"enum": ["abba", "b"]}, ["a", "b", '"', "ab", 'ba"', 'b"']),
     ({"type": "string", "pattern": "^a+b$"}, ["a", "b", '"', '"a', "aab", 'b"', "aa"]),
     ({"type": "integer", "minimum": 12, "maximum": 321}, ["1", "2", "3", "0", "21", "99", "-"]),
-    ({"type": "integer", "multipleOf": 7, "minimum": 1}, ["1", "2", "3", "5", "7", "33"]),
+    ({"type": "integer", "multipleOf": 7, "minimum": 1}, [*"0123456789", "33"]),
     (
         {"type": "array", "items": {"enum": [1, 12]}, "minItems": 2},
         ["[", "]", "1", "2", ", ", ", 1"],
