@@ -125,7 +125,7 @@ def distil(
         answers = generate(pipeline, [ids for _, ids in part], generation)
         for (prompt, _), answer in zip(part, answers, strict=True):
             text = after_thoughts(answer.text)
-            if answer.eos_source and may_end(text) and text:
+            if answer.eos_source and may_end(text, following="") and text:
                 landed.append([*prompt, {"role": "assistant", "content": text}])
     if not landed:
         raise ValueError(

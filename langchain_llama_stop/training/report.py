@@ -68,7 +68,7 @@ def ending_shares(answers: Sequence[GenerationResponse]) -> dict[str, float]:
     ended = [answer for answer in answers if answer.eos_source]
     return {
         "ended": len(ended) / len(answers),
-        "landed": sum(may_end(answer.text) for answer in ended) / len(answers),
+        "landed": sum(may_end(answer.text, following="") for answer in ended) / len(answers),
         "mean_tokens": statistics.mean(len(answer.token_ids) for answer in answers),
     }
 
