@@ -234,7 +234,7 @@ def answer_fields(
         text = parsed.content
         if parsed.calls:
             info["finish_reason"] = "tool_calls"
-        calls = [
+        calls: list[dict[str, Any]] = [
             {"name": name, "args": args, "id": _new_call_id()}
             for name, args in (parsed.calls if parallel else parsed.calls[:1])
         ]
