@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -20,6 +20,7 @@ from langchain_core.messages import (
 from langchain_llama_stop.chat.reshape import Message
 from langchain_llama_stop.chat.thoughts import split_thoughts
 from langchain_llama_stop.chat.tool_formats import parse_tool_calls
+from langchain_llama_stop.grammar.schema import violation
 
 _log = logging.getLogger("langchain_llama_stop")
 
@@ -109,7 +110,7 @@ def _thoughts(message: AIMessage) -> str:
 
 def schema_text(schema: Mapping[str, Any]) -> str:
     """Tells the model, in a system message, which JSON schema its answer has to fit."""
-    return f"Answer with JSON that fits this schema:\n{json.dumps(schema)}"
+    return f"Answer with JSON that fits this schema:\n{json.dumps(schema, ensure_ascii=False)}"
 
 
 def with_text(message: Message, text: str) -> Message:
@@ -205,7 +206,7 @@ def _block_text(block: Mapping[str, Any]) -> str:
 def answer_fields(
     text: str,
     info: dict[str, Any],
-    tools: Collection[str],
+    tools: Mapping[str, Mapping[str, Any]],
     closing: str | None = "",
     *,
     parallel: bool = True,
@@ -215,7 +216,7 @@ def answer_fields(
     Args:
         text: The answer; with its special tokens where it may call tools.
         info: Its metadata, `usage_metadata` among them.
-        tools: The tools that it may call, as for `parse_tool_calls`.
+        tools: The parameters (a JSON schema) of each tool that it may call, by its name.
         closing: The tag that ends the thoughts that the prompt has begun; "" if it has begun none,
             None if thoughts are not to be looked for.
         parallel: Whether the answer may hold several calls; else the first one counts.
@@ -233,13 +234,24 @@ def answer_fields(
         text = parsed.content
         if parsed.calls:
             info["finish_reason"] = "tool_calls"
-        fields["tool_calls"] = [
+        calls: list[dict[str, Any]] = [
             {"name": name, "args": args, "id": _new_call_id()}
             for name, args in (parsed.calls if parallel else parsed.calls[:1])
         ]
+        problems = [violation(tools[call["name"]], call["args"]) for call in calls]
+        fields["tool_calls"] = [
+            c for c, problem in zip(calls, problems, strict=True) if not problem
+        ]
         fields["invalid_tool_calls"] = [
-            {"name": None, "args": body, "id": None, "error": error}
-            for body, error in parsed.invalid
+            *(
+                {**call, "args": json.dumps(call["args"]), "error": problem}
+                for call, problem in zip(calls, problems, strict=True)
+                if problem
+            ),
+            *(
+                {"name": None, "args": body, "id": None, "error": error}
+                for body, error in parsed.invalid
+            ),
         ]
     return text, {**fields, "response_metadata": info}
 

@@ -64,16 +64,11 @@ def build_request(
         The request.
 
     Raises:
-        ValueError: If there is no message, the messages cannot be rendered, two tools have
-            one name, or options exclude each other.
+        ValueError: If there is no message, the messages cannot be rendered, or options exclude
+            each other.
     """
     check_last(messages, continue_final_message)
     tool_names = [tool["function"]["name"] for tool in tools]
-    if repeated := [name for name in tool_names if tool_names.count(name) > 1]:
-        raise ValueError(
-            f"Each of `tools` has to have a name of its own, but {len(repeated)} are called "
-            f"{repeated[0]!r}: rename or leave out the others."
-        )
     must_call = choice in ("any", *tool_names)
     if tools and options.grammar:
         raise ValueError(
@@ -111,7 +106,10 @@ def build_request(
             schema=options.json_schema,
         )
         options = options.replaced(json_schema=None, grammar=grammar)
-    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    parameters: dict[str, Any] = {}
+    for function in (tool["function"] for tool in tools):
+        own, others = function["parameters"], parameters.get(function["name"])
+        parameters[function["name"]] = own if others is None else {"anyOf": [others, own]}
     return ChatRequest(prompt_ids, options, parameters, parallel)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, cast
@@ -22,7 +23,7 @@ from langchain_llama_stop._langchain.tools import (
     recursive_schema,
     without_response_format,
 )
-from langchain_llama_stop.grammar.schema import json_grammar
+from langchain_llama_stop.grammar.schema import json_grammar, violation
 
 _METHODS = ("json_schema", "json_mode", "function_calling")
 
@@ -139,7 +140,8 @@ class BindingMixin:
                 if model_class
                 else JsonOutputParser()
             )
-        parser = RunnableGenerator(_complete_answers, _acomplete_answers) | parser
+        checks = _Checks(json_schema)
+        parser = RunnableGenerator(checks.run, checks.arun) | parser
         if not include_raw:
             return llm | parser
         parsed = RunnablePassthrough.assign(
@@ -150,15 +152,40 @@ class BindingMixin:
         return RunnableMap(raw=llm) | both
 
 
-def _complete_answers(answers: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    """Raises for an answer that was cut: LangChain's parsers would close its JSON silently."""
-    for answer in answers:
-        yield _require_complete(answer)
+class _Checks:
+    """Lets whole answers through: LangChain's parsers would close cut JSON without a word."""
 
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
 
-async def _acomplete_answers(answers: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    async for answer in answers:
-        yield _require_complete(answer)
+    def run(self, answers: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+        """Raises after the last piece of an answer that is cut or does not fit its schema."""
+        pieces = []
+        for answer in answers:
+            pieces.append(_require_complete(answer))
+            yield answer
+        self._require_fitting(pieces)
+
+    async def arun(self, answers: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+        """As `run`."""
+        pieces = []
+        async for answer in answers:
+            pieces.append(_require_complete(answer))
+            yield answer
+        self._require_fitting(pieces)
+
+    def _require_fitting(self, pieces: list[BaseMessage]) -> None:
+        text = "".join(piece.text for piece in pieces)
+        calls = [call for piece in pieces for call in getattr(piece, "tool_calls", ())]
+        try:
+            value = calls[0]["args"] if calls else json.loads(text)
+        except ValueError:  # the parser says so
+            return
+        if problem := violation(self._schema, value):
+            raise OutputParserException(
+                f"The answer does not fit its schema, which decoding does not enforce: {problem}",
+                llm_output=text,
+            )
 
 
 def _require_complete(answer: BaseMessage) -> BaseMessage:

@@ -158,3 +158,21 @@ def compile_error(lark: str) -> str:
     from llguidance import LLMatcher
 
     return str(LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark))).strip()
+
+
+def violation(schema: Mapping[str, Any], value: Any) -> str:
+    """What in a value does not fit a schema, as far as decoding may not have enforced it.
+
+    Args:
+        schema: The schema, which `json_grammar` takes.
+        value: The value of an answer.
+
+    Returns:
+        What `jsonschema` says about the first violation; "" if there is none.
+    """
+    if not json_grammar(schema).unchecked:
+        return ""
+    from jsonschema import Draft202012Validator
+
+    found = next(Draft202012Validator(schema).iter_errors(value), None)
+    return "" if found is None else str(found.message)

@@ -444,10 +444,6 @@ def test_the_hint_stands_in_the_last_turn():
             )
         ),
         (
-            lambda: chat().bind_tools([add, add]).invoke(QUESTION),
-            "has to have a name of its own, but 2 are called 'add'",
-        ),
-        (
             lambda: chat().bind_tools([{"type": "function", "function": {"parameters": {}}}]),
             "Each of `tools` has to have a name",
         ),

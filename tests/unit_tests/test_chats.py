@@ -239,3 +239,75 @@ def test_a_response_format_of_text_and_json_mode_without_a_schema():
     assert answer.content == "Yes."
     structured = chat().with_structured_output(None, method="json_mode")
     assert structured.invoke("?", config=None, logits_processor=says('{"a": 1}')) == {"a": 1}
+
+
+# What decoding cannot enforce
+
+UNIQUE = {"type": "object", "properties": {"x": {"type": "array", "items": {"type": "integer"},
+          "uniqueItems": True}}, "required": ["x"], "title": "unique"}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize(("items", "fits"), [([1, 2], True), ([1, 1], False), ([3, 2, 3], False)])
+def test_an_object_is_checked_where_decoding_could_not_enforce_it(method, items, fits):
+    text = json.dumps({"x": items})
+    if method == "function_calling":
+        text = '<tool_call>\n{"name": "unique", "arguments": ' + text + "}\n</tool_call>"
+    model = chat(logits_processor=[says(text)])
+    answer = model.with_structured_output(UNIQUE, method=method, include_raw=True).invoke("go")
+    assert (answer["parsed"] == {"x": items}) is fits
+    assert fits or "non-unique" in str(answer["parsing_error"]) or method == "function_calling"
+
+
+@pytest.mark.parametrize(("items", "fits"), [([1, 2], True), ([1, 1], False), ([], True)])
+def test_a_call_is_checked_where_decoding_could_not_enforce_it(items, fits):
+    tool = {"type": "function", "function": {"name": "f", "parameters": UNIQUE}}
+    text = '<tool_call>\n{"name": "f", "arguments": ' + json.dumps({"x": items}) + "}\n</tool_call>"
+    answer = chat().bind_tools([tool]).invoke("go", logits_processor=says(text))
+    assert [call["args"] for call in answer.tool_calls] == ([{"x": items}] if fits else [])
+    assert bool(answer.invalid_tool_calls) is not fits
+
+
+def test_tools_of_one_name():
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "f", "parameters": {"properties": {key: {"type": "integer"}}}},
+        }
+        for key in "ab"
+    ]
+    for key in "ab":
+        written = json.dumps({"name": "f", "arguments": {key: 1}})
+        text = f"<tool_call>\n{written}\n</tool_call>"
+        answer = chat().bind_tools(tools, tool_choice="f").invoke("go", logits_processor=says(text))
+        assert answer.tool_calls[0]["args"] == {key: 1}
+
+
+class Leaf(BaseModel):
+    """A leaf or a twig."""
+
+    name: str
+    kids: list["Leaf"] = []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"type": "object"}, {}),
+        ({"type": "object", "properties": {}}, {}),
+        (Leaf, {"name": "a", "kids": [{"name": "b", "kids": [{"name": "c"}]}]}),
+    ],
+)
+@pytest.mark.parametrize("choice", ["any", None])
+def test_tools_without_arguments_and_of_themselves(parameters, arguments, choice):
+    tool = parameters
+    if parameters is not Leaf:
+        function = {"name": "Leaf", "description": "x"}
+        function |= {} if parameters is None else {"parameters": parameters}
+        tool = {"type": "function", "function": function}
+    written = json.dumps({"name": "Leaf", "arguments": arguments})
+    text = f"<tool_call>\n{written}\n</tool_call>"
+    answer = chat().bind_tools([tool], tool_choice=choice).invoke("go", logits_processor=says(text))
+    assert [call["args"] for call in answer.tool_calls] == [arguments]

@@ -110,7 +110,7 @@ def test_names_and_thoughts_are_told():
 
 def test_calls_have_ids_of_nine_letters_and_digits():
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>' * 2
-    _, fields = answer_fields(text, {"usage_metadata": None}, ["f"])
+    _, fields = answer_fields(text, {"usage_metadata": None}, {"f": {}})
     ids = [call["id"] for call in fields["tool_calls"]]
     assert all(re.fullmatch("[A-Za-z0-9]{9}", call_id) for call_id in ids)
     assert len({*ids}) == 2
