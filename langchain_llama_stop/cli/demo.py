@@ -139,7 +139,10 @@ def _table(question: str, budget: int, *answers: _Column) -> Table:
 
     # On a line of their own: after the text they might be wrapped.
     cut, end = ("\n✂ cut here", "bold red"), ("\n✓ ends here", "bold green")
-    texts = [Text.assemble(a.text, end if not a.cut and may_end(a.text, following="") else cut) for a in answers]
+    texts = [
+        Text.assemble(a.text, end if not a.cut and may_end(a.text, following="") else cut)
+        for a in answers
+    ]
     table = Table(
         title=Text(f"“{question}” in {budget} tokens", style="bold"),
         box=HORIZONTALS,  # vertical lines have gaps in the picture
