@@ -20,7 +20,7 @@ from langchain_core.messages import (
 from langchain_llama_stop.chat.reshape import Message
 from langchain_llama_stop.chat.thoughts import split_thoughts
 from langchain_llama_stop.chat.tool_formats import parse_tool_calls
-from langchain_llama_stop.grammar.schema import violation
+from langchain_llama_stop.grammar.schema import tool_argument, violation
 
 _log = logging.getLogger("langchain_llama_stop")
 
@@ -238,7 +238,10 @@ def answer_fields(
             {"name": name, "args": args, "id": _new_call_id()}
             for name, args in (parsed.calls if parallel else parsed.calls[:1])
         ]
-        problems = [violation(tools[call["name"]], call["args"]) for call in calls]
+        problems = [
+            violation(tools[call["name"]], call["args"], tool_argument(call["name"]))
+            for call in calls
+        ]
         fields["tool_calls"] = [
             c for c, problem in zip(calls, problems, strict=True) if not problem
         ]

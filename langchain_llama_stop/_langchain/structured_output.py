@@ -181,7 +181,7 @@ class _Checks:
             value = calls[0]["args"] if calls else json.loads(text)
         except ValueError:  # the parser says so
             return
-        if problem := violation(self._schema, value):
+        if problem := violation(self._schema, value, "`schema`"):
             raise OutputParserException(
                 f"The answer does not fit its schema, which decoding does not enforce: {problem}",
                 llm_output=text,

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
-from langchain_llama_stop.grammar.schema import json_grammar
+from langchain_llama_stop.grammar.schema import json_grammar, tool_argument
 
 
 def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def format_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"Each of `tools` has to have a name, but {tool!r} has {name!r}.")
-        json_grammar(function["parameters"], f"The schema of the tool {name!r}")
+        json_grammar(function["parameters"], tool_argument(name))
         formatted.append({**described, "function": function})
     return formatted
 

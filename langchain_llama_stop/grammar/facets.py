@@ -163,7 +163,9 @@ def merge(a: Facets, b: Facets) -> Facets | None:
 
 def property_schemas(facets: Facets, name: str) -> tuple[Schema, ...]:
     """The schemas of a property, by its name, by patterns, or as one of the others."""
-    matching = tuple(schema for pattern, schema in facets.by_pattern if name_fits(pattern, name))
+    matching = tuple(
+        schema for pattern, schema in facets.by_pattern if parse_pattern(pattern).matches(name)
+    )
     if name in facets.properties or matching:
         return facets.properties.get(name, ()) + matching
     return facets.others or ()
@@ -172,14 +174,6 @@ def property_schemas(facets: Facets, name: str) -> tuple[Schema, ...]:
 def item_schemas(facets: Facets, index: int) -> tuple[Schema, ...]:
     """The schemas of an item."""
     return facets.prefix[index] if index < len(facets.prefix) else facets.items
-
-
-def name_fits(pattern: str, name: str) -> bool:
-    """Whether a pattern matches in a property's name."""
-    state = parse_pattern(pattern)
-    for character in name:
-        state = state.after(ord(character))
-    return state.nullable
 
 
 def _joined(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:

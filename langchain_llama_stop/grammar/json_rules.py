@@ -125,7 +125,8 @@ class JsonRules:
             if kind in facets.types:
                 found.append([self._number(facets, integer=kind == "integer")])
         if "string" in facets.types:
-            found.append([self._regex(string_regex(*self._string(facets)))])
+            lengths = (facets.fewest_chars, facets.most_chars)
+            found.append([self._regex(string_regex(self._patterns(facets), *lengths))])
         if "array" in facets.types:
             found += self._array(facets)
         if "object" in facets.types:
@@ -141,8 +142,7 @@ class JsonRules:
         return self._terminals[regex]
 
     def _number(self, facets: Facets, *, integer: bool) -> Terminal:
-        forbidden = [v for v in facets.forbidden if isinstance(v, int | float)]
-        if forbidden and not isinstance(forbidden[0], bool):
+        if any("number" in type_of(v) for v in facets.forbidden):
             self.unchecked["not"] = None
         multiples = facets.multiples
         if len(multiples) > 1:
@@ -166,17 +166,20 @@ class JsonRules:
             )
         return self._terminals[key]
 
-    def _string(self, facets: Facets) -> tuple[list[Regex], int, int | None]:
-        """What a string's text matches, its least and its largest number of characters."""
+    def _text_of(self, facets: Facets) -> Regex:
+        """The texts of strings, without quotes and escapes."""
+        length = repeat(chars(EVERY), facets.fewest_chars, facets.most_chars)
+        return both(*self._patterns(facets), length)
+
+    def _patterns(self, facets: Facets) -> list[Regex]:
+        """What a string's text has to match."""
         parts = [format_regex(name) for name in facets.formats if name in FORMATS]
         for pattern in facets.patterns:
             try:
                 parts.append(parse_pattern(pattern))
             except UnknownPattern as problem:
                 self.unchecked[f"pattern {pattern!r} ({problem})"] = None
-        parts += [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
-        fewest, most = facets.fewest_chars, facets.most_chars
-        return parts, fewest, most
+        return parts + [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
 
     def _constant(self, value: Any) -> _Alternative:
         """A value as JSON, in the pieces in which other values are written."""
@@ -201,14 +204,11 @@ class JsonRules:
         if not type_of(value) & facets.types or _forbids(facets, value):
             return False
         if isinstance(value, str):
-            return all(_matches(part, value) for part in self._string(facets)[0]) and (
-                facets.fewest_chars <= len(value)
-                and (facets.most_chars is None or len(value) <= facets.most_chars)
-            )
+            return self._text_of(facets).matches(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             terminal = self._number(facets, integer=isinstance(value, int))
             text = json.dumps(value)
-            return "e" in text or _matches(terminal.regex, text)
+            return "e" in text or terminal.regex.matches(text)
         return True
 
     def _array(self, facets: Facets) -> list[_Alternative]:
@@ -224,11 +224,9 @@ class JsonRules:
             if facets.prefix or most is not None or fewest > 1:
                 self.unchecked["contains"] = None
             else:
-                item, certain = (
-                    self._all(facets.items),
-                    self._all((*facets.items, *facets.contains)),
-                )
-                before = self._rules.new([], [])
+                item = self._all(facets.items)
+                certain = self._all((*facets.items, *facets.contains))
+                before = self._rules.new()
                 self._rules.alternatives[before] = [(), (before, item, comma)]
                 return [[begin, before, certain, self._more(item), end]]
         # After the items that have to be there come those that may be: each one opens the next.
@@ -265,7 +263,7 @@ class JsonRules:
         listed = dict.fromkeys([*facets.properties, *facets.required])
         for name in listed:
             schemas = property_schemas(facets, name)
-            allowed = False not in schemas and all(_matches(part, name) for part in names)
+            allowed = False not in schemas and all(part.matches(name) for part in names)
             if allowed:
                 pair: _Alternative = [self._key(name), self._text(": "), self._all(schemas)]
                 members.append((self._rules.new(pair), name in facets.required))
@@ -302,8 +300,7 @@ class JsonRules:
                 texts = [v for v in facets.values if isinstance(v, str) and self._fits(v, facets)]
                 options.append(either(*map(literal, texts)))
             elif "string" in facets.types:
-                parts, fewest, most = self._string(facets)
-                options.append(both(ANYTHING, *parts, _length(fewest, most)))
+                options.append(self._text_of(facets))
         return either(*options)
 
     def _members(
@@ -360,21 +357,11 @@ class JsonRules:
         return [[self._text("{"), start]]
 
 
-def _length(fewest: int, most: int | None) -> Regex:
-    return repeat(chars(EVERY), fewest, most) if fewest or most is not None else ANYTHING
-
-
 def _subsets(count: int) -> Iterable[tuple[int, ...]]:
     """All subsets of the numbers below a count."""
     if count > 6:
         raise ValueError(f"`patternProperties` has to hold at most 6 patterns, but holds {count}")
     return [tuple(i for i in range(count) if bits >> i & 1) for bits in range(1 << count)]
-
-
-def _matches(regex: Regex, text: str) -> bool:
-    for character in text:
-        regex = regex.after(ord(character))
-    return regex.nullable
 
 
 def _forbids(facets: Facets, value: Any) -> bool:

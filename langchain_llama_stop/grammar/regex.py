@@ -69,6 +69,13 @@ class Regex:
             self._after[index] = self.derive(point)
         return self._after[index]
 
+    def matches(self, text: str) -> bool:
+        """Whether a whole text matches."""
+        state = self
+        for character in text:
+            state = state.after(ord(character))
+        return state.nullable
+
     def following(self, low: int = 0, high: int = LAST) -> Iterator[tuple[int, Regex]]:
         """One character of each class between two code points, and the state after it."""
         starts = [low, *(c for c in self.cuts if low < c <= high)]
@@ -264,18 +271,13 @@ class Multiple(Regex):
         if chr(point) == "-":
             return self
         if chr(point) == "." and self.place is None:
-            return _multiple(self.modulus, self.places, self.rest, 0)
+            return multiple_of(self.modulus, self.places, self.rest, 0)
         if not 48 <= point <= 57 or (self.place == self.places and point != 48):
             return NOTHING
         if self.place == self.places:
             return self
         place = None if self.place is None else self.place + 1
-        return _multiple(self.modulus, self.places, (self.rest * 10 + point - 48), place)
-
-
-def _multiple(modulus: int, places: int, rest: int, place: int | None) -> Regex:
-    found: Regex = _one(Multiple, modulus, places, rest % modulus, place)
-    return found
+        return multiple_of(self.modulus, self.places, (self.rest * 10 + point - 48), place)
 
 
 def _cuts(parts: Iterable[Regex]) -> tuple[int, ...]:
@@ -378,9 +380,10 @@ def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
 ANYTHING: Regex = _one(Repeat, chars(EVERY), 0, None)
 
 
-def multiple_of(modulus: int, places: int) -> Regex:
+def multiple_of(modulus: int, places: int, rest: int = 0, place: int | None = None) -> Regex:
     """A number without exponent that is a multiple of `modulus / 10**places`, given as digits."""
-    return _multiple(modulus, places, 0, None)
+    found: Regex = _one(Multiple, modulus, places, rest % modulus, place)
+    return found
 
 
 def without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> Ranges:

@@ -83,38 +83,6 @@ class Rules:
         self.alternatives.append([tuple(a) for a in alternatives])
         return len(self.alternatives) - 1
 
-    def lark(self, start: int) -> str:
-        """The rules in llguidance's Lark form."""
-        names: dict[Terminal, str] = {}
-        lines = [f"start: r{start}"]
-        for number, alternatives in enumerate(self.alternatives):
-            texts = [" ".join(_name(s, names) for s in a) or '""' for a in alternatives]
-            lines.append(f"r{number}: {' | '.join(texts)}")
-        lines += [f"{name}: {terminal.lark}" for terminal, name in names.items()]
-        return "\n".join(lines)
-
-    def reduced(self, start: int) -> tuple[Rules, int]:
-        """The rules that a start can reach and that can be completed, without the others."""
-        shortest = _shortest_texts(self.alternatives)
-
-        def can(symbol: int | Terminal) -> bool:
-            if isinstance(symbol, Terminal):
-                return symbol.shortest is not None
-            return shortest[symbol] is not None
-
-        kept = [[a for a in rule if all(map(can, a))] for rule in self.alternatives]
-        reached = {start: 0}
-        for number in (queue := [start]):  # grows as it is read
-            for symbol in (s for a in kept[number] for s in a if isinstance(s, int)):
-                if symbol not in reached:
-                    reached[symbol] = len(reached)
-                    queue.append(symbol)
-        new = Rules()
-        for number in queue:
-            renamed = [[reached[s] if isinstance(s, int) else s for s in a] for a in kept[number]]
-            new.new(*renamed)
-        return new, 0
-
 
 def _name(symbol: int | Terminal, names: dict[Terminal, str]) -> str:
     """How a rule names a symbol."""
@@ -151,24 +119,50 @@ def _shortest_texts(alternatives: Sequence[Sequence[Sequences]]) -> list[str | N
 
 
 class Parser:
-    """Rules, with the shortest text of each.
+    """The rules that a start can reach and that can be completed; the start has the number 0.
 
     Attributes:
-        texts: The shortest text of each rule.
+        alternatives: As in `Rules`.
+        texts: The shortest text of each rule; None only for a start that nothing completes.
         has_keys: Whether an object may have keys that are not listed.
         has_names: Whether there may be no more of them after some.
     """
 
     def __init__(self, rules: Rules, start: int) -> None:
-        """Works out the shortest texts."""
-        self.alternatives = rules.alternatives
-        self.start = start
-        self.texts = _shortest_texts(rules.alternatives)
-        symbols = (s for rule in rules.alternatives for a in rule for s in a)
+        """Works out the shortest texts, and leaves out what no answer can use."""
+        shortest = _shortest_texts(rules.alternatives)
+
+        def can(symbol: int | Terminal) -> bool:
+            text = symbol.shortest if isinstance(symbol, Terminal) else shortest[symbol]
+            return text is not None
+
+        kept = [[a for a in rule if all(map(can, a))] for rule in rules.alternatives]
+        reached = {start: 0}
+        for number in (queue := [start]):  # grows as it is read
+            for symbol in (s for a in kept[number] for s in a if isinstance(s, int)):
+                if symbol not in reached:
+                    reached[symbol] = len(reached)
+                    queue.append(symbol)
+        self.alternatives: list[list[Sequences]] = [
+            [tuple(reached[s] if isinstance(s, int) else s for s in a) for a in kept[number]]
+            for number in queue
+        ]
+        self.texts = [shortest[number] for number in queue]
+        symbols = (s for rule in self.alternatives for a in rule for s in a)
         kinds = {s.kind for s in symbols if isinstance(s, Terminal)}
         self.has_names = "name" in kinds
         self.has_keys = "key" in kinds or self.has_names
         self._rests: dict[tuple[int, int], str] = {}
+
+    def lark(self) -> str:
+        """The rules in llguidance's Lark form."""
+        names: dict[Terminal, str] = {}
+        lines = ["start: r0"]
+        for number, alternatives in enumerate(self.alternatives):
+            texts = [" ".join(_name(s, names) for s in a) or '""' for a in alternatives]
+            lines.append(f"r{number}: {' | '.join(texts)}")
+        lines += [f"{name}: {terminal.lark}" for terminal, name in names.items()]
+        return "\n".join(lines)
 
     def rest(self, symbols: Sequences, dot: int) -> str:
         """The shortest text of the symbols after a dot."""
@@ -183,7 +177,7 @@ class Parser:
     def begin(self) -> Place:
         """The place before the first symbol. It and what follows are for one answer."""
         place = Place(self, {}, [])
-        place.close([_Item(_WHOLE, (self.start,), 0, place)])
+        place.close([_Item(_WHOLE, (0,), 0, place)])
         return place
 
 

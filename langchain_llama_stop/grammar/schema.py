@@ -69,11 +69,10 @@ class Grammar:
         Raises:
             ValueError: If no answer fits.
         """
-        rules, start = rules.reduced(start)
         parser = Parser(rules, start)
         if shortest_completion(parser.begin(), Keys()) is None:
             raise ValueError(f"{argument} has to be a schema that some value fits, but none does.")
-        lark = rules.lark(start)
+        lark = parser.lark()
         if problem := compile_error(lark):
             raise ValueError(
                 f"{argument} has to be a schema that llguidance can compile, but it cannot: "
@@ -112,9 +111,13 @@ def _json_grammar(text: str, argument: str) -> Grammar:
     """The grammar of a JSON schema; cached, because one call needs it several times."""
     rules = Rules()
     start, unchecked = add_schema(rules, json.loads(text), argument)
-    return Grammar.of_rules(
-        rules, start, unconstrained=False, argument=argument, unchecked=unchecked
-    )
+    if unchecked:
+        logger.warning(
+            "%s: decoding does not enforce %s; answers are checked after they are complete.",
+            argument,
+            ", ".join(f"`{keyword}`" for keyword in unchecked),
+        )
+    return Grammar.of_rules(rules, start, argument=argument, unchecked=unchecked)
 
 
 def add_schema(
@@ -128,8 +131,7 @@ def add_schema(
         argument: The user's argument that it comes from, for error messages.
 
     Returns:
-        The number of the rule for its values, and the keywords that decoding does not enforce,
-        of which a warning tells.
+        The number of the rule for its values, and the keywords that decoding does not enforce.
 
     Raises:
         ValueError: As `json_grammar`.
@@ -142,14 +144,7 @@ def add_schema(
             f"{argument} has to be a schema that can be enforced, but {error}: correct or leave "
             "out what this names."
         ) from error
-    unchecked = tuple(added.unchecked)
-    if unchecked:
-        logger.warning(
-            "%s: decoding does not enforce %s; answers are checked after they are complete.",
-            argument,
-            ", ".join(f"`{keyword}`" for keyword in unchecked),
-        )
-    return start, unchecked
+    return start, tuple(added.unchecked)
 
 
 @functools.lru_cache(maxsize=32)
@@ -160,19 +155,25 @@ def compile_error(lark: str) -> str:
     return str(LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark))).strip()
 
 
-def violation(schema: Mapping[str, Any], value: Any) -> str:
+def violation(schema: Mapping[str, Any], value: Any, argument: str) -> str:
     """What in a value does not fit a schema, as far as decoding may not have enforced it.
 
     Args:
         schema: The schema, which `json_grammar` takes.
         value: The value of an answer.
+        argument: The user's argument that the schema comes from, as `json_grammar` was told.
 
     Returns:
         What `jsonschema` says about the first violation; "" if there is none.
     """
-    if not json_grammar(schema).unchecked:
+    if not json_grammar(schema, argument).unchecked:
         return ""
     from jsonschema import Draft202012Validator
 
     found = next(Draft202012Validator(schema).iter_errors(value), None)
     return "" if found is None else str(found.message)
+
+
+def tool_argument(name: str) -> str:
+    """How errors and warnings call the schema of a tool."""
+    return f"The schema of the tool {name!r}"

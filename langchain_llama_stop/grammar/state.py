@@ -187,9 +187,9 @@ class _Walked(State):
 
     @cached_property
     def completion(self) -> list[int]:  # type: ignore[override]
-        if self.accepting or self.found:
-            return [] if self.accepting else self.found or []
-        return self.tokens.short_completion(self.matcher, self.left)
+        if self.accepting:
+            return []
+        return self.found or self.tokens.short_completion(self.matcher, self.left)
 
 
 def _completes(matcher: LLMatcher, ids: list[int]) -> bool:

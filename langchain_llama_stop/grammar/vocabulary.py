@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -49,12 +50,9 @@ class Vocabulary:
 
     def beginning_with(self, prefix: str) -> list[int]:
         """The ids of the tokens that begin with a text."""
-        found = []
-        for text in self._sorted[bisect_left(self._sorted, prefix) :]:
-            if not text.startswith(prefix):
-                break
-            found.append(self._ids[text])
-        return found
+        first = bisect_left(self._sorted, prefix)
+        end = bisect_left(self._sorted, prefix + chr(sys.maxunicode), first)
+        return [self._ids[text] for text in self._sorted[first:end]]
 
     def length(self, text: str) -> int:
         """The fewest tokens that a text can be written in; a large number if it cannot."""
@@ -133,7 +131,9 @@ class Vocabulary:
                 path.append(last.after(symbol))
             before = text
             if path[-1] is None:  # no token that begins so is allowed
-                index = bisect_left(self._sorted, text[: len(path) - 1] + chr(0x10FFFF), index)
+                index = bisect_left(
+                    self._sorted, text[: len(path) - 1] + chr(sys.maxunicode), index
+                )
                 yield text, None, len(path) - begun
             else:
                 index += 1

@@ -1,5 +1,9 @@
 """Pipelines of fake models, and helpers that run them."""
 
+import torch
+from transformers import Lfm2Config, Lfm2ForCausalLM
+
+from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import stream_generate
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import (
@@ -89,3 +93,33 @@ def oracle(tokenizer, prompt, ids, stops):
             _, _, stop, visible = min(cuts)
             return visible, stop
     return decode(ids), None
+
+
+SHORT = {"max_new_tokens": 8, "eos_reward": False}
+
+
+def model(pipeline=None, **kwargs):
+    """A tiny LLM whose answers are short."""
+    return LlamaStopLLM(pipeline=pipeline or tiny(), temperature=0, **{**SHORT, **kwargs})
+
+
+def recurrent(layer_types=("conv", "full_attention", "conv")):
+    """A pipeline whose model has states that a pass which fails spoils."""
+    tokenizer = TOKENIZERS["bytes"]
+    eos = tokenizer.eos_token_id
+    config = Lfm2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=len(layer_types),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=list(layer_types),
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make_pipeline(Lfm2ForCausalLM(config).eval(), tokenizer)

@@ -77,3 +77,29 @@ def started_during(pipeline, gate, calls, first="A"):
             wait_for(pipeline, count)
         gate.open.set()
     return [future.exception() or future.result() for future in futures]
+
+
+class Calling(LogitsProcessor):
+    """A processor that calls a function at each step and changes nothing."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, input_ids, scores):
+        self.call()
+        return scores
+
+
+def in_thread(call):
+    """Starts a call in a thread; its result comes to the list that is returned."""
+    results = []
+
+    def run():
+        try:
+            results.append(call())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, results

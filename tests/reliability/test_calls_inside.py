@@ -6,45 +6,10 @@ import time
 
 import pytest
 import torch
-from transformers import LogitsProcessor
 
-from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from tests.fakes.generation import options, tiny
-from tests.fakes.threads import Gate, at_rest
-
-SHORT = {"max_new_tokens": 8, "eos_reward": False}
-
-
-class Calling(LogitsProcessor):
-    """A processor that calls a function at each step and changes nothing."""
-
-    def __init__(self, call):
-        self.call = call
-
-    def __call__(self, input_ids, scores):
-        self.call()
-        return scores
-
-
-def model(pipeline=None, **kwargs):
-    return LlamaStopLLM(pipeline=pipeline or tiny(), temperature=0, **{**SHORT, **kwargs})
-
-
-def in_thread(call):
-    """Starts a call in a thread; its result comes to the list that is returned."""
-    results = []
-
-    def run():
-        try:
-            results.append(call())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, results
-
+from tests.fakes.generation import model, options, tiny
+from tests.fakes.threads import Calling, Gate, at_rest, in_thread
 
 CALLS = {
     "invoke": lambda llm: llm.invoke("Hi"),

@@ -15,43 +15,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
-from langchain_llama_stop import LlamaStopLLM
 from langchain_llama_stop.engine.generate import generate, stream_generate
-from tests.fakes.generation import options, tiny
-from tests.fakes.threads import at_rest
+from tests.fakes.generation import SHORT, model, options, tiny
+from tests.fakes.threads import Calling, at_rest, in_thread
 
-SHORT = {"max_new_tokens": 8, "eos_reward": False}
 LONG = {"max_new_tokens": 400, "pipeline_kwargs": {"min_new_tokens": 400}}
-
-
-class Calling(LogitsProcessor):
-    """A processor that calls a function at each step and changes nothing."""
-
-    def __init__(self, call):
-        self.call = call
-
-    def __call__(self, input_ids, scores):
-        self.call()
-        return scores
-
-
-def model(pipeline=None, **kwargs):
-    return LlamaStopLLM(pipeline=pipeline or tiny(), temperature=0, **{**SHORT, **kwargs})
-
-
-def in_thread(call):
-    """Starts a call in a thread; its result comes to the list that is returned."""
-    results = []
-
-    def run():
-        try:
-            results.append(call())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, results
 
 
 def engine_threads():

@@ -16,7 +16,7 @@ from langchain_llama_stop.grammar.rules import (
     text_terminal,
     token_terminal,
 )
-from langchain_llama_stop.grammar.schema import Grammar, add_schema
+from langchain_llama_stop.grammar.schema import Grammar, add_schema, tool_argument
 
 
 def call_grammar(
@@ -53,7 +53,7 @@ def call_grammar(
         *(
             [
                 *_pieces(fmt, fmt.name + json.dumps(f["name"]) + fmt.arguments),
-                value(f["parameters"], f"The schema of the tool {f['name']!r}"),
+                value(f["parameters"], tool_argument(f["name"])),
                 *_pieces(fmt, fmt.end),
             ]
             for f in demanded or functions

@@ -1,5 +1,7 @@
 """DeepSeek: a name and JSON between its own tags, or, from V3.2 on, elements with `｜DSML｜`."""
 
+from dataclasses import replace
+
 from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import elements, named
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
@@ -35,13 +37,9 @@ DEEPSEEK = ToolFormat(
     ),
 )
 
-DEEPSEEK_V3_2 = ToolFormat(
+DEEPSEEK_V3_2 = replace(
+    HERMES,
     recognises=lambda template: _DSML in template,
-    trigger=HERMES.trigger,
-    name=HERMES.name,
-    arguments=HERMES.arguments,
-    end=HERMES.end,
-    between=HERMES.between,
     opening_tags=(f"<{_DSML}function_calls>", f"<{_DSML}tool_calls>"),
     closing_tags=(f"</{_DSML}function_calls>", f"</{_DSML}tool_calls>"),
     is_free=True,

@@ -1,18 +1,15 @@
 """Functionary: `<function=NAME>{…}</function>`; elements in it are read too."""
 
-from langchain_llama_stop.chat.tool_formats.base import ToolFormat
+from dataclasses import replace
+
 from langchain_llama_stop.chat.tool_formats.body import elements, named
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
 _PARTIAL = r"[\w.\"-]*>?\s*"
 
-FUNCTIONARY = ToolFormat(
+FUNCTIONARY = replace(
+    HERMES,
     recognises=lambda template: "<function=" in template,
-    trigger=HERMES.trigger,
-    name=HERMES.name,
-    arguments=HERMES.arguments,
-    end=HERMES.end,
-    between=HERMES.between,
     opening_tags=("<function=",),
     closing_tags=("</function>", "</tool_call>"),
     is_free=True,

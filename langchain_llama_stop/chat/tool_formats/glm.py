@@ -1,18 +1,13 @@
 """GLM: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>…</tool_call>`."""
 
-from langchain_llama_stop.chat.tool_formats.base import ToolFormat
+from dataclasses import replace
+
 from langchain_llama_stop.chat.tool_formats.body import elements
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
-GLM = ToolFormat(
+GLM = replace(
+    HERMES,
     recognises=lambda template: "<arg_key>" in template,
-    trigger=HERMES.trigger,
-    name=HERMES.name,
-    arguments=HERMES.arguments,
-    end=HERMES.end,
-    between=HERMES.between,
-    opening_tags=("<tool_call>",),
-    closing_tags=("</tool_call>",),
     is_free=True,
     bodies=(
         elements(

@@ -1,20 +1,15 @@
 """Qwen3-Coder: elements, `<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…`."""
 
-from langchain_llama_stop.chat.tool_formats.base import ToolFormat
+from dataclasses import replace
+
 from langchain_llama_stop.chat.tool_formats.body import elements, named
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
 _PARTIAL = r"\s*(?:<f?u?n?c?t?i?o?n?(?:=[\w.\"-]*>?\s*)?)?"
 
-QWEN_CODER = ToolFormat(
+QWEN_CODER = replace(
+    HERMES,
     recognises=lambda template: "<function=" in template and "<parameter=" in template,
-    trigger=HERMES.trigger,
-    name=HERMES.name,
-    arguments=HERMES.arguments,
-    end=HERMES.end,
-    between=HERMES.between,
-    opening_tags=("<tool_call>",),
-    closing_tags=("</tool_call>",),
     is_free=True,
     bodies=(
         # Functionary writes the arguments as one JSON object.

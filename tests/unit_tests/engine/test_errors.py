@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 from langchain_llama_stop.engine.batch import Batch
 from langchain_llama_stop.engine.forward import Logits
@@ -13,9 +13,8 @@ from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.scheduler import Scheduler
 from langchain_llama_stop.engine.thread import engine_of
-from tests.fakes import TOKENIZERS, make_pipeline
 from tests.fakes.faults import fail_once, once_failing
-from tests.fakes.generation import options, tiny
+from tests.fakes.generation import options, recurrent, tiny
 from tests.fakes.threads import Gate, at_rest, started_during
 
 
@@ -279,34 +278,12 @@ def test_an_error_for_lack_of_memory_tells_of_the_others():
     assert "beside 3 others" in str(results[3]) and "`batch_size`" in str(results[3])
 
 
-def recurrent():
-    """A model with states that a pass which fails spoils."""
-    tokenizer = TOKENIZERS["bytes"]
-    eos = tokenizer.eos_token_id
-    config = Lfm2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention", "conv"],
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make_pipeline(Lfm2ForCausalLM(config).eval(), tokenizer)
-
-
-@pytest.mark.parametrize("make", [recurrent, tiny])
+@pytest.mark.parametrize("has_states", [True, False])
 @pytest.mark.parametrize("passes", [1, 2, 5, 14])
-def test_requests_that_share_no_passes_start_again_alone(make, passes):
+def test_requests_that_share_no_passes_start_again_alone(has_states, passes):
     """One pass fails after some layers have gone on; no answer is another one for that."""
-    pipeline = make()
-    kwargs = {} if make is recurrent else {"pipeline_kwargs": {"use_cache": False}}
+    pipeline = recurrent() if has_states else tiny()
+    kwargs = {} if has_states else {"pipeline_kwargs": {"use_cache": False}}
     calls = [([f"Question {i}"], options(max_new_tokens=9, **kwargs)) for i in range(3)]
     expected = [generate(pipeline, *call) for call in calls]
     count, running = [], []

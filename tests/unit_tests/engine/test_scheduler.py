@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Lfm2Config, Lfm2ForCausalLM, LogitsProcessor
+from transformers import LogitsProcessor
 
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from tests.fakes import (
@@ -18,7 +18,7 @@ from tests.fakes import (
     scripted_answers,
     tiny_llama,
 )
-from tests.fakes.generation import options, streamed, tiny
+from tests.fakes.generation import options, recurrent, streamed, tiny
 from tests.fakes.threads import Arrivals, Gate, at_rest, started_during, wait_for
 
 
@@ -93,24 +93,7 @@ def test_prompts_that_wait_take_the_places_of_finished_ones():
 
 
 def test_a_model_with_states_of_another_kind_runs_alone():
-    tokenizer = TOKENIZERS["bytes"]
-    eos = tokenizer.eos_token_id
-    config = Lfm2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention"],
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        pipeline = make_pipeline(Lfm2ForCausalLM(config).eval(), tokenizer)
+    pipeline = recurrent(["conv", "full_attention"])
     ids = torch.tensor([byte_ids("Hello there")])
     expected = pipeline.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False

@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from langchain_llama_stop.grammar.keys import Keys, shortest_completion
 from langchain_llama_stop.grammar.schema import json_grammar
 from langchain_llama_stop.grammar.vocabulary import Vocabulary
-from tests.unit_tests.grammar.schemas import SCHEMAS
+from tests.fakes.schemas import SCHEMAS
 
 EXAMPLES = 3000 if os.environ.get("LLAMA_STOP_LONG") else 150
 

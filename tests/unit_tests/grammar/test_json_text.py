@@ -16,7 +16,6 @@ from langchain_llama_stop.grammar.json_text import (
 )
 from langchain_llama_stop.grammar.pattern import parse_pattern
 from langchain_llama_stop.grammar.regex import literal, no
-from tests.unit_tests.grammar.test_regex import matches
 
 NUMBERS = st.decimals(-200, 200, places=2).map(Decimal.normalize)
 BOUNDS = st.none() | NUMBERS | st.integers(-200, 200).map(Decimal)
@@ -47,7 +46,7 @@ def test_numbers_between_bounds(integer, low, low_excluded, high, high_excluded,
         return above and below and (not integer or number == int(number))
 
     for number in [*numbers, *(b for b in (low, high) if b is not None)]:
-        assert matches(regex, f"{number:f}") is (
+        assert regex.matches(f"{number:f}") is (
             fits(number) and not (integer and "." in f"{number:f}")
         )
     if regex.shortest is not None:
@@ -59,10 +58,10 @@ def test_numbers_between_bounds(integer, low, low_excluded, high, high_excluded,
 @pytest.mark.parametrize("integer", [True, False])
 def test_a_number_without_bounds_has_at_most_64_digits(integer):
     regex = number_terminal(integer=integer).regex
-    assert matches(regex, "-" + "9" * 64) and not matches(regex, "9" * 65)
+    assert regex.matches("-" + "9" * 64) and not regex.matches("9" * 65)
     for text, right in [("0", True), ("-0", True), ("01", False), ("1.", False), ("", False)]:
-        assert matches(regex, text) is right
-    assert matches(regex, "1.5e-10") is not integer
+        assert regex.matches(text) is right
+    assert regex.matches("1.5e-10") is not integer
 
 
 @given(
@@ -73,9 +72,9 @@ def test_multiples_of_a_decimal(number, multiple):
     value = number * Decimal(multiple)
     regex = number_terminal(integer=False, multiple=Decimal(multiple)).regex
     if value == int(value):
-        assert matches(regex, str(int(value)))
+        assert regex.matches(str(int(value)))
     wrong = value + Decimal(multiple) / 2
-    assert not matches(regex, f"{wrong:f}")
+    assert not regex.matches(f"{wrong:f}")
 
 
 @settings(deadline=None)
@@ -84,15 +83,15 @@ def test_any_string_fits_in_each_of_its_spellings(text):
     free, spelled = string_regex(), string_regex([no(literal("x"))])
     for ascii_only in (False, True):
         written = json.dumps(text, ensure_ascii=ascii_only)
-        assert matches(free, written)
-    assert matches(spelled, json.dumps(text, ensure_ascii=False)) is (text != "x")
+        assert free.matches(written)
+    assert spelled.matches(json.dumps(text, ensure_ascii=False)) is (text != "x")
 
 
 @settings(deadline=None)
 @given(st.text(max_size=6), st.integers(0, 5), st.integers(0, 5))
 def test_lengths_count_characters(text, fewest, more):
     regex = string_regex((), fewest, fewest + more)
-    assert matches(regex, json.dumps(text, ensure_ascii=False)) is (
+    assert regex.matches(json.dumps(text, ensure_ascii=False)) is (
         fewest <= len(text) <= fewest + more
     )
 
@@ -127,13 +126,13 @@ WRONG = {
 def test_formats(name):
     state = format_regex(name)
     for text in RIGHT[name]:
-        assert matches(state, text), text
+        assert state.matches(text), text
     for text in WRONG[name]:
-        assert not matches(state, text), text
+        assert not state.matches(text), text
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     checker.check(state.shortest.decode(), name)
 
 
 def test_a_pattern_is_about_the_text_and_not_its_escapes():
     regex = string_regex([parse_pattern(r'^a"\\\n$')])
-    assert matches(regex, json.dumps('a"\\\n')) and not matches(regex, '"a"')
+    assert regex.matches(json.dumps('a"\\\n')) and not regex.matches('"a"')
