@@ -62,22 +62,21 @@ class Look:
         """Takes the rows at their whole length, (batch, PROMPT + BUDGET), and the scores."""
         self.tokenizer, self.scores = tokenizer, scores
         self.answers = rows[:, PROMPT:].tolist()
-        self.chosen = scores.argmax(dim=1, keepdim=True)  # (batch, 1)
+        self.best = scores.amax(dim=1).tolist()
 
     def __call__(self) -> None:
         """Looks at all steps of the zone, then ends all rows."""
-        landing = Landing(
-            self.tokenizer,
-            rows=len(self.answers),
-            max_new_tokens=BUDGET,
-            eos_token_ids=[self.tokenizer.eos_token_id],
-            reward=EosReward(),
-        )
-        for step in range(landing.zone, BUDGET):
-            best = self.scores.gather(1, self.chosen)[:, 0]
-            landing.record([ids[:step] for ids in self.answers], self.scores, best)
         for row, ids in enumerate(self.answers):
-            landing.end(row, ids)
+            landing = Landing(
+                self.tokenizer,
+                prompt=[],
+                max_new_tokens=BUDGET,
+                eos_token_ids=[self.tokenizer.eos_token_id],
+                reward=EosReward(),
+            )
+            for step in range(landing.zone, BUDGET):
+                landing.record(ids[:step], self.scores[row : row + 1], self.best[row])
+            landing.end(ids)
 
 
 def microseconds(call: Callable[[], object], seconds: float = 0.4) -> float:

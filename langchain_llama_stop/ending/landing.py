@@ -53,7 +53,7 @@ _NO_END = _End((math.inf, 1), 0)
 
 
 class Landing:
-    """Finds the best end of each row while a batch is decoded.
+    """Finds the best end of an answer while it is decoded.
 
     1. An answer whose text ends truly with its last token stays whole: EOS, which we set there,
        takes no token of the budget.
@@ -75,26 +75,24 @@ class Landing:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        rows: int,
-        prompts: Sequence[Sequence[int]],
+        prompt: Sequence[int],
         max_new_tokens: int,
         eos_token_ids: Sequence[int],
         reward: EosReward,
     ) -> None:
-        """Starts the search for one batch.
+        """Starts the search for one answer.
 
         Args:
             tokenizer: The model's tokenizer.
-            rows: Number of rows of the batch.
-            prompts: The ids of each row's prompt, which the text of its answer follows.
-            max_new_tokens: The token budget of an answer.
+            prompt: The ids of the prompt, which the text of the answer follows.
+            max_new_tokens: The token budget.
             eos_token_ids: All EOS ids.
             reward: The options.
         """
         self.max_new_tokens, self.reward = max_new_tokens, reward
         self.zone = reward.zone(max_new_tokens)
         self.first = max(0, self.zone - BEFORE_ZONE)
-        self._detokenizers = [detokenizer(tokenizer).after(prompt) for prompt in prompts]
+        self._detokenizer = detokenizer(tokenizer).after(prompt)
         self._closing_tokens = closing_tokens(tokenizer)
         # The ids whose gaps are recorded: EOS ids (of equal ones the lowest wins), then the first
         # tokens of closings, terminators in front.
@@ -104,102 +102,90 @@ class Landing:
         count = len(self._eos)
         self._terminators = slice(count, count + len(set(self._closing_tokens.terminators)))
         self._base_costs: dict[int, float] = {}  # of an end without a gap, by number of tokens
-        self._newest: list[list[float]] = [[math.inf]] * rows  # gaps of each row's newest position
-        # Per row: its positions, how many of them are judged for good, and the best true end there.
-        self._positions: list[list[_Position]] = [[] for _ in range(rows)]
-        self._judged = [0] * rows
-        self._best = [_NO_END] * rows
+        self._newest = [math.inf]  # gaps of the newest position
+        # The positions, how many of them are judged for good, and the best true end there.
+        self._positions: list[_Position] = []
+        self._judged = 0
+        self._best = _NO_END
 
-    def record(
-        self,
-        answers: Sequence[Sequence[int] | None],
-        scores: torch.Tensor,
-        best: torch.Tensor | None = None,
-    ) -> None:
-        """Records the position that each row has reached.
+    def record(self, ids: Sequence[int], scores: torch.Tensor, best: float | None = None) -> None:
+        """Records the position that the answer has reached.
 
         Args:
-            answers: The ids of each answer so far; None for a row that is not in its zone.
-            scores: Scores for the next token; -inf for forbidden tokens, (batch, vocab).
-            best: Each row's highest score, if the caller has it, (batch,).
+            ids: The ids of the answer so far.
+            scores: Scores for the next token; -inf for forbidden tokens, (1, vocab).
+            best: The highest score, if the caller has it.
         """
         self._index = self._index.to(scores.device)  # copied once
-        best = scores.amax(dim=1) if best is None else best
-        recorded = scores.index_select(1, self._index)  # (batch, recorded ids)
-        gaps = (best[:, None] - recorded).float().tolist()
-        for i, ids in enumerate(answers):
-            if ids is not None:
-                self._newest[i] = gaps[i]
-                self._positions_before(i, len(ids)).append(_Position(len(ids), gaps[i]))
+        highest = scores.amax() if best is None else best
+        self._newest = (highest - scores[0].index_select(0, self._index)).float().tolist()
+        self._positions_before(len(ids)).append(_Position(len(ids), self._newest))
 
-    def safe_tokens(self, row: int, ids: Sequence[int]) -> int:
+    def safe_tokens(self, ids: Sequence[int]) -> int:
         """How many tokens of a growing answer landing keeps for sure.
 
         A stream asks this: it may give away the text of these. Before the zone that is all of them,
         as long as no true end has been seen that landing might go back to.
 
         Args:
-            row: The row's index.
-            ids: The ids of its answer so far.
+            ids: The ids of the answer so far.
         """
-        positions = self._positions[row]
+        positions = self._positions
         # In order, each as soon as what follows it is known well enough to judge it for good.
-        for position in positions[self._judged[row] :]:
-            if (rank := self._rank(ids, position)) < self._best[row].rank:
-                ends = self._is_end(row, ids, position.tokens, final=False)
+        for position in positions[self._judged :]:
+            if (rank := self._rank(ids, position)) < self._best.rank:
+                ends = self._is_end(ids, position.tokens, final=False)
                 if ends is None:
                     break
                 if ends:
-                    self._best[row] = _End(rank, position.tokens)
-            self._judged[row] += 1
-        best, waiting = self._best[row], positions[self._judged[row] :]
+                    self._best = _End(rank, position.tokens)
+            self._judged += 1
+        best, waiting = self._best, positions[self._judged :]
         seen = best is not _NO_END or (waiting and waiting[0].tokens < len(ids))
         return best.tokens if seen or len(ids) > self.zone else len(ids)
 
-    def is_whole(self, row: int, ids: Sequence[int]) -> bool:
+    def is_whole(self, ids: Sequence[int]) -> bool:
         """Whether an answer that has used up its budget ends truly with its last token."""
-        text = self._detokenizers[row].decode(ids)
-        if text.endswith("\ufffd") or self._eos_gap(self._newest[row])[0] == math.inf:
+        text = self._detokenizer.decode(ids)
+        if text.endswith("\ufffd") or self._eos_gap(self._newest)[0] == math.inf:
             return False
         return boundaries.may_end(text, self.reward.boundary, "")
 
-    def end(self, row: int, ids: Sequence[int]) -> list[int] | None:
+    def end(self, ids: Sequence[int]) -> list[int] | None:
         """Ends an answer that has used up its budget.
 
         Args:
-            row: The row's index.
-            ids: The ids of its answer, without EOS.
+            ids: The ids of the answer, without EOS.
 
         Returns:
             The ids up to the best end, what closes it, and EOS; None if there is no end.
         """
-        positions = self._positions_before(row, len(ids))
-        ranked = [(self._rank(ids, p), p) for p in positions[self._judged[row] :]]
-        best = self._best[row]
+        positions = self._positions_before(len(ids))
+        ranked = [(self._rank(ids, p), p) for p in positions[self._judged :]]
+        best = self._best
         for rank, position in sorted(ranked):
             if rank >= best.rank:
                 break
-            if self._is_end(row, ids, position.tokens, final=True):
+            if self._is_end(ids, position.tokens, final=True):
                 best = _End(rank, position.tokens)
         if best is not _NO_END:
             gaps = next(p.gaps for p in positions if p.tokens == best.tokens)
             return [*ids[: best.tokens], self._eos_gap(gaps)[1]]
         if not self.reward.close_sentence:
             return None
-        return self._add_terminator(row, ids) or self._close(row, ids)
+        return self._add_terminator(ids) or self._close(ids)
 
-    def force_eos(self, row: int, ids: Sequence[int]) -> list[int] | None:
+    def force_eos(self, ids: Sequence[int]) -> list[int] | None:
         """Replaces an answer's last token by EOS; None if EOS is forbidden there."""
-        gap, eos = self._eos_gap(self._newest[row])
+        gap, eos = self._eos_gap(self._newest)
         return [*ids[:-1], eos] if gap < math.inf else None
 
-    def _positions_before(self, row: int, tokens: int) -> list[_Position]:
-        """The row's positions; cleared if its answer has begun again, after more thinking."""
-        positions = self._positions[row]
-        if positions and positions[-1].tokens >= tokens:
-            positions.clear()
-            self._judged[row], self._best[row] = 0, _NO_END
-        return positions
+    def _positions_before(self, tokens: int) -> list[_Position]:
+        """The positions; cleared if the answer has begun again, after more thinking."""
+        if self._positions and self._positions[-1].tokens >= tokens:
+            self._positions.clear()
+            self._judged, self._best = 0, _NO_END
+        return self._positions
 
     def _rank(self, ids: Sequence[int], position: _Position) -> tuple[float, int]:
         """The rank of a true end at a position; that of no end if numbers and ids exclude it."""
@@ -210,10 +196,10 @@ class Landing:
         # Before the zone the last end is the best one, and worse than any in the zone.
         return (self._cost(count, gap), count) if count >= self.zone else (math.inf, -count)
 
-    def _is_end(self, row: int, ids: Sequence[int], count: int, *, final: bool) -> bool | None:
+    def _is_end(self, ids: Sequence[int], count: int, *, final: bool) -> bool | None:
         """Whether the answer truly ends after so many tokens; None if later tokens may tell."""
-        text, boundary = self._detokenizers[row].decode(ids[:count]), self.reward.boundary
-        following = self._following(row, ids, text)
+        text, boundary = self._detokenizer.decode(ids[:count]), self.reward.boundary
+        following = self._following(ids, text)
         in_doubt = following is None
         if boundary == "sentence":  # a newline comes before the others: it leaves no doubt
             in_doubt = in_doubt or not settles(following or "")
@@ -223,17 +209,17 @@ class Landing:
             return boundaries.may_end(text, boundary, following)
         return None if boundaries.may_end(text, boundary, "\n") else False
 
-    def _following(self, row: int, ids: Sequence[int], text: str) -> str | None:
+    def _following(self, ids: Sequence[int], text: str) -> str | None:
         """What follows a text that begins the answer; None inside an unfinished character."""
-        detokenizer = self._detokenizers[row]
+        detokenizer = self._detokenizer
         whole = detokenizer.decode(ids)
         whole = whole[: detokenizer.settled(ids, whole)]
         return whole[len(text) :] if whole.startswith(text) else None
 
-    def _add_terminator(self, row: int, ids: Sequence[int]) -> list[int] | None:
+    def _add_terminator(self, ids: Sequence[int]) -> list[int] | None:
         """Ends the answer by the cheapest terminator that the model nearly chose."""
         candidates = []
-        for count, gaps in self._positions[row]:
+        for count, gaps in self._positions:
             near = min(gaps[self._terminators], default=math.inf)
             fits = self.zone <= count and 0 < count <= self.max_new_tokens - 2
             if near <= CLOSING_NATS[1] and fits and self._eos_gap(gaps)[0] < math.inf:
@@ -241,25 +227,25 @@ class Landing:
         for _, count, gaps in sorted(candidates):
             recorded = gaps[self._terminators]
             terminator = self._ids[self._terminators.start + recorded.index(min(recorded))]
-            if self._closes(row, ids, count, [terminator]):
+            if self._closes(ids, count, [terminator]):
                 return [*ids[:count], terminator, self._eos_gap(gaps)[1]]
         return None
 
-    def _close(self, row: int, ids: Sequence[int]) -> list[int] | None:
+    def _close(self, ids: Sequence[int]) -> list[int] | None:
         """Ends the answer by the cheapest closing of what is open in the zone."""
         best, closed = math.inf, None
         first = len(self._eos)
         # (cost of the cheapest closing there could be, tokens, gaps)
         bounds = [
             (self._cost(n, min(gaps[first:], default=math.inf)), n, gaps)
-            for n, gaps in self._positions[row]
+            for n, gaps in self._positions
             if n >= self.zone
         ]
         for bound, count, gaps in sorted(bounds, key=lambda entry: entry[:2]):
             if closed and bound >= best:
                 break
             eos_gap, eos = self._eos_gap(gaps)
-            closing = close_text(self._detokenizers[row].decode(ids[:count]))
+            closing = close_text(self._detokenizer.decode(ids[:count]))
             added = self._closing_tokens.ids(closing)
             fits = count + len(added) + 1 <= self.max_new_tokens
             if not added or not fits or eos_gap == math.inf:
@@ -269,17 +255,17 @@ class Landing:
                 continue
             midline = MIDLINE_FENCE_NATS * closing.startswith("\n")
             cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + midline)
-            if cost < best and self._closes(row, ids, count, added):
+            if cost < best and self._closes(ids, count, added):
                 best, closed = cost, [*ids[:count], *added, eos]
         return closed
 
-    def _closes(self, row: int, ids: Sequence[int], count: int, added: Sequence[int]) -> bool:
+    def _closes(self, ids: Sequence[int], count: int, added: Sequence[int]) -> bool:
         """Whether the answer, cut after so many tokens, reads as finished with the added ones."""
-        decode = self._detokenizers[row].decode
+        decode = self._detokenizer.decode
         text, whole = decode(ids[:count]), decode([*ids[:count], *added])
         if text.endswith("\ufffd"):  # inside a character
             return False
-        following = self._following(row, ids, text) or ""
+        following = self._following(ids, text) or ""
         closing = whole[len(text) :]
         if not can_close(text, closing, following):
             return False

@@ -149,10 +149,9 @@ class Sequence:
     def take(self, step: Step) -> None:
         """Takes the next token; an answer that its budget cuts with it lands."""
         if self.landing and (ids := self.answer_ids(self.landing.first)) is not None:
-            best = None if step.best is None else step.scores.new_tensor([step.best])
-            self.landing.record([ids], step.scores, best)
+            self.landing.record(ids, step.scores, step.best)
             if self.builder:  # a stream holds back what landing may cut
-                kept = self.landing.safe_tokens(0, ids)
+                kept = self.landing.safe_tokens(ids)
                 safe = self.generated[: self._answer_start + kept]
                 text = settled_text(self) if kept == len(ids) else self.detokenizer.decode(safe)
                 self.safe_length = max(self.safe_length or 0, len(text))
@@ -222,13 +221,13 @@ class Sequence:
             return
         start = self._answer_start
         thought, answer = self.generated[:start], self.generated[start:]
-        if landing.is_whole(0, answer):
+        if landing.is_whole(answer):
             self.eos_source = "reward"
             return
-        if ids := landing.end(0, answer):
+        if ids := landing.end(answer):
             self.landed = thought + ids
             self.eos_source = "reward" if ids[:-1] == answer[: len(ids) - 1] else "closed"
-        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(0, answer)):
+        elif self.options.eos_reward.force_eos and (ids := landing.force_eos(answer)):
             self.landed, self.eos_source = thought + ids, "forced"
         else:
             return

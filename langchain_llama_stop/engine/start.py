@@ -142,8 +142,7 @@ def build_landing(sequence: Sequence, options: GenerationOptions, eos: list[int]
     with tokenizer_lock(tokenizer):
         return Landing(
             tokenizer,
-            rows=1,
-            prompts=[sequence.ids],
+            prompt=sequence.ids,
             max_new_tokens=sequence.budget,
             eos_token_ids=eos,
             reward=reward,

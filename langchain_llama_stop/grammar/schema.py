@@ -26,6 +26,7 @@ class Grammar:
         unconstrained: Whether an answer without a call is any text: the grammar does not end it.
         argument: The user's argument that it was made from, for error messages.
         unchecked: Keywords of the schema that decoding does not enforce.
+        schema: The JSON schema that it was made from, as text.
     """
 
     lark: str
@@ -33,6 +34,7 @@ class Grammar:
     unconstrained: bool = False
     argument: str = "`grammar`"
     unchecked: tuple[str, ...] = ()
+    schema: str | None = None
 
     @classmethod
     def parse(cls, value: object) -> Grammar | None:
@@ -63,6 +65,7 @@ class Grammar:
         argument: str,
         unconstrained: bool = False,
         unchecked: tuple[str, ...] = (),
+        schema: str | None = None,
     ) -> Grammar:
         """A grammar of some rules, without those that no answer can use.
 
@@ -78,7 +81,7 @@ class Grammar:
                 f"{argument} has to be a schema that llguidance can compile, but it cannot: "
                 f"{problem}: simplify it."
             )
-        return cls(lark, parser, unconstrained, argument, unchecked)
+        return cls(lark, parser, unconstrained, argument, unchecked, schema)
 
 
 def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> Grammar:
@@ -117,7 +120,7 @@ def _json_grammar(text: str, argument: str) -> Grammar:
             argument,
             ", ".join(f"`{keyword}`" for keyword in unchecked),
         )
-    return Grammar.of_rules(rules, start, argument=argument, unchecked=unchecked)
+    return Grammar.of_rules(rules, start, argument=argument, unchecked=unchecked, schema=text)
 
 
 def add_schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,10 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "stop_token_ids": lambda sequences: [token_id for (token_id,) in sequences],
     "eos_reward": reward_args,
     "json_schema": lambda schema: {"json": schema},
-    "grammar": lambda grammar: {"grammar": grammar.lark},
+    # vLLM picks one backend for all requests: a schema is taken by each, Lark only by one.
+    "grammar": lambda grammar: (
+        {"json": json.loads(grammar.schema)} if grammar.schema else {"grammar": grammar.lark}
+    ),
 }
 """How a request writes those options that it does not take as they are."""
 

@@ -216,18 +216,18 @@ def searches(ids, scores, name="bytes", **reward):
     """Ends of one answer: judged at its end, judged at each position, and with `best` passed in."""
     tokenizer = TOKENIZERS[name]
     eos = [tokenizer.eos_token_id]
-    kwargs = {"rows": 1, "prompts": [[]], "max_new_tokens": len(ids), "eos_token_ids": eos}
+    kwargs = {"prompt": [], "max_new_tokens": len(ids), "eos_token_ids": eos}
     late, early, with_best = (
         Landing(tokenizer, **kwargs, reward=EosReward(**reward)) for _ in range(3)
     )
     safe = []
     for count in range(late.first, len(ids)):
         row = scores[count : count + 1]
-        late.record([ids[:count]], row)
-        early.record([ids[:count]], row)
-        with_best.record([ids[:count]], row, best=row.amax(dim=1))
-        safe.append(early.safe_tokens(0, ids[:count]))
-    ends = [search.end(0, ids) or search.force_eos(0, ids) for search in (late, early, with_best)]
+        late.record(ids[:count], row)
+        early.record(ids[:count], row)
+        with_best.record(ids[:count], row, best=float(row.amax()))
+        safe.append(early.safe_tokens(ids[:count]))
+    ends = [search.end(ids) or search.force_eos(ids) for search in (late, early, with_best)]
     assert safe == sorted(safe) and (not safe or not safe[-1] or len(ends[0]) > safe[-1])
     return ends
 
@@ -277,23 +277,21 @@ def test_texts_are_judged_at_the_end_and_few_of_them(monkeypatch):
     monkeypatch.setattr(boundaries, "may_end", lambda *a: judged.append(a) or may_end(*a))
     landing = Landing(
         TOKENIZER,
-        rows=1,
-        prompts=[[]],
+        prompt=[],
         max_new_tokens=len(ids),
         eos_token_ids=[EOS],
         reward=EosReward(start=0),
     )
     for count in range(len(ids)):
-        landing.record([ids[:count]], scores_with(ids, [])[count : count + 1])
+        landing.record(ids[:count], scores_with(ids, [])[count : count + 1])
     assert not judged
-    assert landing.end(0, ids) == [*ids[:-1], EOS] and len(judged) == 1
+    assert landing.end(ids) == [*ids[:-1], EOS] and len(judged) == 1
 
 
 def test_an_answer_that_begins_again_is_searched_again():
     landing = Landing(
         TOKENIZER,
-        rows=1,
-        prompts=[[]],
+        prompt=[],
         max_new_tokens=20,
         eos_token_ids=[EOS],
         reward=EosReward(start=0),
@@ -302,9 +300,9 @@ def test_an_answer_that_begins_again_is_searched_again():
     for ids in (first, second):
         for count in range(1, len(ids)):
             near = [(count, EOS, 0.1)] if ids is first else [(count, EOS, 5.0)]
-            landing.record([ids[:count]], scores_with(ids, near)[count : count + 1])
-    assert landing.end(0, second) == [*byte_ids("He went."), EOS]
-    assert landing.end(0, second[:5]) is None  # begun again, and cut before its zone
+            landing.record(ids[:count], scores_with(ids, near)[count : count + 1])
+    assert landing.end(second) == [*byte_ids("He went."), EOS]
+    assert landing.end(second[:5]) is None  # begun again, and cut before its zone
 
 
 # --- what is forbidden stays forbidden

@@ -283,7 +283,8 @@ class Point(BaseModel):
 def test_structured_output(chat, server, method):
     server.answers = [answer('{"x": 3}')]
     assert chat.with_structured_output(Point, method=method).invoke("Hi") == Point(x=3)
-    assert server.asked[0]["structured_outputs"]
+    # Every backend of vLLM takes a schema; one server may not take Lark after schemas.
+    assert server.asked[0]["structured_outputs"]["json"]["properties"]["x"]
 
 
 def test_structured_output_by_a_call(chat, server):
