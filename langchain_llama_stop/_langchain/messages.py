@@ -108,11 +108,6 @@ def _thoughts(message: AIMessage) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def schema_text(schema: Mapping[str, Any]) -> str:
-    """Tells the model, in a system message, which JSON schema its answer has to fit."""
-    return f"Answer with JSON that fits this schema:\n{json.dumps(schema, ensure_ascii=False)}"
-
-
 def with_text(message: Message, text: str) -> Message:
     """Adds a paragraph to the end of a message, in a copy; "" adds none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,16 +10,21 @@ from langchain_core.messages import BaseMessage
 
 from langchain_llama_stop._langchain.messages import (
     check_last,
-    schema_text,
     template_messages,
     with_text,
 )
+from langchain_llama_stop._langchain.schema_text import schema_text
 from langchain_llama_stop.chat.reshape import with_system
 from langchain_llama_stop.chat.template import chat_ids, knows_tools
-from langchain_llama_stop.chat.tool_formats import call_grammar, tool_format
+from langchain_llama_stop.chat.tool_formats import ToolFormat, call_grammar, tool_format
 from langchain_llama_stop.engine.config import token_budget
 from langchain_llama_stop.engine.refusals import truncated
+from langchain_llama_stop.grammar.schema import Grammar
 from langchain_llama_stop.options import GenerationOptions
+
+_MOST_KEPT = 16
+"""Grammars of tools that are kept."""
+_kept: dict[tuple[Any, ...], Grammar] = {}
 
 
 class ChatRequest(NamedTuple):
@@ -98,19 +104,32 @@ def build_request(
     )
     fmt = tool_format(template, pipeline.tokenizer.get_added_vocab())
     if tools and (must_call or options.json_schema is not None or not fmt.is_free):
-        grammar = call_grammar(
-            tools,
-            fmt,
-            choice=choice,
-            several=parallel and knows_tools(template),
-            schema=options.json_schema,
-        )
+        several = parallel and knows_tools(template)
+        grammar = _grammar_of(tools, fmt, choice, several, options.json_schema)
         options = options.replaced(json_schema=None, grammar=grammar)
     parameters: dict[str, Any] = {}
     for function in (tool["function"] for tool in tools):
         own, others = function["parameters"], parameters.get(function["name"])
         parameters[function["name"]] = own if others is None else {"anyOf": [others, own]}
     return ChatRequest(prompt_ids, options, parameters, parallel)
+
+
+def _grammar_of(
+    tools: Sequence[Mapping[str, Any]],
+    fmt: ToolFormat,
+    choice: str | None,
+    several: bool,
+    schema: Mapping[str, Any] | None,
+) -> Grammar:
+    """The grammar of calls, made once for tools that are given with each call."""
+    key = (json.dumps([tools, schema]), repr(fmt), choice, several)
+    grammar = _kept.get(key)
+    if grammar is None:
+        grammar = call_grammar(tools, fmt, choice=choice, several=several, schema=schema)
+        _kept[key] = grammar
+        for oldest in list(_kept)[:-_MOST_KEPT]:
+            _kept.pop(oldest, None)
+    return grammar
 
 
 def conversation_ids(

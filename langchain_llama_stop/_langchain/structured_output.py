@@ -101,11 +101,11 @@ class BindingMixin:
         json_schema = _json_schema(schema)
         is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
         model_class: Any = schema if is_pydantic else None
-        grammar = json_grammar(json_schema, "`schema`")
         chat = cast(BaseChatModel, self)
         trace = {"kwargs": {"method": method}, "schema": json_schema}
         # The constructor's `grammar` and `json_schema` do not apply to these answers.
         options = {"grammar": None, "json_schema": None, **kwargs}
+        checked: dict[str, Any]
         parser: Runnable[Any, Any]
         llm: Runnable[Any, Any]
         if method == "function_calling":
@@ -121,6 +121,7 @@ class BindingMixin:
             function["parameters"] = {
                 k: v for k, v in json_schema.items() if k not in ("title", "description")
             }
+            checked = function["parameters"]
             tool = {"type": "function", "function": function}
             options |= {"tool_choice": name, "ls_structured_output_format": trace}
             llm = chat.bind_tools([tool], **options)
@@ -130,6 +131,7 @@ class BindingMixin:
                 else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
             )
         else:
+            grammar, checked = json_grammar(json_schema, "`schema`"), json_schema
             if method == "json_schema":
                 options["json_schema"] = json_schema
             else:  # "json_mode": the same constraint, but nothing is added to the prompt
@@ -140,7 +142,7 @@ class BindingMixin:
                 if model_class
                 else JsonOutputParser()
             )
-        checks = _Checks(json_schema)
+        checks = _Checks(checked)
         parser = RunnableGenerator(checks.run, checks.arun) | parser
         if not include_raw:
             return llm | parser

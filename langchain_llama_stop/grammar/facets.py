@@ -25,7 +25,8 @@ class Facets:
         values: The values that are allowed; None allows all.
         forbidden: Values that are not allowed.
         low, low_excluded, high, high_excluded, multiples: Of a number.
-        patterns, formats, fewest_chars, most_chars: Of a string.
+        patterns, other_than, formats, fewest_chars, most_chars: Of a string; patterns of
+            `other_than` do not match it.
         named: Whether the schema names properties, maybe none.
         properties: The schemas of each property that is named.
         required: Names of properties that an object must have.
@@ -49,6 +50,7 @@ class Facets:
     high_excluded: bool = False
     multiples: tuple[Decimal, ...] = ()
     patterns: tuple[str, ...] = ()
+    other_than: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     fewest_chars: int = 0
     most_chars: int | None = None
@@ -135,6 +137,7 @@ def merge(a: Facets, b: Facets) -> Facets | None:
         high_excluded=not high_excluded,
         multiples=a.multiples + b.multiples,
         patterns=_joined(a.patterns, b.patterns),
+        other_than=_joined(a.other_than, b.other_than),
         formats=_joined(a.formats, b.formats),
         fewest_chars=max(a.fewest_chars, b.fewest_chars),
         most_chars=_least(a.most_chars, b.most_chars),
@@ -207,6 +210,11 @@ def _contradicts(facets: Facets) -> bool:
         if False in schemas or (choices and not set.intersection(*choices)):
             return True
     return False
+
+
+def forbids(facets: Facets, value: Any) -> bool:
+    """Whether a value is one of those that are not allowed."""
+    return any(canonical(value) == canonical(v) for v in facets.forbidden)
 
 
 def type_of(value: Any) -> set[str]:

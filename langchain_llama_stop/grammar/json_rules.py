@@ -11,6 +11,7 @@ from langchain_llama_stop.grammar.facets import (
     Facets,
     Schema,
     canonical,
+    forbids,
     item_schemas,
     property_schemas,
     type_of,
@@ -22,7 +23,13 @@ from langchain_llama_stop.grammar.json_text import (
     string_regex,
 )
 from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
-from langchain_llama_stop.grammar.read_schema import ANNOTATIONS, read, resolve
+from langchain_llama_stop.grammar.read_schema import (
+    ANNOTATIONS,
+    read,
+    require_shallow,
+    resolve,
+    validator,
+)
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
     EVERY,
@@ -36,13 +43,12 @@ from langchain_llama_stop.grammar.regex import (
 )
 from langchain_llama_stop.grammar.rules import Rules, Terminal, regex_terminal, text_terminal
 
-MOST_NESTED = 100
-"""Dicts and lists that a schema may hold inside of each other. Not tuned: Python and LangChain walk
-schemas by recursion, and people's have some twenty."""
 _MOST_COUNTED = 1000
 """Items or characters that a rule counts; a larger bound is checked after the answer."""
 _MOST_STATES = 4000
 """Rules of one object whose properties are counted."""
+_MOST_DIFFERENT = 6
+"""Values of which lists of different ones are written as rules: 64 of them for six."""
 
 _Alternative = list[int | Terminal]
 
@@ -69,7 +75,7 @@ class JsonRules:
         Raises:
             ValueError: If a keyword cannot be read, or cannot be enforced at all; it is named.
         """
-        _require_shallow(schema)
+        require_shallow(schema)
         self._root, self._known = schema, {}
         number = self._value(schema)
         while self._waiting:
@@ -107,19 +113,23 @@ class JsonRules:
 
     def _valid(self, schema: Schema, values: Iterable[Any]) -> list[Any]:
         """Those of some values that fit a schema."""
-        from jsonschema import Draft202012Validator
-
         named = {k: v for k, v in dict(self._root).items() if k in ("$defs", "definitions")}
-        check = Draft202012Validator({**named, **schema})
+        check = validator({**named, **schema})
         return [v for v in values if check.is_valid(v)]
 
     def _facets(self, facets: Facets) -> list[_Alternative]:
+        different = None
+        if "uniqueItems" in facets.unchecked:
+            listed = facets.values is None and "array" in facets.types
+            different = self._different(facets) if listed else []
+            if different is not None:
+                facets = replace(facets, unchecked=facets.unchecked - {"uniqueItems"})
         self.unchecked.update(dict.fromkeys(sorted(facets.unchecked)))
         if facets.values is not None:
             return [self._constant(v) for v in facets.values if self._fits(v, facets)]
         found: list[_Alternative] = []
         for value in (None, True, False):
-            if type_of(value) & facets.types and not _forbids(facets, value):
+            if type_of(value) & facets.types and not forbids(facets, value):
                 found.append([self._text(json.dumps(value))])
         for kind in ("integer", "number"):
             if kind in facets.types:
@@ -128,7 +138,7 @@ class JsonRules:
             lengths = (facets.fewest_chars, facets.most_chars)
             found.append([self._regex(string_regex(self._patterns(facets), *lengths))])
         if "array" in facets.types:
-            found += self._array(facets)
+            found += self._array(facets) if different is None else different
         if "object" in facets.types:
             found += self._object(facets)
         return found
@@ -174,9 +184,11 @@ class JsonRules:
     def _patterns(self, facets: Facets) -> list[Regex]:
         """What a string's text has to match."""
         parts = [format_regex(name) for name in facets.formats if name in FORMATS]
-        for pattern in facets.patterns:
+        given = [(p, False) for p in facets.patterns] + [(p, True) for p in facets.other_than]
+        for pattern, negated in given:
             try:
-                parts.append(parse_pattern(pattern))
+                regex = parse_pattern(pattern)
+                parts.append(no(regex) if negated else regex)
             except UnknownPattern as problem:
                 self.unchecked[f"pattern {pattern!r} ({problem})"] = None
         return parts + [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
@@ -201,7 +213,7 @@ class JsonRules:
 
     def _fits(self, value: Any, facets: Facets) -> bool:
         """Whether one of the values that are allowed has what else is asked."""
-        if not type_of(value) & facets.types or _forbids(facets, value):
+        if not type_of(value) & facets.types or forbids(facets, value):
             return False
         if isinstance(value, str):
             return self._text_of(facets).matches(value)
@@ -247,6 +259,29 @@ class JsonRules:
             needed = [piece for item in items[1:fewest] for piece in (comma, item)]
             found.append([begin, first, *needed, *tail, end])
         return found
+
+    def _different(self, facets: Facets) -> list[_Alternative] | None:
+        """Lists of different items; None where the items may have many values."""
+        if facets.prefix or facets.contains or not facets.items:
+            return None
+        values: dict[str, Any] = {}
+        for part in read({"allOf": list(facets.items)}, self._root):
+            if part.values is None or any(isinstance(v, list | dict) for v in part.values):
+                return None
+            values.update((canonical(v), v) for v in part.values if self._fits(v, part))
+        if len(values) > _MOST_DIFFERENT:
+            return None
+        states = [self._rules.new() for _ in range(1 << len(values))]  # by the values that are used
+        most = len(values) if facets.most_items is None else facets.most_items
+        for used, rule in enumerate(states):
+            if facets.fewest_items <= used.bit_count() <= most:
+                self._rules.alternatives[rule].append((self._text("]"),))
+            between: _Alternative = [self._text(", ")] if used else []
+            for i, value in enumerate(values.values()):
+                if not used >> i & 1 and used.bit_count() < most:
+                    one = (*between, *self._constant(value), states[used | 1 << i])
+                    self._rules.alternatives[rule].append(one)
+        return [[self._text("["), states[0]]]
 
     def _more(self, item: int) -> int:
         """Any number of further items."""
@@ -362,19 +397,3 @@ def _subsets(count: int) -> Iterable[tuple[int, ...]]:
     if count > 6:
         raise ValueError(f"`patternProperties` has to hold at most 6 patterns, but holds {count}")
     return [tuple(i for i in range(count) if bits >> i & 1) for bits in range(1 << count)]
-
-
-def _forbids(facets: Facets, value: Any) -> bool:
-    return any(canonical(value) == canonical(v) for v in facets.forbidden)
-
-
-def _require_shallow(schema: Any) -> None:
-    """Refuses what is nested more deeply than JSON's parsers bear."""
-    level, depth = [schema], 0
-    while level:
-        depth += 1
-        if depth > MOST_NESTED:
-            raise ValueError(f"it has to be at most {MOST_NESTED} levels deep, but is deeper")
-        parts = [p.values() if isinstance(p, Mapping) else p for p in level
-                 if isinstance(p, Mapping | list | tuple)]  # fmt: skip
-        level = [inner for part in parts for inner in part]

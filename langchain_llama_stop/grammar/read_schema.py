@@ -19,6 +19,9 @@ from langchain_llama_stop.grammar.facets import (
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MOST_REFERENCES = 64
+MOST_NESTED = 100
+"""Dicts and lists that a schema may hold inside of each other. Not tuned: Python and LangChain walk
+schemas by recursion, and people's have some twenty."""
 
 ANNOTATIONS = {
     "$schema", "$id", "id", "$anchor", "$comment", "$defs", "definitions", "$vocabulary", "title",
@@ -26,6 +29,18 @@ ANNOTATIONS = {
     "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "xml", "externalDocs",
 }  # fmt: skip
 """Keywords that ask nothing of a value."""
+
+
+_COUNTS = {
+    f"{side}{noun}": (kind, f"fewest_{facet}", f"most_{facet}")
+    for side in ("min", "max")
+    for noun, kind, facet in (
+        ("Length", "string", "chars"),
+        ("Items", "array", "items"),
+        ("Properties", "object", "properties"),
+    )
+}
+"""Keywords of numbers: the type that they are about, and the two facets."""
 
 
 def read(schema: Schema, root: Schema, references: tuple[str, ...] = ()) -> list[Facets]:
@@ -109,6 +124,41 @@ def resolve(reference: str, root: Schema) -> Schema:
     if not isinstance(target, Mapping | bool):
         raise ValueError(f"`$ref: {reference}` points to nothing")
     return target
+
+
+def validator(schema: Schema) -> Any:
+    """What `jsonschema` checks values with: of the draft whose words a schema uses."""
+    from jsonschema import Draft4Validator, Draft201909Validator, Draft202012Validator
+    from jsonschema.validators import extend, validator_for
+
+    text = json.dumps(schema)
+    if '"exclusiveMinimum": true' in text or '"exclusiveMaximum": true' in text:
+        kind = Draft4Validator
+    elif '"items": [' in text:
+        kind = Draft201909Validator
+    else:
+        kind = validator_for(schema, default=Draft202012Validator)
+
+    def or_null(keyword: str) -> Any:
+        def check(checker: Any, asked: Any, value: Any, within: Any) -> Any:
+            if value is not None or within.get("nullable") is not True:
+                yield from kind.VALIDATORS[keyword](checker, asked, value, within) or ()
+
+        return check
+
+    return extend(kind, {keyword: or_null(keyword) for keyword in ("type", "enum")})(schema)
+
+
+def require_shallow(schema: Any) -> None:
+    """Refuses what is nested more deeply than JSON's parsers bear."""
+    level, depth = [schema], 0
+    while level:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError(f"it has to be at most {MOST_NESTED} levels deep, but is deeper")
+        parts = [p.values() if isinstance(p, Mapping) else p for p in level
+                 if isinstance(p, Mapping | list | tuple)]  # fmt: skip
+        level = [inner for part in parts for inner in part]
 
 
 def _with(root: Schema, keywords: tuple[str, ...], name: str) -> Schema:
@@ -298,6 +348,15 @@ def _negations(schema: Schema, root: Schema, references: tuple[str, ...]) -> lis
             number = _number(schema, keyword)
             found.append(Facets(types=frozenset({"number"}), low=number,
                                 low_excluded=keyword == "maximum"))  # fmt: skip
+        elif keyword == "pattern":
+            found.append(Facets(types=frozenset({"string"}), other_than=(str(value),)))
+        elif keyword in _COUNTS:
+            kind, fewest, most = _COUNTS[keyword]
+            number = _count(schema, keyword) or 0
+            if keyword.startswith("max"):
+                found.append(replace(Facets(types=frozenset({kind})), **{fewest: number + 1}))
+            elif number:
+                found.append(replace(Facets(types=frozenset({kind})), **{most: number - 1}))
         elif keyword == "not":
             found += read(value, root, references)
         elif keyword in ("anyOf", "allOf"):

@@ -126,6 +126,7 @@ class Parser:
         texts: The shortest text of each rule; None only for a start that nothing completes.
         has_keys: Whether an object may have keys that are not listed.
         has_names: Whether there may be no more of them after some.
+        has_lists: Whether there may be a list.
     """
 
     def __init__(self, rules: Rules, start: int) -> None:
@@ -149,9 +150,11 @@ class Parser:
         ]
         self.texts = [shortest[number] for number in queue]
         symbols = (s for rule in self.alternatives for a in rule for s in a)
-        kinds = {s.kind for s in symbols if isinstance(s, Terminal)}
+        terminals = {s for s in symbols if isinstance(s, Terminal)}
+        kinds = {terminal.kind for terminal in terminals}
         self.has_names = "name" in kinds
         self.has_keys = "key" in kinds or self.has_names
+        self.has_lists = any(terminal.lark == '"["' for terminal in terminals)
         self._rests: dict[tuple[int, int], str] = {}
 
     def lark(self) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_llama_stop.grammar.json_rules import JsonRules
 from langchain_llama_stop.grammar.keys import Keys, shortest_completion
+from langchain_llama_stop.grammar.read_schema import validator
 from langchain_llama_stop.grammar.rules import Parser, Rules
 
 logger = logging.getLogger("langchain_llama_stop")
+
+_MOST_KEPT = 32
+"""Grammars of schemas that are kept. One takes some 100 kB."""
+_kept: dict[str, Grammar] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,17 @@ def json_grammar(schema: Mapping[str, Any], argument: str = "`json_schema`") -> 
             f"{argument} has to be JSON (dicts, lists, strings, numbers), but is {schema!r:.200}: "
             f"{error}."
         ) from error
-    return _json_grammar(text, argument)
+    # Kept, because one call needs it several times, under the names of several arguments.
+    grammar = _kept.get(text)
+    if grammar is None:
+        grammar = _kept[text] = _json_grammar(text, argument)
+        for oldest in list(_kept)[:-_MOST_KEPT]:
+            _kept.pop(oldest, None)
+    return replace(grammar, argument=argument)
 
 
-@functools.lru_cache(maxsize=32)
 def _json_grammar(text: str, argument: str) -> Grammar:
-    """The grammar of a JSON schema; cached, because one call needs it several times."""
+    """The grammar of a JSON schema; a warning tells what it does not enforce."""
     rules = Rules()
     start, unchecked = add_schema(rules, json.loads(text), argument)
     if unchecked:
@@ -171,9 +182,10 @@ def violation(schema: Mapping[str, Any], value: Any, argument: str) -> str:
     """
     if not json_grammar(schema, argument).unchecked:
         return ""
-    from jsonschema import Draft202012Validator
-
-    found = next(Draft202012Validator(schema).iter_errors(value), None)
+    try:
+        found = next(validator(schema).iter_errors(value), None)
+    except re.error:  # a pattern that Python does not know
+        return ""
     return "" if found is None else str(found.message)
 
 

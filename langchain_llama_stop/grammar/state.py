@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from langchain_llama_stop.grammar.completion import MAX_COMPLETION, GrammarTokens
+from langchain_llama_stop.grammar.items import Items
 from langchain_llama_stop.grammar.keys import Keys, shortest_completion
 from langchain_llama_stop.grammar.rules import Place
 
@@ -42,7 +43,8 @@ def begin(tokens: GrammarTokens, grammar: Grammar, limit: int) -> State | None:
         return _Walked(tokens, matcher, limit, limit, start)
     parts = [tokens.vocabulary.length(text) for text in grammar.parser.texts if text is not None]
     margin = max(parts) + _MARGIN
-    return _Parsed(tokens, matcher, grammar.parser.begin(), Keys(), margin, limit, first=True)
+    place = grammar.parser.begin()
+    return _Parsed(tokens, matcher, place, Keys(), Items(), margin, limit, first=True)
 
 
 class State:
@@ -93,12 +95,14 @@ class _Parsed(State):
     Attributes:
         place: Where the answer stands; None if the rules do not allow it.
         keys: Keys that are written, where an object may have any.
+        items: Items that are written, where a list may have any number.
     """
 
     tokens: GrammarTokens
     matcher: LLMatcher
     place: Place | None
     keys: Keys
+    items: Items
     margin: int
     left: int
     first: bool = False
@@ -112,17 +116,17 @@ class _Parsed(State):
     def after(self, ids: tuple[int, ...]) -> State:
         matcher = self.matcher.deep_copy()
         matcher.consume_tokens(list(ids))
-        place, keys = self._followed(ids)
+        place, keys, items = self._followed(ids)
         left = self.left - len(ids)
-        return _Parsed(self.tokens, matcher, place, keys, self.margin, left)
+        return _Parsed(self.tokens, matcher, place, keys, items, self.margin, left)
 
     def length_after(self, token: int) -> int:
-        place, keys = self._followed((token,))
+        place, keys, _ = self._followed((token,))
         text = None if place is None else shortest_completion(place, keys)
         return MAX_COMPLETION + 1 if text is None else self.tokens.vocabulary.length(text)
 
-    def _followed(self, ids: tuple[int, ...]) -> tuple[Place | None, Keys]:
-        place, keys = self.place, self.keys
+    def _followed(self, ids: tuple[int, ...]) -> tuple[Place | None, Keys, Items]:
+        place, keys, items = self.place, self.keys, self.items
         for token in ids:
             if place is None:
                 break
@@ -133,7 +137,9 @@ class _Parsed(State):
                 place = None if place is None else place.after(symbol)
                 if place is not None and place.parser.has_keys:
                     keys = Keys() if place.in_text else keys.after(symbol)
-        return place, keys
+            if place is not None and place.parser.has_lists:
+                items = Items() if place.in_text else items.after(text)
+        return place, keys, items
 
     @cached_property
     def completion(self) -> list[int]:  # type: ignore[override]
@@ -152,13 +158,23 @@ class _Parsed(State):
 
     @property
     def forbidden(self) -> list[int]:
-        """Tokens that write a key of an object a second time."""
-        if self.place is None or not self.place.parser.has_keys or not self.keys.any_written:
-            return []
-        vocabulary = self.tokens.vocabulary
-        found = [i for text in self.keys.taken for i in vocabulary.beginning_with(text)]
-        texts = ((i, vocabulary.texts[i]) for i in vocabulary.quoting)
-        return found + [i for i, text in texts if self.keys.after(text).repeated]
+        """Tokens that write a key of an object a second time, or continue a list in a loop."""
+        vocabulary, found = self.tokens.vocabulary, list[int]()
+        if self.place is None:
+            return found
+        if self.place.parser.has_keys and self.keys.any_written:
+            found += [i for text in self.keys.taken for i in vocabulary.beginning_with(text)]
+            texts = ((i, vocabulary.texts[i]) for i in vocabulary.quoting)
+            found += [i for i, text in texts if self.keys.after(text).repeated]
+        if self.items.nears_loop:
+            found += [i for i in vocabulary.continuing if self._loops(vocabulary.texts[i])]
+        return found
+
+    def _loops(self, text: str) -> bool:
+        """Whether a text continues a list in a loop that may as well end."""
+        comma = self.items.after(text).looped - len(self.items.text)
+        before = None if comma < 0 or self.place is None else self.place.after(text[:comma])
+        return before is not None and before.after("]") is not None
 
 
 @dataclass(eq=False)

@@ -31,6 +31,7 @@ class Vocabulary:
     Attributes:
         texts: The text of each id; "" for ids that are no text to a grammar.
         quoting: The ids of tokens with two quotes in them, and maybe a whole key.
+        continuing: The ids of tokens with a comma in them.
     """
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
@@ -42,6 +43,7 @@ class Vocabulary:
             for i in range(tokenizer.vocab_size)
         ]
         self.quoting = [i for i, text in enumerate(self.texts) if text.count('"') > 1]
+        self.continuing = [i for i, text in enumerate(self.texts) if "," in text]
         self._ids = {text: i for i, text in reversed(list(enumerate(self.texts))) if text}
         self._sorted = sorted(self._ids)
         self._ids |= {chr(256 + i): i for i in range(len(self.texts))}  # a grammar may name any

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from langchain_llama_stop._langchain.messages import schema_text, with_text
+from langchain_llama_stop._langchain.messages import with_text
+from langchain_llama_stop._langchain.schema_text import schema_text
 from langchain_llama_stop.chat.reshape import Message, merged
 from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, OPTIONS, GenerationOptions
 from langchain_llama_stop.vllm.xargs import reward_args
