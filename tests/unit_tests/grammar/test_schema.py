@@ -9,6 +9,7 @@ from langchain_llama_stop.engine.generate import generate
 from langchain_llama_stop.grammar.schema import (
     Grammar,
     json_grammar,
+    violation,
 )
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
@@ -146,7 +147,7 @@ def test_a_grammar_of_ones_own_is_compiled_at_once():
         ({"not": {"type": "string"}}, ["1", "{}"], ['"a"']),
         ({"type": "string", "not": {"enum": ["a", "b"]}}, ['"c"', '"ab"'], ['"a"']),
         ({"type": "string", "not": {"pattern": "^a|b$"}}, ['"c"', '"ba"'], ['"a"', '"cb"']),
-        ({"pattern": "a", "not": {"pattern": "aa"}}, ['"aba"', "1"], ['"baa"', '"b"']),
+        ({"pattern": "a", "not": {"pattern": "aa"}}, ['"aba"'], ['"baa"', '"b"', "1"]),
         ({"not": {"minLength": 2}}, ['"a"', '""'], ['"ab"', "1"]),
         ({"type": "array", "not": {"maxItems": 1}}, ["[1, 2]"], ["[]", "[1]"]),
         ({"type": "object", "not": {"maxProperties": 0}}, ['{"a": 1}'], ["{}"]),
@@ -222,6 +223,46 @@ def test_what_is_not_enforced_is_told(schema, keyword, caplog):
     grammar = json_grammar(schema, f"`{keyword}_test`")
     assert any(told.startswith(keyword) for told in grammar.unchecked)
     assert f"decoding does not enforce `{keyword}" in caplog.text
+
+
+def test_a_schema_is_read_once_and_told_of_once_under_all_names(caplog):
+    schema = {"type": "array", "items": {"type": "number"}, "uniqueItems": True}
+    one, other = json_grammar(schema, "`schema`"), json_grammar(schema)
+    assert one.parser is other.parser and caplog.text.count("does not enforce") == 1
+    assert (one.argument, other.argument) == ("`schema`", "`json_schema`")
+    with pytest.raises(ValueError, match="^`mine` has to be"):
+        json_grammar({"type": "x"}, "`mine`")
+    with pytest.raises(ValueError, match="^`other` has to be"):
+        json_grammar({"type": "x"}, "`other`")
+
+
+def test_few_grammars_are_kept():
+    first = json_grammar({"const": "kept"})
+    assert json_grammar({"const": "kept"}).parser is first.parser
+    for number in range(40):
+        json_grammar({"const": number})
+    assert json_grammar({"const": "kept"}).parser is not first.parser
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "array", "items": [{"type": "string"}], "uniqueItems": True}, ["a"], ["a", "a"]),
+        ({"type": "array", "items": {"type": "string", "nullable": True}, "uniqueItems": True},
+         ["a", None], [None, None]),
+        ({"type": "array", "items": {"minimum": 1, "exclusiveMinimum": True}, "uniqueItems": True},
+         [2, 3], [2, 2]),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "uniqueItems": True}, [1], [1, 1]),
+    ],
+)  # fmt: skip
+def test_answers_are_checked_in_their_own_draft(schema, right, wrong):
+    assert violation(schema, right, "`x`") == ""
+    assert "non-unique" in violation(schema, wrong, "`x`")
+
+
+def test_a_pattern_that_nobody_knows_is_no_violation():
+    schema = {"type": "string", "pattern": r"^\p{Emoji}+$"}
+    assert json_grammar(schema).unchecked and violation(schema, "a", "`x`") == ""
 
 
 def test_one_of_that_cannot_overlap_is_enforced():

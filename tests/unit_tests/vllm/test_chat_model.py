@@ -32,6 +32,7 @@ from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStopServer, EosReward
 from langchain_llama_stop import options as options_module
+from langchain_llama_stop._langchain.schema_text import schema_text
 from langchain_llama_stop.options import OPTIONS
 from langchain_llama_stop.vllm import request_reward, reward_args
 from langchain_llama_stop.vllm.servers import server_root
@@ -229,7 +230,7 @@ def test_a_hint_and_a_schema_are_told_as_in_process(chat, server):
     hint = "{sentences} sentences."
     chat.invoke(talk, json_schema=schema, answer_hint=hint, max_tokens=50)
     asked = server.asked[0]
-    told = f"Answer with JSON that fits this schema:\n{json.dumps(schema)}\n\nBe kind."
+    told = f"{schema_text(schema)}\n\nBe kind."
     assert asked["messages"] == [
         {"role": "system", "content": told},
         {"role": "user", "content": "One.\n\nTwo.\n\n2 sentences."},
