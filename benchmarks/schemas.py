@@ -12,8 +12,8 @@ each with a value that the model must be able to write. Two public suites run wh
 
 --suite FOLDER   JSON-Schema-Test-Suite: a folder of `*.json`, each a list of groups with `schema`
                  and `tests` (`data`, `valid`), such as `tests/draft2020-12` of a clone
---bench FOLDER   JSONSchemaBench: a folder that is searched for `*.json`, each a schema, or an object
-                 with a `schema` and maybe `tests`, such as `data/Github_medium` of a clone
+--bench FOLDER   JSONSchemaBench: a folder that is searched for `*.json`, each a schema, or an
+                 object with a `schema` and maybe `tests`, such as `data/Github_medium` of a clone
 """
 
 import argparse
@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import jsonschema
 from jsonschema.validators import extend, validator_for
-from tests.fakes.generation import hashed
 
 from langchain_llama_stop import GenerationOptions, generate
 from langchain_llama_stop.grammar.schema import json_grammar, violation
+from tests.fakes.generation import hashed
 
 OUTCOMES = ("valid", "told", "refused", "large", "wrong", "cut")
 SECONDS = 30

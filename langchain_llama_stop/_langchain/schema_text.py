@@ -15,6 +15,8 @@ _INLINE = 200
 tuned: it keeps the text linear in the schema."""
 _LONGEST_PATTERN = 60
 """Characters under which a pattern is told. Not tuned: longer ones tell nobody anything."""
+_ASK = "Answer with JSON. Fill in this form with values that answer the user's message:"
+"""Of ten wordings the best on the tasks of `make bench-objects` that are for tuning."""
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "null": "null",
           "boolean": "true or false", "array": "list", "object": "object"}  # fmt: skip
 _FORMATS = {
@@ -50,10 +52,9 @@ def schema_text(schema: Mapping[str, Any]) -> str:
     Returns:
         The text. It grows with the schema's length, also where parts are used many times.
     """
-    told = _Told(schema)
-    about = str(schema.get("description") or "").strip()
-    lines = [f"Answer with JSON of this form{f' ({about})' if about else ''}:", told.form(schema)]
-    return "\n".join([*lines, *told.definitions()])
+    told, about = _Told(schema), str(schema.get("description") or "").strip()
+    form = told.form(schema) + (f" ({about})" if about else "")
+    return "\n".join([_ASK, form, *told.definitions()])
 
 
 class _Told:
@@ -145,7 +146,7 @@ class _Told:
             members.append(text + (f" ({'; '.join(notes)})" if notes else ""))
         others = schema.get("additionalProperties")
         if isinstance(others, Mapping) or (others is True and not members):
-            members.append(f"name: {self.form(others)}, …")
+            members.append(f"text: {self.form(others)}, …")
         return "{" + ", ".join(members) + "}"
 
     def _list(self, schema: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ class Keys:
 
     def after(self, text: str) -> Keys:
         """The same after more of the text."""
+        if self.string is not None and not self._escaped and not {'"', "\\"} & {*text}:
+            return replace(self, string=self.string + text)
         state, repeated = self, False
         for character in text:
             state = state._next(character)
@@ -48,9 +50,10 @@ class Keys:
         return self.is_key and self.string == ""
 
     @property
-    def any_written(self) -> bool:
-        """Whether an object around here has a key already."""
-        return bool(self.written) or (self.outer is not None and self.outer.any_written)
+    def all_written(self) -> frozenset[str]:
+        """The keys of all objects around here."""
+        outer = frozenset[str]() if self.outer is None else self.outer.all_written
+        return outer | (self.written or frozenset())
 
     def _next(self, character: str) -> Keys:
         if self.string is not None:

@@ -100,7 +100,7 @@ class GrammarProcessor(LogitsProcessor):
             left = self.max_new_tokens - len(ids) - 1  # without EOS
             allowed = self._allowed(state, scores.shape[1]).to(scores.device)  # (vocab,)
             self._narrow(scores[row], allowed, state, left, begun=bool(ids))
-            scores[row, ~allowed] = -torch.inf
+            scores[row].masked_fill_(~allowed, -torch.inf)
             if scores[row].max() <= torch.finfo(scores.dtype).min:
                 # Settings such as `min_new_tokens` forbid all of them: the grammar goes first.
                 scores[row, state.completion[:1] or self._eos] = 0.0
@@ -151,9 +151,9 @@ class GrammarProcessor(LogitsProcessor):
         """Which tokens may come next, (size,)."""
         mask = self._tokens.mask(state.matcher)
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")  # (32 * words,)
-        bits = bits[: min(size, self._tokens.size)]
+        bits = bits[: min(size, self._tokens.size)].view(np.bool_)
         allowed = torch.zeros(size, dtype=torch.bool)
-        allowed[: len(bits)] = torch.from_numpy(bits.astype(bool))
+        allowed[: len(bits)] = torch.from_numpy(bits)
         allowed[self._eos] = state.accepting
         allowed[state.forbidden] = False
         return allowed

@@ -352,11 +352,12 @@ def _negations(schema: Schema, root: Schema, references: tuple[str, ...]) -> lis
             found.append(Facets(types=frozenset({"string"}), other_than=(str(value),)))
         elif keyword in _COUNTS:
             kind, fewest, most = _COUNTS[keyword]
-            number = _count(schema, keyword) or 0
-            if keyword.startswith("max"):
-                found.append(replace(Facets(types=frozenset({kind})), **{fewest: number + 1}))
-            elif number:
-                found.append(replace(Facets(types=frozenset({kind})), **{most: number - 1}))
+            count = _count(schema, keyword) or 0
+            bound: dict[str, Any] = (
+                {fewest: count + 1} if keyword.startswith("max") else {most: count - 1}
+            )
+            if count or fewest in bound:
+                found.append(Facets(types=frozenset({kind}), **bound))
         elif keyword == "not":
             found += read(value, root, references)
         elif keyword in ("anyOf", "allOf"):

@@ -133,12 +133,12 @@ class _Parsed(State):
             text = self.tokens.vocabulary.texts[token]
             if place.after(chr(256 + token)) is not None:  # the rules name this token
                 text = chr(256 + token)
-            for symbol in text:
-                place = None if place is None else place.after(symbol)
+            for piece in text if place.in_text else [text]:  # JSON may begin inside of a token
+                place = None if place is None else place.after(piece)
                 if place is not None and place.parser.has_keys:
-                    keys = Keys() if place.in_text else keys.after(symbol)
-            if place is not None and place.parser.has_lists:
-                items = Items() if place.in_text else items.after(text)
+                    keys = Keys() if place.in_text else keys.after(piece)
+                if place is not None and place.parser.has_lists:
+                    items = Items() if place.in_text else items.after(piece)
         return place, keys, items
 
     @cached_property
@@ -162,10 +162,14 @@ class _Parsed(State):
         vocabulary, found = self.tokens.vocabulary, list[int]()
         if self.place is None:
             return found
-        if self.place.parser.has_keys and self.keys.any_written:
+        if self.place.parser.has_keys and (written := self.keys.all_written):
             found += [i for text in self.keys.taken for i in vocabulary.beginning_with(text)]
-            texts = ((i, vocabulary.texts[i]) for i in vocabulary.quoting)
-            found += [i for i, text in texts if self.keys.after(text).repeated]
+            quoted = [f'"{key}"' for key in written]
+            for i in vocabulary.quoting:
+                text = vocabulary.texts[i]
+                several = text.count('"') > 3
+                if (several or any(q in text for q in quoted)) and self.keys.after(text).repeated:
+                    found.append(i)
         if self.items.nears_loop:
             found += [i for i in vocabulary.continuing if self._loops(vocabulary.texts[i])]
         return found

@@ -1,7 +1,7 @@
 """What a model is told of a schema: the form of the answer, and no word that is no part of it."""
 
 import json
-from enum import Enum
+from enum import StrEnum
 from typing import Literal, Optional
 
 import pytest
@@ -12,7 +12,7 @@ from langchain_llama_stop._langchain.schema_text import schema_text
 from tests.fakes.schemas import SCHEMAS
 
 
-class Colour(str, Enum):
+class Colour(StrEnum):
     red, green = "red", "grün"
 
 
@@ -58,12 +58,14 @@ def told(kind):
 
 def test_a_form():
     assert told(Address) == (
-        "Answer with JSON of this form (Where somebody lives.):\n"
-        '{"street": text, "city": text (Größe egal)}'
+        "Answer with JSON. Fill in this form with values that answer the user's message:\n"
+        '{"street": text, "city": text (Größe egal)} (Where somebody lives.)'
     )
 
 
-@pytest.mark.parametrize("kind", [Person, Address, Node, Employee, list[Address], dict[str, Colour]])
+@pytest.mark.parametrize(
+    "kind", [Person, Address, Node, Employee, list[Address], dict[str, Colour]]
+)
 def test_no_name_and_no_word_of_a_schema_is_told(kind):
     text = told(kind)
     for word in ("title", "type", "properties", "additionalProperties", "$ref", "$defs", "anyOf",
@@ -74,7 +76,7 @@ def test_no_name_and_no_word_of_a_schema_is_told(kind):
 def test_what_is_told():
     text = told(Person)
     for part in ('"red" or "grün"', "The full name", "Größe egal", '"a" or 3', "[text, …]",
-                 "name: whole number, …", "text or null", "over 0", "at most 1"):  # fmt: skip
+                 "text: whole number, …", "text or null", "over 0", "at most 1"):  # fmt: skip
         assert part in text, part
     required = json.dumps(sorted(TypeAdapter(Person).json_schema()["required"]))
     for name in ("tags", "scores", "note"):
