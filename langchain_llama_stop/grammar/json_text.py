@@ -101,7 +101,7 @@ FORMATS = {
         "|[0-9]{1,9}S))?|T(?:[0-9]{1,9}H(?:[0-9]{1,9}M(?:[0-9]{1,9}S)?)?|[0-9]{1,9}M"
         "(?:[0-9]{1,9}S)?|[0-9]{1,9}S))"
     ),
-    "uri": f"[A-Za-z][A-Za-z0-9+.-]*:(?://[A-Za-z0-9]{_PATH}*|[A-Za-z0-9]{_PATH}*)",
+    "uri": f"[A-Za-z][A-Za-z0-9+.-]*:(?:(?://)?[A-Za-z0-9]|[+]){_PATH}*|file:///{_PATH}*",
 }
 """Formats that are enforced, as patterns of whole texts; other formats are annotations."""
 

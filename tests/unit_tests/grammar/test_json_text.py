@@ -97,7 +97,7 @@ def test_lengths_count_characters(text, fewest, more):
 
 
 RIGHT = {
-    "email": ["ann@example.com", "a.b+c@x-y.co.uk"],
+    "email": ["ann@example.com", "a.b+c@x-y.co.uk", "o'brien_1@a.org", "X-9@b.c.de"],
     "hostname": ["localhost", "a-b.example.org"],
     "ipv4": ["127.0.0.1", "255.255.255.255"],
     "ipv6": ["::1", "2001:db8::8a2e:370:7334", "fe80::", "1:2:3:4:5:6:7:8", "::ffff:10.0.0.1"],
@@ -106,10 +106,17 @@ RIGHT = {
     "time": ["23:59:59Z", "10:20:30.5+02:00"],
     "date-time": ["2024-02-29T10:20:30Z", "1985-04-12T23:20:50.52-08:00"],
     "duration": ["P1D", "PT1H30M", "P1Y2M3DT4H5M6S", "P3W"],
-    "uri": ["https://example.com/x?y=1#z", "mailto:a@b.co", "urn:isbn:0451450523"],
+    "uri": [
+        "https://example.com/x?y=1#z",
+        "mailto:a@b.co",
+        "urn:isbn:0451450523",
+        "file:///etc/hosts",
+        "tel:+39-06-698",
+        "http://10.0.0.1:80/",
+    ],
 }
 WRONG = {
-    "email": ["ann", "@b.co", "a b@c.de"],
+    "email": ["ann", "@b.co", "a b@c.de", "a/b@c.de", "a..b@c.de", "a?b=c@d.ef", ".a@b.co"],
     "hostname": ["-a", "a..b", "a_b"],
     "ipv4": ["256.1.1.1", "1.2.3"],
     "ipv6": ["1:2:3", "::1::", "g::"],
@@ -118,7 +125,7 @@ WRONG = {
     "time": ["24:00:00Z", "10:20Z"],
     "date-time": ["2024-02-30T10:20:30Z", "2024-02-29"],
     "duration": ["P", "PT", "1D", "P1H"],
-    "uri": ["example", "//x", "http://a b"],
+    "uri": ["example", "//x", "http://a b", "http:///x", "x://"],
 }
 
 
