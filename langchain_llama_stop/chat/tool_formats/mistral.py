@@ -26,5 +26,11 @@ MISTRAL = ToolFormat(
 MISTRAL_ARGS = replace(
     MISTRAL,
     recognises=lambda template: "[TOOL_CALLS]" in template and "[ARGS]" in template,
-    is_free=True,
+    trigger="[TOOL_CALLS]",
+    name="",
+    arguments="[ARGS]",
+    end="",
+    between="[TOOL_CALLS]",
+    close="",
+    is_bare=True,
 )
