@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 def hides_tags(tokenizer: PreTrainedTokenizerBase, *, calls: bool) -> bool:
     """Whether tags of thoughts, or of calls, are special tokens, which texts leave out."""
-    tags = [tag.removesuffix("thought") for pair in TAGS for tag in pair]
-    if calls:
-        tags += call_tags()
-    return not {*_special_tokens(tokenizer)}.isdisjoint(tags)
+    return not {*_special_tokens(tokenizer)}.isdisjoint(_tags(calls=calls))
+
+
+def _tags(*, calls: bool) -> set[str]:
+    tags = {tag.removesuffix("thought") for pair in TAGS for tag in pair}
+    return tags | {*call_tags()} if calls else tags
 
 
 def with_special_tokens(
@@ -39,6 +41,9 @@ def with_special_tokens(
     """
     decode = detokenizer(tokenizer).after(prompt).decode
     count = bisect_left(range(len(ids) + 1), len(text), key=lambda n: len(decode(ids[:n])))
+    tags = _tags(calls=True)
+    while count < len(ids) and tokenizer.convert_ids_to_tokens(ids[count]) in tags:
+        count += 1  # tags after the last character
     surplus = len(decode(ids[:count])) - len(text)
     whole = decode(ids[:count], special=True)
     return whole[: len(whole) - surplus]

@@ -41,7 +41,7 @@ from langchain_llama_stop.chat.tool_formats.lists import (
 )
 from langchain_llama_stop.chat.tool_formats.llama3 import LLAMA_3
 from langchain_llama_stop.chat.tool_formats.minimax import MINIMAX
-from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS
+from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS, MISTRAL_IDS
 from langchain_llama_stop.chat.tool_formats.qwen_coder import QWEN_CODER, SEED
 
 __all__ = [
@@ -68,6 +68,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     DEEPSEEK_V3_2,
     DEEPSEEK_V4,
     KIMI,
+    MISTRAL_IDS,
     MISTRAL_ARGS,
     MISTRAL,
     GRANITE,

@@ -14,6 +14,7 @@ from langchain_llama_stop.grammar.json_rules import JsonRules
 from langchain_llama_stop.grammar.read_schema import read
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
+    EMPTY,
     EVERY,
     NOTHING,
     Regex,
@@ -37,6 +38,8 @@ from langchain_llama_stop.grammar.rules import (
 
 NUMBER = "\ue000"
 """In the texts of a format: the number of a call in its answer, from 0 on."""
+ID = "\ue002"
+"""In the texts of a format: an id of the call, of nine letters and digits."""
 LINE = "\ue001"
 """In the texts of a format: a line end, which a model may leave out."""
 
@@ -93,7 +96,7 @@ class Element:
     Attributes:
         begin: The text before the name.
         middle: The text between name and value.
-        end: The text after the value; without blanks around it, no value contains it.
+        end: The text after the value; no value contains it, but for a `LINE` before it.
         after: The text after each argument.
         between: The text between two arguments.
         json_middle: `middle` for values that are no strings, where it is another one.
@@ -137,7 +140,9 @@ def pieces(rules: Rules, tokens: Mapping[str, int], text: str) -> Pieces:
     """
     named = "|".join(map(re.escape, tokens)) or "(?!)"
     found = re.findall(
-        rf'{named}|{LINE}|"[^"]*"|[{{}}\[\]]|, |: |[^"{{}}\[\],:<{LINE}]+|.', text, re.DOTALL
+        rf'{named}|{LINE}|{ID}|"[^"]*"|[{{}}\[\]]|, |: |[^"{{}}\[\],:<{LINE}{ID}]+|.',
+        text,
+        re.DOTALL,
     )
     return [_piece(rules, tokens, piece) for piece in found]
 
@@ -147,6 +152,8 @@ def _piece(rules: Rules, tokens: Mapping[str, int], piece: str) -> int | Termina
         return token_terminal(tokens[piece])
     if piece == LINE:
         return rules.new([], [text_terminal("\n")])
+    if piece == ID:
+        return regex_terminal(repeat(chars((ord(a), ord(b)) for a, b in ("09", "AZ", "az")), 9, 9))
     if NUMBER in piece:
         before, after = piece.split(NUMBER)
         digits = repeat(chars([(ord("0"), ord("9"))]), 1, 3)
@@ -161,17 +168,19 @@ def contains(text: str) -> Regex:
 
 def up_to(text: str, before: Regex = ANYTHING) -> Regex:
     """A text that matches `before`, and after it another text for the first time."""
-    return both(_before(before, text), no(cat(ANYTHING, literal(text), chars(EVERY), ANYTHING)))
+    return both(
+        _before(before, literal(text)), no(cat(ANYTHING, literal(text), chars(EVERY), ANYTHING))
+    )
 
 
-def _before(part: Regex, text: str) -> Regex:
-    """An expression followed by a text; `&` and `~` stay outside, where llguidance reads them."""
+def _before(part: Regex, tail: Regex) -> Regex:
+    """An expression, then another; `&` and `~` stay outside, where llguidance reads them."""
     if options := alternatives_of(part):
-        return either(*(_before(option, text) for option in options))
+        return either(*(_before(option, tail) for option in options))
     if parts := parts_of(part):
-        written = [no(_before(p, text)) if negated else _before(p, text) for negated, p in parts]
-        return both(_before(ANYTHING, text), *written)
-    return cat(part, literal(text))
+        written = [no(_before(p, tail)) if negated else _before(p, tail) for negated, p in parts]
+        return both(_before(ANYTHING, tail), *written)
+    return cat(part, tail)
 
 
 class ArgumentRules(JsonRules):
@@ -233,20 +242,27 @@ class ArgumentRules(JsonRules):
         others: Schema = {"allOf": [*schemas, {"not": {"type": "string"}}]}
         if read(others, self._root):
             middle = self._pieces(element.json_middle or element.middle)
-            found.append([*middle, self._value(others), *self._pieces(element.end)])
+            end = self._pieces(element.end)
+            found.append([*middle, self._value(others), *end])
+            found += [[*middle, self._text(word), *end] for word in self._words(others)]
         return found
+
+    def _words(self, schema: Schema) -> list[str]:
+        """Words of Python that a model may write for those of JSON."""
+        kinds = {kind for f in read(schema, self._root) if f.values is None for kind in f.types}
+        words = {"True": "boolean", "False": "boolean", "None": "null"}
+        return [word for word, kind in words.items() if kind in kinds]
 
     def _raw(self, texts: Regex, end: str) -> list[Pieces]:
         """Strings that stand as they are, up to the text after them."""
-        tag = end.lstrip("\n")
-        if texts is ANYTHING:  # the line end before the tag is one more character of it
-            end = tag
+        tag = end.removeprefix(LINE)
+        # After any text, a line end before the tag is one more character of it.
+        is_line = end != tag and texts is not ANYTHING
+        text = _before(texts, repeat(chars([(10, 10)]), 0, 1) if is_line else EMPTY)
         if tag not in self._tokens:
-            before = _before(texts, end.removesuffix(tag)) if end != tag else texts
-            return [[regex_terminal(up_to(tag, before), "text")]]
+            return [[regex_terminal(up_to(tag, text), "text")]]
         last = token_terminal(self._tokens[tag])
-        text = both(_before(texts, end.removesuffix(tag)), no(contains(tag)))
-        some = both(text, cat(chars(EVERY), ANYTHING))
+        some = both(text, no(contains(tag)), cat(chars(EVERY), ANYTHING))
         return [[regex_terminal(some, "text"), last], *([[last]] if text.nullable else [])]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_llama_stop.chat.thoughts import TAGS
-from langchain_llama_stop.chat.tool_formats.arguments import LINE, NUMBER, Element, json_text
+from langchain_llama_stop.chat.tool_formats.arguments import ID, LINE, NUMBER, Element, json_text
 from langchain_llama_stop.chat.tool_formats.body import Body
 
 Call = tuple[str, dict[str, Any]]
@@ -102,7 +102,12 @@ class ToolFormat:
     def _join(self, calls: Sequence[tuple[str, str]]) -> str:
         """Calls whose name and arguments are written already."""
         texts = [
-            f"{self.name}{name}{self.arguments}".replace(NUMBER, str(number)) + given + self.end
+            _numbered(f"{self.name}{name}{self.arguments}", number) + given + self.end
             for number, (name, given) in enumerate(calls)
         ]
         return f"{self.trigger}{self.between.join(texts)}{self.close}".replace(LINE, "\n")
+
+
+def _numbered(text: str, number: int) -> str:
+    """A text of a format, in the call of a number."""
+    return text.replace(NUMBER, str(number)).replace(ID, f"{number:09}")

@@ -123,8 +123,9 @@ def elements(
                 close = text.find(value_end, found.end())
                 if close < 0:
                     raise ValueError(f"The argument {found['key']!r} is not closed.")
-                # A line end before the closing element is no part of the value.
-                value: Any = Text(text[found.end() : close].removesuffix("\n"))
+                value: Any = Text(text[found.end() : close])
+                if found[0].endswith("\n"):  # then one before the closing element is not its own
+                    value = Text(value.removesuffix("\n"))
                 kinds = found.groupdict()
                 if kinds.get("json"):
                     value = json_value(value.strip(), 0)[0]

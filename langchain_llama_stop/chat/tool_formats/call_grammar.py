@@ -163,11 +163,10 @@ def _plain(
     call = literal(fmt.trigger)
     other = both(no(cat(call, ANYTHING)), no(cat(begun, ANYTHING)))
     rest = rules.new([regex_terminal(other, "text")], [text_terminal(fmt.trigger), *calls])
+    blanks = regex_terminal(both(_BLANKS, cat(chars(EVERY), ANYTHING)), "text")
     for opening, inside in thoughts:
-        rules.alternatives[rest] += [
-            (*opening, inside.inside),
-            (*opening, inside.whole, rest),
-        ]
+        for begin in ([blanks, *opening], opening) if opening else (opening,):
+            rules.alternatives[rest] += [(*begin, inside.inside), (*begin, inside.whole, rest)]
     return rest
 
 

@@ -51,8 +51,15 @@ def tokenizer_of(fmt, tags):
     if tags != "text":
         texts = fmt.write([("f", {"a": "b", "c": 1}), ("f", {})])
         tokens = [
-            *("<think>", "</think>", "<|im_start|>", '<|"|>', "[ARGS]", "</arg_value>"),
-            *("<arg_key>", "</arg_key>", "<arg_value>", "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>"),
+            *("<think>", "</think>", "<|im_start|>", '<|"|>', "[ARGS]", "[CALL_ID]"),
+            *(
+                "</arg_value>",
+                "<arg_key>",
+                "</arg_key>",
+                "<arg_value>",
+                "<｜tool▁sep｜>",
+                "<｜tool▁call▁begin｜>",
+            ),
             *("<｜tool▁call▁end｜>", "<|tool_call_begin|>", "<|tool_call_end|>"),
             *fmt.opening_tags,
             *fmt.closing_tags,
@@ -95,7 +102,20 @@ HARMLESS = st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"], exclude_ch
 TEXTS = st.one_of(
     st.text(HARMLESS, max_size=8),
     st.sampled_from(
-        ["", "a < b", "line\nline", '"quoted"', "it's", "</", "\\n", "5", "true", " x "]
+        [
+            "",
+            "a < b",
+            "line\nline",
+            '"quoted"',
+            "it's",
+            "</",
+            "\\n",
+            "5",
+            "true",
+            " x ",
+            "a\n",
+            "\nb",
+        ]
     ),
 )
 KINDS = {

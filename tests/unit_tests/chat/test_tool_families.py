@@ -45,7 +45,7 @@ ANSWERS = {
         '[TOOL_CALLS]get_time[ARGS]{"city": "Oslo"}[TOOL_CALLS]get_news[ARGS]{"city": "Bonn"}',
         [OSLO, BONN],
     ),
-    "mistral, call id": ('[TOOL_CALLS]get_time[CALL_ID]a1[ARGS]{"city": "Oslo"}', [OSLO]),
+    "mistral, call id": ('[TOOL_CALLS]get_time[CALL_ID]abcdefghi[ARGS]{"city": "Oslo"}', [OSLO]),
     "mistral, name only": ('[TOOL_CALLS]get_time{"city": "Oslo"}', [OSLO]),
     "qwen coder": (
         "<tool_call>\n<function=get_time>\n<parameter=city>\nOslo\n</parameter>\n</function>\n"
@@ -198,7 +198,8 @@ def test_real_templates_are_recognised(name):
 
 
 @pytest.mark.parametrize(
-    "text", [text for text in ANSWERS if text not in ("gemma", "mistral with ids")]
+    "text",
+    [t for t in ANSWERS if t not in ("gemma", "mistral with ids", "functions in tags")],
 )
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_model_calls_in_its_own_form(text, parallel):
