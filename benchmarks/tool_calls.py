@@ -6,10 +6,11 @@ Its template knows no tools: they are described in a system message, with an exa
 import argparse
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import transformers
-from langchain_core.messages import SystemMessage
+from langchain_core.messages import AIMessage, SystemMessage
 from langchain_core.tools import tool
 
 from langchain_llama_stop import ChatLlamaStop, load_pipeline
@@ -70,14 +71,19 @@ NEUTRAL = [
 
 
 def answers(chat: ChatLlamaStop, work: list[tuple], system: str) -> list:
-    """The answer to each of some questions, with its tools."""
+    """The answer to each of some questions, with its tools; eight at once share their passes."""
     before = [SystemMessage(system)] if system else []
-    return [
-        chat.bind_tools(tools).invoke([*before, ("human", question)]) for tools, question, _ in work
-    ]
+
+    def ask(item: tuple) -> AIMessage:
+        tools, question, _ = item
+        return chat.bind_tools(tools).invoke([*before, ("human", question)])
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, work))
 
 
 def main() -> None:
+    """Asks all questions, and prints how many were answered in which way."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "nf4"], default="float32")
     parser.add_argument("--system", default="", help="a system message before each question")
@@ -101,9 +107,8 @@ def main() -> None:
     leaks = [a for a in others if any(word in str(a.content) for word in UNKNOWN.example_words)]
     machine = f"{platform.machine()}, torch {torch.__version__}"
     print(f"demo model, {args.dtype}, {machine}, transformers {transformers.__version__}")
-    print(
-        f"calls where one is wanted: {sum(map(bool, names))} of {len(names)}, the right tool {right}"
-    )
+    made = f"{sum(map(bool, names))} of {len(names)}"
+    print(f"calls where one is wanted: {made}, the right tool {right}")
     print(f"calls where none is wanted: {sum(bool(a.tool_calls) for a in others)} of {len(others)}")
     print(f"answers that tell of the example: {len(leaks)} of {len(others)}")
 

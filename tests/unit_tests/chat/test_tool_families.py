@@ -183,8 +183,17 @@ FORMAT_OF = {
     "mistralai-Ministral-3-14B-Reasoning-2512": "MISTRAL_ARGS",
     "ibm-granite-granite-3.3-2B-Instruct": "GRANITE",
     "NVIDIA-Nemotron-Nano-v2": "NEMOTRON",
-    "MiniMax-M1": "TOOL_CALLS",
+    "MiniMax-M1": "MINIMAX_M1",
+    "Apriel-1.6-15b-Thinker-fixed": "TOOL_CALLS",
     "Cohere2MoE": "COHERE",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "COMMAND_R",
+    "MiniMax-M2": "MINIMAX",
+    "tencent-Hy3": "HUNYUAN",
+    "LFM2-8B-A1B": "LFM",
+    "LFM2.5-Instruct": "LFM",
+    "google-gemma-4-31B-it": "GEMMA",
+    "google-gemma-4-31B-it-interleaved": "GEMMA",
+    "deepseek-ai-DeepSeek-V4": "DEEPSEEK_V4",
 }
 
 
