@@ -68,6 +68,8 @@ NEUTRAL = [
     *("Who wrote Hamlet?", "Write a line about the sea."),
 ]
 """Questions that ask for no tool."""
+EXAMPLE = ("Rome", "10:45")
+"""What only the example exchange tells of."""
 
 
 def answers(chat: ChatLlamaStop, work: list[tuple], system: str) -> list:
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--show", action="store_true", help="print every answer")
     args = parser.parse_args()
+    assert all(word in str(UNKNOWN.example()) for word in EXAMPLE)
     transformers.logging.set_verbosity_error()
     how = {"quantization": "nf4"} if args.dtype == "nf4" else {"dtype": args.dtype}
     chat = ChatLlamaStop(
@@ -104,7 +107,7 @@ def main() -> None:
             print(f"{question!r}: {json.dumps(calls) if calls else repr(answer.content)}")
     names = [[call["name"] for call in answer.tool_calls] for answer in called]
     right = sum(wanted in found for found, (_, _, wanted) in zip(names, WANTED, strict=True))
-    leaks = [a for a in others if any(word in str(a.content) for word in UNKNOWN.example_words)]
+    leaks = [a for a in others if any(word in str(a.content) for word in EXAMPLE)]
     machine = f"{platform.machine()}, torch {torch.__version__}"
     print(f"demo model, {args.dtype}, {machine}, transformers {transformers.__version__}")
     made = f"{sum(map(bool, names))} of {len(names)}"

@@ -79,8 +79,9 @@ def _written(
 ) -> str:
     if isinstance(value, str):
         return string(value)
-    settings = {"key": key, "string": string, "comma": comma, "colon": colon, "python": python}
-    again: Callable[[Any], str] = partial(_written, **settings)
+    again: Callable[[Any], str] = partial(
+        _written, key=key, string=string, comma=comma, colon=colon, python=python
+    )
     if isinstance(value, Mapping):
         return "{" + comma.join(f"{key(k)}{colon}{again(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -263,7 +264,8 @@ class ArgumentRules(JsonRules):
             return [[regex_terminal(up_to(tag, text), "text")]]
         last = token_terminal(self._tokens[tag])
         some = both(text, no(contains(tag)), cat(chars(EVERY), ANYTHING))
-        return [[regex_terminal(some, "text"), last], *([[last]] if text.nullable else [])]
+        found: list[Pieces] = [[regex_terminal(some, "text"), last]]
+        return [*found, [last]] if text.nullable else found
 
 
 class PythonRules(ArgumentRules):

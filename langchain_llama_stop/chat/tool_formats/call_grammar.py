@@ -131,12 +131,12 @@ def _free(rules: Rules, fmt: ToolFormat, calls: Sequence[int | Terminal], though
         else:
             begun = either(begun, cat(_BLANKS, literal(opening)))
             before = cat(_BLANKS, literal(opening), ANYTHING)
-            inside = both(before, no(contains(closing)))
+            unclosed = both(before, no(contains(closing)))
             thoughts.append(
                 (
                     [],
                     _Text(
-                        rules.new([regex_terminal(inside, "text")]),
+                        rules.new([regex_terminal(unclosed, "text")]),
                         rules.new([regex_terminal(up_to(closing, before), "text")]),
                     ),
                 )
@@ -198,9 +198,9 @@ def _text(
     before = rules.new([])
     inside = rules.new([before], [before, some])
     whole = rules.new()
-    pairs = [(token_terminal(i),) for i in others]
+    pairs: list[Pieces] = [[token_terminal(i)] for i in others]
     for opening, text in thoughts:
-        pairs.append((*opening, text.whole))
+        pairs.append([*opening, text.whole])
         rules.alternatives[inside].append((before, *opening, text.inside))
         if opening:
             rules.alternatives[inside].append((before, some, *opening, text.inside))
