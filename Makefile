@@ -11,7 +11,8 @@ EXTRAS := train,examples,bench,test,vllm,docs
 
 .PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit \
 	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
-	bench-termination bench-objects bench-schemas bench-serving bench-capacity finetune-demo clean
+	bench-termination bench-objects bench-schemas bench-tool-calls bench-serving bench-capacity \
+	finetune-demo clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -94,6 +95,9 @@ bench-objects: $(STAMP) ## objects out of short texts, and what a schema costs (
 
 bench-schemas: $(STAMP) ## what comes of 100 schemas, and of public suites (a minute)
 	@PYTHONPATH=. $(BIN)/python benchmarks/schemas.py $(ARGS)
+
+bench-tool-calls: $(STAMP) ## whether the demo model calls tools, and what leaks of the example (minutes)
+	@$(BIN)/python benchmarks/tool_calls.py $(ARGS)
 
 # The article's kind of data where it lies beside the clone, else our own short answers.
 DATA ?= $(firstword $(wildcard ../*/data/oa_questions.jsonl) examples/short_answers.jsonl)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -35,26 +34,21 @@ from langchain_llama_stop._langchain.tools import (
     without_response_format,
 )
 from langchain_llama_stop._version import __version__
+from langchain_llama_stop.chat.answer_text import (
+    FullText,
+    hides_tags,
+    with_special_tokens,
+    without_special_tokens,
+)
 from langchain_llama_stop.chat.template import (
     chat_template,
     knows_tools,
     own_template,
     turn_end_ids,
 )
-from langchain_llama_stop.chat.thoughts import (
-    ThoughtSplitter,
-    hides_thoughts,
-    opened_thought,
-    without_special_tokens,
-)
-from langchain_llama_stop.chat.tool_formats import (
-    UNKNOWN,
-    call_begins,
-    hides_calls,
-    is_known_format,
-)
+from langchain_llama_stop.chat.thoughts import ThoughtSplitter
+from langchain_llama_stop.chat.tool_formats import UNKNOWN, call_begins, is_known_format
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
-from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.encoding import plain_ids
 
 if TYPE_CHECKING:
@@ -283,33 +277,16 @@ class ChatLlamaStop(
     ) -> tuple[str, dict[str, Any]]:
         """The content of an answer, and the other fields of its message."""
         text, tokenizer = response.text, self.pipeline.tokenizer
-        closing = self._closing_tag(request)
-        hidden = closing is not None and hides_thoughts(tokenizer)
-        # Tags of calls and thoughts may be special tokens, which the text leaves out.
-        if request.tools or hidden:
-            ids = response.token_ids
-            decode = detokenizer(tokenizer).after(request.prompt_ids).decode
-            places = range(len(ids) + 1)
-            count = bisect_left(places, len(text), key=lambda n: len(decode(ids[:n])))
-            surplus = len(decode(ids[:count])) - len(text)
-            whole = decode(ids[:count], special=True)
-            text = whole[: len(whole) - surplus]
+        closing = request.thought
+        hidden = closing is not None and hides_tags(tokenizer, calls=bool(request.tools))
+        if hidden:
+            text = with_special_tokens(tokenizer, request.prompt_ids, response.token_ids, text)
         content, fields = answer_fields(
             text, self._info(response), request.tools, closing, parallel=request.parallel
         )
-        if hidden and not request.tools:
+        if hidden:
             content = without_special_tokens(tokenizer, content)
         return content, fields
-
-    def _closing_tag(self, request: ChatRequest) -> str | None:
-        """The tag that ends the thoughts that a prompt has begun; None where the answer has none.
-
-        An answer that is given with its prompt is not taken apart.
-        """
-        if request.options.return_full_text:
-            return None
-        end = detokenizer(self.pipeline.tokenizer).decode(request.prompt_ids[-16:], special=True)
-        return opened_thought(end)
 
     def _generate(
         self,
@@ -341,32 +318,30 @@ class ChatLlamaStop(
         from langchain_llama_stop.engine.generate import stream_generate
 
         request = self._request(messages, stop, kwargs)
-        closing = self._closing_tag(request)
+        closing, tokenizer = request.thought, self.pipeline.tokenizer
         splitter = None if closing is None else ThoughtSplitter(closing)
-        tokenizer = self.pipeline.tokenizer
-        held_back = bool(splitter) and hides_thoughts(tokenizer)
-        if request.tools:
-            template = chat_template(tokenizer, self.model_name)
-            held_back = held_back or hides_calls(template, tokenizer)
-        text, emitted, thought = "", 0, 0  # lengths of what was given
+        hidden = closing is not None and hides_tags(tokenizer, calls=bool(request.tools))
+        full = FullText(tokenizer, request.prompt_ids) if hidden else None
+        text, emitted, told, thought = "", 0, 0, 0  # `emitted` of the text, `told` of the content
         for piece in stream_generate(self.pipeline, request.prompt_ids, request.options):
             fields: dict[str, Any] = {}
-            thoughts = new = ""
             if piece.response:
                 content, fields = self._message_parts(piece.response, request)
                 fields["tool_call_chunks"] = tool_call_chunks(
                     fields.pop("tool_calls", ()), fields.pop("invalid_tool_calls", ())
                 )
                 thoughts = fields.pop("additional_kwargs", {}).get("reasoning_content", "")
-                thoughts, new = thoughts[thought:], content[emitted:]
+                thoughts, new = thoughts[thought:], content[told:]
                 fields["chunk_position"] = "last"
-            elif not held_back:
-                thoughts, more = splitter.feed(piece.text) if splitter else ("", piece.text)
+            else:
+                more = full.feed(piece.text, piece.ids) if full else piece.text
+                thoughts, more = splitter.feed(more) if splitter else ("", more)
                 text += more
                 # What may become a call is held back.
-                end = call_begins(text) if request.tools else len(text)
-                new, emitted = text[emitted:end], max(emitted, end)
-                thought += len(thoughts)
+                end = max(emitted, call_begins(text) if request.tools else len(text))
+                new, emitted = text[emitted:end], end
+                new = without_special_tokens(tokenizer, new) if full else new
+                told, thought = told + len(new), thought + len(thoughts)
             if thoughts:
                 fields["additional_kwargs"] = {"reasoning_content": thoughts}
             if new or fields:

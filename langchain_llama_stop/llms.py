@@ -47,6 +47,7 @@ class LlamaStopLLM(
         """Refuses what is not an option, resolves aliases, finds the model's name."""
         refuse_unknown({*values} - {*COPIED}, {*cls.model_fields, *ALIASES} - {*COPIED}, "option")
         values = resolve_aliases(values)
+        _refuse_chat_options(values)
         pipeline: Any = values.get("pipeline")
         if pipeline is not None:
             check_task(pipeline, "give `model_id`")
@@ -223,6 +224,7 @@ class LlamaStopLLM(
         call = dict(kwargs)
         if "skip_prompt" in call:  # what HuggingFacePipeline calls it
             call.setdefault("return_full_text", not call.pop("skip_prompt"))
+        _refuse_chat_options(call)
         options = self._asked(stop, call)
         check_options(self._ready(), options)
         return options
@@ -261,3 +263,14 @@ class LlamaStopLLM(
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
+
+
+def _refuse_chat_options(given: Mapping[str, Any]) -> None:
+    """Refuses what concerns messages: here, a prompt is a text."""
+    for name in ("chat_template_kwargs", "tools", "tool_choice"):
+        if given.get(name):
+            raise ValueError(
+                f"`{name}` has to be left out of LlamaStopLLM, which renders no chat template and "
+                f"reads no calls, but is {given[name]!r}: give it to "
+                "`ChatLlamaStop(pipeline=llm.pipeline)`."
+            )

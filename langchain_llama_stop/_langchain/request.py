@@ -16,11 +16,18 @@ from langchain_llama_stop._langchain.messages import (
 from langchain_llama_stop._langchain.schema_text import schema_text
 from langchain_llama_stop.chat.reshape import with_system
 from langchain_llama_stop.chat.template import chat_ids, knows_tools
-from langchain_llama_stop.chat.tool_formats import ToolFormat, call_grammar, tool_format
-from langchain_llama_stop.engine.config import token_budget
+from langchain_llama_stop.chat.thoughts import opened_thought
+from langchain_llama_stop.chat.tool_formats import (
+    ToolFormat,
+    call_grammar,
+    is_known_format,
+    tool_format,
+)
+from langchain_llama_stop.engine.config import eos_token_ids, token_budget
 from langchain_llama_stop.engine.refusals import truncated
 from langchain_llama_stop.grammar.schema import Grammar
 from langchain_llama_stop.options import GenerationOptions
+from langchain_llama_stop.tokens.detokenizer import detokenizer
 
 _MOST_KEPT = 16
 """Grammars of tools that are kept."""
@@ -35,12 +42,15 @@ class ChatRequest(NamedTuple):
         options: The call's options; with tools, their grammar is among them.
         tools: The parameters (a JSON schema) of each tool that the answer may call, by its name.
         parallel: Whether the answer may hold several calls.
+        thought: The tag that closes the thought that the prompt has begun, "" if it has begun none;
+            None for an answer that is not taken apart, as it is given with its prompt.
     """
 
     prompt_ids: list[int]
     options: GenerationOptions
     tools: dict[str, Any]
     parallel: bool
+    thought: str | None
 
 
 def build_request(
@@ -102,16 +112,22 @@ def build_request(
         continue_final_message=continue_final_message,
         close_thought=bool(must_call or options.answer_grammar),
     )
-    fmt = tool_format(template, pipeline.tokenizer.get_added_vocab())
-    if tools and (must_call or options.json_schema is not None or not fmt.is_free):
+    end = detokenizer(pipeline.tokenizer).decode(prompt_ids[-16:], special=True)
+    thought = opened_thought(end)
+    eos = eos_token_ids(pipeline, options)
+    vocabulary = {t: i for t, i in pipeline.tokenizer.get_added_vocab().items() if i not in eos}
+    known = is_known_format(template) or not knows_tools(template)
+    if tools and (must_call or options.json_schema is not None or known):
         several = parallel and knows_tools(template)
-        grammar = _grammar_of(tools, fmt, choice, several, options.json_schema)
+        fmt = tool_format(template, vocabulary)
+        grammar = _grammar_of(tools, fmt, choice, several, options.json_schema, thought)
         options = options.replaced(json_schema=None, grammar=grammar)
     parameters: dict[str, Any] = {}
     for function in (tool["function"] for tool in tools):
         own, others = function["parameters"], parameters.get(function["name"])
         parameters[function["name"]] = own if others is None else {"anyOf": [others, own]}
-    return ChatRequest(prompt_ids, options, parameters, parallel)
+    thought_of_answer = None if options.return_full_text else thought
+    return ChatRequest(prompt_ids, options, parameters, parallel, thought_of_answer)
 
 
 def _grammar_of(
@@ -120,12 +136,15 @@ def _grammar_of(
     choice: str | None,
     several: bool,
     schema: Mapping[str, Any] | None,
+    thought: str,
 ) -> Grammar:
     """The grammar of calls, made once for tools that are given with each call."""
-    key = (json.dumps([tools, schema]), repr(fmt), choice, several)
+    key = (json.dumps([tools, schema]), repr(fmt), choice, several, thought)
     grammar = _kept.get(key)
     if grammar is None:
-        grammar = call_grammar(tools, fmt, choice=choice, several=several, schema=schema)
+        grammar = call_grammar(
+            tools, fmt, choice=choice, several=several, schema=schema, thought=thought
+        )
         _kept[key] = grammar
         for oldest in list(_kept)[:-_MOST_KEPT]:
             _kept.pop(oldest, None)

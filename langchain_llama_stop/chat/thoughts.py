@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from typing import Literal
 
 TAGS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<think:opensource>", "</think:opensource>"),
 )
 """Tags around thoughts, as models write them."""
 
@@ -51,22 +49,6 @@ def opened_thought(prompt: str) -> str:
     """The tag that closes the thoughts in whose midst a prompt ends; "" if it ends in none."""
     opened = _OPENED.search(prompt)
     return dict(TAGS)[opened[1]] if opened else ""
-
-
-def hides_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether tags of thoughts are special tokens, which texts of answers leave out."""
-    special = _special_tokens(tokenizer)
-    return any(tag.removesuffix("thought") in special for tags in TAGS for tag in tags)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
-
-
-def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text without what special tokens write."""
-    special = sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, special)), "", text) if special else text
 
 
 class ThoughtSplitter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_llama_stop.engine.admission import (
@@ -36,10 +36,12 @@ class TextChunk:
     Attributes:
         text: The new text; may be empty in the last chunk.
         response: The whole answer, in the last chunk only.
+        ids: The answer's ids so far, which the engine adds to.
     """
 
     text: str
     response: GenerationResponse | None = None
+    ids: list[int] = field(default_factory=list, repr=False)
 
 
 def generate(
@@ -102,7 +104,7 @@ def stream_generate(
             yield TextChunk(sequence.echo)
         sent = len(sequence.echo)
         for text in _pieces(pipeline, [sequence], options, deadline):
-            yield TextChunk(text)
+            yield TextChunk(text, ids=sequence.generated)
             sent += len(text)
         response = sequence.response()
         yield TextChunk(response.text[sent:], response)

@@ -78,10 +78,13 @@ class JsonRules:
         require_shallow(schema)
         self._root, self._known = schema, {}
         number = self._value(schema)
+        self._add_waiting()
+        return number
+
+    def _add_waiting(self) -> None:
         while self._waiting:
             rule, part = self._waiting.pop()
             self._rules.alternatives[rule] += [tuple(a) for a in self._alternatives(part)]
-        return number
 
     def _value(self, schema: Schema) -> int:
         """The rule of a schema's values; its alternatives come later."""
@@ -130,13 +133,12 @@ class JsonRules:
         found: list[_Alternative] = []
         for value in (None, True, False):
             if type_of(value) & facets.types and not forbids(facets, value):
-                found.append([self._text(json.dumps(value))])
+                found.append([self._literal(value)])
         for kind in ("integer", "number"):
             if kind in facets.types:
                 found.append([self._number(facets, integer=kind == "integer")])
         if "string" in facets.types:
-            lengths = (facets.fewest_chars, facets.most_chars)
-            found.append([self._regex(string_regex(self._patterns(facets), *lengths))])
+            found.append(self._string(facets))
         if "array" in facets.types:
             found += self._array(facets) if different is None else different
         if "object" in facets.types:
@@ -206,10 +208,29 @@ class JsonRules:
             for i, part in enumerate(value):
                 pieces += [self._text(", ")] * (i > 0) + self._constant(part)
             return [*pieces, self._text("]")]
-        return [self._text(json.dumps(value, ensure_ascii=False))]
+        return [self._literal(value)]
+
+    def _literal(self, value: Any) -> Terminal:
+        return self._text(json.dumps(value, ensure_ascii=False))
+
+    def _string(self, facets: Facets) -> _Alternative:
+        lengths = (facets.fewest_chars, facets.most_chars)
+        return [self._regex(string_regex(self._patterns(facets), *lengths))]
 
     def _key(self, name: str) -> Terminal:
-        return self._text(json.dumps(name, ensure_ascii=False))
+        return self._literal(name)
+
+    def _keys(self, names: Regex, *, some: bool) -> Terminal:
+        """Any key of a name that matches; `some` if these may run out."""
+        return regex_terminal(string_regex([names]), "name" if some else "key")
+
+    def _pairs(self, key: Terminal, schemas: tuple[Schema, ...]) -> list[_Alternative]:
+        """A key with a value that fits some schemas."""
+        return [[key, self._text(": "), self._all(schemas)]]
+
+    def _braces(self) -> tuple[_Alternative, _Alternative, _Alternative]:
+        """What stands before, between and after the members of the object that is being added."""
+        return [self._text("{")], [self._text(", ")], [self._text("}")]
 
     def _fits(self, value: Any, facets: Facets) -> bool:
         """Whether one of the values that are allowed has what else is asked."""
@@ -240,13 +261,13 @@ class JsonRules:
                 certain = self._all((*facets.items, *facets.contains))
                 before = self._rules.new()
                 self._rules.alternatives[before] = [(), (before, item, comma)]
-                return [[begin, before, certain, self._more(item), end]]
+                return [[begin, before, certain, self._more(item, [comma]), end]]
         # After the items that have to be there come those that may be: each one opens the next.
         counted = max(len(facets.prefix), fewest) if most is None else most
         items = [self._all(item_schemas(facets, i)) for i in range(counted)]
         rest: int | None = None
         if most is None:
-            rest = self._more(self._all(facets.items))
+            rest = self._more(self._all(facets.items), [comma])
         for i in range(counted - 1, max(fewest, 1) - 1, -1):
             one: _Alternative = [comma, items[i], *([rest] if rest is not None else [])]
             rest = self._rules.new([], one)
@@ -283,10 +304,10 @@ class JsonRules:
                     self._rules.alternatives[rule].append(one)
         return [[self._text("["), states[0]]]
 
-    def _more(self, item: int) -> int:
+    def _more(self, item: int, comma: _Alternative) -> int:
         """Any number of further items."""
         more = self._rules.new()
-        self._rules.alternatives[more] = [(), (more, self._text(", "), item)]
+        self._rules.alternatives[more] = [(), (more, *comma, item)]
         return more
 
     def _object(self, facets: Facets) -> list[_Alternative]:
@@ -300,8 +321,8 @@ class JsonRules:
             schemas = property_schemas(facets, name)
             allowed = False not in schemas and all(part.matches(name) for part in names)
             if allowed:
-                pair: _Alternative = [self._key(name), self._text(": "), self._all(schemas)]
-                members.append((self._rules.new(pair), name in facets.required))
+                pairs = self._pairs(self._key(name), schemas)
+                members.append((self._rules.new(*pairs), name in facets.required))
             elif name in facets.required:
                 return []
         free = self._free_members(facets, others, names, list(listed))
@@ -322,8 +343,7 @@ class JsonRules:
                 regex if i in chosen else no(regex) for i, (regex, _) in enumerate(patterns)
             ]
             name = both(ANYTHING, *matching, *names, *taken)
-            key = regex_terminal(string_regex([name]), "name" if chosen or names else "key")
-            pairs.append([key, self._text(": "), self._all(schemas)])
+            pairs += self._pairs(self._keys(name, some=bool(chosen or names)), schemas)
         return self._rules.new(*pairs) if pairs else None
 
     def _name(self, schema: Schema) -> Regex:
@@ -354,7 +374,7 @@ class JsonRules:
             least, most, counted = 0, None, 0
         if most is not None and required > most:
             return []
-        comma, end = self._text(", "), self._text("}")
+        begin, comma, end = self._braces()
         states: dict[tuple[int, int, bool], int] = {}
 
         def state(passed: int, written: int) -> int:
@@ -370,7 +390,7 @@ class JsonRules:
         start = state(0, 0)
         for rule, passed, written in queue:  # grows as it is read
             alternatives = self._rules.alternatives[rule]
-            between: _Alternative = [comma] if written else []
+            between = comma if written else []
             room = most is None or written < most
             if passed < len(members):
                 member, needed = members[passed]
@@ -380,16 +400,15 @@ class JsonRules:
                     alternatives.append((state(passed + 1, written),))
                 continue
             if written >= least:
-                alternatives.append((end,))
+                alternatives.append((*end,))
             if free is None or not room:
                 continue
             if written < counted:
                 alternatives.append((*between, free, state(passed, written + 1)))
             else:  # nothing is counted any more
                 first: _Alternative = [*between, free]
-                more = self._more(free)
-                alternatives.append((*first, more, end))
-        return [[self._text("{"), start]]
+                alternatives.append((*first, self._more(free, comma), *end))
+        return [[*begin, start]]
 
 
 def _subsets(count: int) -> Iterable[tuple[int, ...]]:

@@ -114,7 +114,7 @@ def test_a_call_inside_a_thought_is_none():
     free = chat(OPEN)
     request = free._request([HumanMessage("?")], None, {"tools": [look]})
     info = {"usage_metadata": None}
-    content, fields = answer_fields(text, info, request.tools, free._closing_tag(request))
+    content, fields = answer_fields(text, info, request.tools, request.thought)
     assert (content, fields.get("tool_calls", [])) == ("No.", [])
 
 

@@ -12,7 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnableParallel
-from langchain_huggingface import HuggingFacePipeline
+from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from transformers import LogitsProcessor
 
 from langchain_llama_stop import EosReward, LlamaStopLLM
@@ -469,3 +469,34 @@ def test_the_options_can_be_saved(tmp_path):
 def test_wrong_settings_are_said_before_anything_is_loaded(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LlamaStopLLM.from_model_id("/no/such/folder", pipeline_kwargs=kwargs)
+
+
+CHAT_OPTIONS = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "tool_choice": "any",
+}
+
+
+@pytest.mark.parametrize("name", CHAT_OPTIONS)
+def test_options_of_messages_are_refused_by_name(name):
+    given = {name: CHAT_OPTIONS[name]}
+    for model, asked in ((llm(), given), (llm().bind(**given), {})):
+        for call in (model.invoke, model.stream):
+            with pytest.raises(ValueError, match=f"`{name}` has to be left out of LlamaStopLLM"):
+                list(call("go", **asked))
+
+
+def test_chat_template_settings_are_refused_in_the_constructor():
+    with pytest.raises(ValueError, match="`chat_template_kwargs` has to be left out"):
+        llm(chat_template_kwargs={"enable_thinking": False})
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "f"])
+def test_tools_of_chat_huggingface_are_refused_with_what_to_do(choice):
+    pipeline = scripted({"go": ANSWER})
+    pipeline.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    other = ChatHuggingFace(llm=LlamaStopLLM(pipeline=pipeline), tokenizer=pipeline.tokenizer)
+    assert other.invoke("go").content
+    with pytest.raises(ValueError, match=r"`tools` has to.*ChatLlamaStop\(pipeline=llm.pipeline"):
+        other.bind_tools(CHAT_OPTIONS["tools"], tool_choice=choice).invoke("go")

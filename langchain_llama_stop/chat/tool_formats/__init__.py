@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from langchain_llama_stop.chat.tool_formats.base import THINKING, Call, ToolFormat
+from langchain_llama_stop.chat.thoughts import TAGS
+from langchain_llama_stop.chat.tool_formats.base import Call, ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import (
     JSON,
     Body,
@@ -17,19 +18,31 @@ from langchain_llama_stop.chat.tool_formats.body import (
     typed,
 )
 from langchain_llama_stop.chat.tool_formats.call_grammar import call_grammar
-from langchain_llama_stop.chat.tool_formats.deepseek import DEEPSEEK, DEEPSEEK_V3_2
+from langchain_llama_stop.chat.tool_formats.command_r import COMMAND_R
+from langchain_llama_stop.chat.tool_formats.deepseek import (
+    DEEPSEEK,
+    DEEPSEEK_V3_1,
+    DEEPSEEK_V3_2,
+    DEEPSEEK_V4,
+)
 from langchain_llama_stop.chat.tool_formats.functionary import FUNCTIONARY
+from langchain_llama_stop.chat.tool_formats.gemma import GEMMA
 from langchain_llama_stop.chat.tool_formats.glm import GLM
 from langchain_llama_stop.chat.tool_formats.granite import GRANITE
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
+from langchain_llama_stop.chat.tool_formats.hunyuan import HUNYUAN
 from langchain_llama_stop.chat.tool_formats.kimi import KIMI
-from langchain_llama_stop.chat.tool_formats.lists import COHERE, NEMOTRON, TOOL_CALLS
+from langchain_llama_stop.chat.tool_formats.lfm import LFM
+from langchain_llama_stop.chat.tool_formats.lists import (
+    COHERE,
+    MINIMAX_M1,
+    NEMOTRON,
+    TOOL_CALLS,
+)
 from langchain_llama_stop.chat.tool_formats.llama3 import LLAMA_3
-from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS
-from langchain_llama_stop.chat.tool_formats.qwen_coder import QWEN_CODER
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from langchain_llama_stop.chat.tool_formats.minimax import MINIMAX
+from langchain_llama_stop.chat.tool_formats.mistral import MISTRAL, MISTRAL_ARGS, MISTRAL_IDS
+from langchain_llama_stop.chat.tool_formats.qwen_coder import QWEN_CODER, SEED
 
 __all__ = [
     "FORMATS",
@@ -37,25 +50,35 @@ __all__ = [
     "ToolFormat",
     "call_begins",
     "call_grammar",
-    "hides_calls",
+    "call_tags",
     "is_known_format",
     "parse_tool_calls",
     "tool_format",
 ]
 
 FORMATS: tuple[ToolFormat, ...] = (
+    SEED,
     QWEN_CODER,
     FUNCTIONARY,
+    HUNYUAN,
     GLM,
+    MINIMAX,
+    DEEPSEEK_V3_1,
     DEEPSEEK,
     DEEPSEEK_V3_2,
+    DEEPSEEK_V4,
     KIMI,
+    MISTRAL_IDS,
     MISTRAL_ARGS,
     MISTRAL,
     GRANITE,
     NEMOTRON,
+    MINIMAX_M1,
     TOOL_CALLS,
     COHERE,
+    COMMAND_R,
+    GEMMA,
+    LFM,
     HERMES,
     LLAMA_3,
 )
@@ -63,6 +86,8 @@ FORMATS: tuple[ToolFormat, ...] = (
 UNKNOWN = HERMES
 """The format for templates that no format recognises."""
 
+_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+_EXAMPLE = [("f", {"a": "b", "c": 1}), ("f", {})]
 _KEYS = {"name", "tool_name", "function", "id", "tool_call_id", "type"}
 """What an object of a call may hold besides its arguments."""
 
@@ -72,34 +97,26 @@ def tool_format(template: str, vocabulary: Mapping[str, int] = {}) -> ToolFormat
 
     Args:
         template: The chat template (Jinja).
-        vocabulary: Ids of tokens; those of calls' tags and of thinking are used.
+        vocabulary: Ids of the added tokens that do not end an answer.
 
     Returns:
-        The format, with the ids of the tags that are single tokens.
+        The format, with the ids of the control tokens that the template or a call may write.
     """
     fmt = next((fmt for fmt in FORMATS if fmt.recognises(template)), UNKNOWN)
-    tags = (*_opening_tags(), *_closing_tags(), *THINKING)
-    return replace(fmt, tokens={tag: vocabulary[tag] for tag in tags if tag in vocabulary})
+    texts = (fmt.write(_EXAMPLE), *fmt.closing_tags, *(tag for tags in TAGS for tag in tags))
+    tokens = {
+        token: number
+        for token, number in vocabulary.items()
+        if _CONTROL.fullmatch(token) and any(token in text for text in (template, *texts))
+    }
+    found = [tags for tags in TAGS if tags[0] in template or tags[0] in tokens]
+    thoughts = dict.fromkeys((*fmt.thoughts, *found))
+    return replace(fmt, tokens=tokens, thoughts=tuple(thoughts))
 
 
 def is_known_format(template: str) -> bool:
     """Whether one of the formats recognises a chat template (Jinja)."""
     return any(fmt.recognises(template) for fmt in FORMATS)
-
-
-def hides_calls(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether calls cannot be seen in a text without special tokens.
-
-    Their tag is one, and what follows it does not begin as calls without a tag do.
-    """
-    fmt = tool_format(template)
-    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    rest = f"{fmt.trigger}{fmt.name}"
-    for tag in (tag for tag in fmt.opening_tags if tag in special):
-        rest = rest.removeprefix(tag).lstrip()
-        if not any(rest.startswith(f.trigger) for f in FORMATS if f.plain):
-            return True
-    return False
 
 
 class Parsed(NamedTuple):
@@ -199,7 +216,7 @@ def call_begins(text: str) -> int:
 
 def _bodies(tag: str) -> list[Body]:
     """The forms of calls that may follow an opening tag."""
-    return [JSON, *(body for fmt in FORMATS if tag in fmt.opening_tags for body in fmt.bodies)]
+    return [*(body for fmt in FORMATS if tag in fmt.opening_tags for body in fmt.bodies), JSON]
 
 
 def _without_fence(text: str) -> str:
@@ -207,6 +224,11 @@ def _without_fence(text: str) -> str:
     if len(text) < 6 or not text.startswith("```") or not text.endswith("```"):
         return text
     return text[3:-3].removeprefix("json").strip()
+
+
+def call_tags() -> list[str]:
+    """The tags around calls, in all formats."""
+    return [*_opening_tags(), *_closing_tags()]
 
 
 def _opening_tags() -> list[str]:

@@ -5,19 +5,16 @@ To add a format: a file beside this one, as `hermes.py`, and an entry in `FORMAT
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+from langchain_llama_stop.chat.thoughts import TAGS
+from langchain_llama_stop.chat.tool_formats.arguments import ID, LINE, NUMBER, Element, json_text
 from langchain_llama_stop.chat.tool_formats.body import Body
 
 Call = tuple[str, dict[str, Any]]
 """Name and arguments of a tool call."""
-
-THINKING = ("<think>", "</think>")
-"""Tags around the thoughts that a model may write before it calls a tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +22,8 @@ class ToolFormat:
     """How a family of models writes tool calls.
 
     Several calls are `trigger` CALL `between` CALL `between` CALL … `close`, and a CALL is `name`,
-    the tool's name as JSON, `arguments`, the arguments as JSON, `end`.
+    the tool's name as JSON, `arguments`, the arguments as JSON, `end`. `NUMBER` in these texts is
+    the number of the call in its answer, `LINE` a line end that a model may leave out.
 
     Attributes:
         recognises: Whether a chat template (Jinja) asks for this format.
@@ -38,13 +36,13 @@ class ToolFormat:
         opening_tags: Tags that open calls in an answer, where one of the bodies follows.
         closing_tags: Tags that may close it.
         bodies: How calls are written after these tags, besides as JSON.
-        is_free: Whether a grammar cannot write the form in which the model calls by itself. Where
-            the model may choose, its calls are read as they come; a demanded call is written as
-            the fields above say.
+        is_bare: Whether a tool's name stands without quotes.
+        element: How one argument is written, where the arguments are no JSON object.
         plain: Whether calls are JSON without a tag. Such calls begin the answer; calls with a tag
             may follow some text.
-        tokens: Ids of the tags that are single tokens of the vocabulary: a grammar can write
-            these only by their ids.
+        tokens: Ids of the control tokens that answers may hold: a grammar can write these only by
+            their ids.
+        thoughts: Tags around the thoughts that an answer may hold; calls inside are none.
     """
 
     recognises: Callable[[str], bool]
@@ -57,14 +55,20 @@ class ToolFormat:
     opening_tags: tuple[str, ...] = ()
     closing_tags: tuple[str, ...] = ()
     bodies: tuple[Body, ...] = ()
-    is_free: bool = False
+    is_bare: bool = False
+    element: Element | None = None
     plain: bool = False
     tokens: Mapping[str, int] = field(default_factory=dict)
+    thoughts: tuple[tuple[str, str], ...] = TAGS[:1]
 
     def write(self, calls: Sequence[Call]) -> str:
         """Some calls as a model writes them."""
-        dumps = partial(json.dumps, ensure_ascii=False)
-        return self._join([(dumps(name), dumps(arguments)) for name, arguments in calls])
+        write = self.element.write_all if self.element else json_text
+        return self._join([(self.written_name(name), write(given)) for name, given in calls])
+
+    def written_name(self, name: str) -> str:
+        """A tool's name as it stands in a call."""
+        return name if self.is_bare else json_text(name)
 
     def tools_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """Describes tools to a model whose template knows none.
@@ -75,12 +79,15 @@ class ToolFormat:
         Returns:
             A text for the system message.
         """
-        lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
+        lines = [json_text(tool.get("function", tool)) for tool in tools]
+        arguments = "<its arguments as JSON>"
+        if self.element:
+            arguments = self.element.join({"<an argument>": "<its value>"})
         return (
             "You can call these functions:\n"
             + "\n".join(lines)
             + "\n\nTo call a function, answer with nothing but this:\n"
-            + self._join([("<the function>", "<its arguments as JSON>")])
+            + self._join([("<the function>", arguments)])
         )
 
     def example(self) -> list[dict[str, Any]]:
@@ -93,6 +100,14 @@ class ToolFormat:
         ]
 
     def _join(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Calls whose name and arguments are JSON text already."""
-        texts = [f"{self.name}{name}{self.arguments}{args}{self.end}" for name, args in calls]
-        return f"{self.trigger}{self.between.join(texts)}{self.close}"
+        """Calls whose name and arguments are written already."""
+        texts = [
+            _numbered(f"{self.name}{name}{self.arguments}", number) + given + self.end
+            for number, (name, given) in enumerate(calls)
+        ]
+        return f"{self.trigger}{self.between.join(texts)}{self.close}".replace(LINE, "\n")
+
+
+def _numbered(text: str, number: int) -> str:
+    """A text of a format, in the call of a number."""
+    return text.replace(NUMBER, str(number)).replace(ID, f"{number:09}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _BETWEEN = re.compile(r"[;,\s]*(?=[{\[])")  # Llama writes several calls with semicolons between
-_NAME = r"\"?[A-Za-z_][\w.-]*\"?"
+_NAME = r"\"?\w[\w.-]*\"?"
 _SPACE = re.compile(r"\s*")
 
 
@@ -102,8 +102,8 @@ def elements(
     Args:
         begin: Regular expression of what stands before the name.
         name_end: Regular expression of what stands after it.
-        key: Regular expression of what stands before a value, with a group `key`, and `json` where
-            the value is known to be JSON.
+        key: Regular expression of what stands before a value, with a group `key`, and `json` or
+            `text` where the value is known to be that.
         value_end: The text after a value.
         end: Regular expression of what stands after the last element.
         between: Regular expression of what stands before another name; "" if there is none.
@@ -123,10 +123,14 @@ def elements(
                 close = text.find(value_end, found.end())
                 if close < 0:
                     raise ValueError(f"The argument {found['key']!r} is not closed.")
-                # A line end before the closing element is no part of the value.
-                value: Any = Text(text[found.end() : close].removesuffix("\n"))
-                if found.groupdict().get("json"):
+                value: Any = Text(text[found.end() : close])
+                if found[0].endswith("\n"):  # then one before the closing element is not its own
+                    value = Text(value.removesuffix("\n"))
+                kinds = found.groupdict()
+                if kinds.get("json"):
                     value = json_value(value.strip(), 0)[0]
+                elif kinds.get("text"):
+                    value = str(value)
                 arguments[found["key"]] = value
                 position = close + len(value_end)
             if not (closed := last.match(text, position)):
@@ -140,6 +144,19 @@ def elements(
     return Body(head, re.compile(rf"(?:{partial})\Z"), read)
 
 
+def fenced() -> Body:
+    """A list of JSON objects in a fence."""
+    fence = re.compile(r"\s*```(?:json)?\s*(?=\[)")
+
+    def read(text: str, start: int) -> tuple[list[Any], int]:
+        found = fence.match(text, start)
+        values, end = json_values(text, found.end() if found else start)
+        closed = re.compile(r"\s*```").match(text, end)
+        return values, closed.end() if closed else end
+
+    return Body(fence, re.compile(r"\s*(?:`{1,3}(?:j|js|jso|json)?\s*)?\Z"), read)
+
+
 JSON = Body(re.compile(r"\s*[{\[]"), re.compile(r"\s*\Z"), json_values)
 """JSON objects of a name and arguments, or a list of such."""
 
@@ -149,29 +166,41 @@ def typed(arguments: dict[str, Any], parameters: Any) -> dict[str, Any]:
 
     Args:
         arguments: The values; those that are a `Text` have no type yet.
-        parameters: The schema; without one, or where it names strings, texts stay texts.
+        parameters: The schema; without one, or where it names strings only, texts stay texts.
 
     Returns:
-        The values.
+        The values. A text that may be a string or something else is what it can be besides a
+        string, if the schema allows that.
     """
     properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     known = properties if isinstance(properties, Mapping) else {}
     return {
-        key: _typed(value, known.get(key)) if isinstance(value, Text) else value
+        key: _typed(value, known.get(key), parameters) if isinstance(value, Text) else value
         for key, value in arguments.items()
     }
 
 
-def _typed(text: Text, schema: Any) -> Any:
+def _typed(text: Text, schema: Any, root: Any) -> Any:
     kinds = _kinds(schema)
-    if not kinds or "string" in kinds:
+    if not kinds - {"string"}:
         return str(text)
     written = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text.strip())
     try:
         value, end = json_value(written, 0)
     except ValueError:
         return str(text)
-    return value if end == len(written) else str(text)
+    if end < len(written) or ("string" in kinds and not _is_other(value, schema, root)):
+        return str(text)
+    return value
+
+
+def _is_other(value: Any, schema: Any, root: Any) -> bool:
+    """Whether a value that is no string fits a schema."""
+    from jsonschema import Draft202012Validator
+
+    named = {k: v for k, v in root.items() if k in ("$defs", "definitions")}
+    check = Draft202012Validator({**named, **schema})
+    return not isinstance(value, str) and bool(check.is_valid(value))
 
 
 def _kinds(schema: Any) -> set[str]:

@@ -1,18 +1,20 @@
 """Functionary: `<function=NAME>{…}</function>`; elements in it are read too."""
 
-from dataclasses import replace
-
+from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import elements, named
-from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
 _PARTIAL = r"[\w.\"-]*>?\s*"
 
-FUNCTIONARY = replace(
-    HERMES,
+FUNCTIONARY = ToolFormat(
     recognises=lambda template: "<function=" in template,
+    trigger="<function=",
+    name="",
+    arguments=">",
+    end="</function>",
+    between="<function=",
     opening_tags=("<function=",),
     closing_tags=("</function>", "</tool_call>"),
-    is_free=True,
+    is_bare=True,
     bodies=(
         named("", r">\s*", partial=_PARTIAL),
         elements(

@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+from langchain_llama_stop.chat.tool_formats.arguments import LINE, Element
 from langchain_llama_stop.chat.tool_formats.body import elements
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
 GLM = replace(
     HERMES,
     recognises=lambda template: "<arg_key>" in template,
-    is_free=True,
+    name="",
+    arguments=LINE,
+    end="</tool_call>",
+    is_bare=True,
+    element=Element("<arg_key>", f"</arg_key>{LINE}<arg_value>", "</arg_value>", LINE),
     bodies=(
         elements(
             r"\n?",
@@ -16,7 +21,7 @@ GLM = replace(
             r"\s*<arg_key>(?P<key>[^<\n]+)</arg_key>\s*<arg_value>",
             "</arg_value>",
             r"\s*(?=</tool_call>)",
-            partial=r"\n?(?:[A-Za-z_][\w.-]*\s*<?/?\w*)?",
+            partial=r"\n?(?:\w[\w.-]*\s*<?/?\w*)?",
         ),
     ),
 )

@@ -1,5 +1,6 @@
 """Kimi K2: `<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}`, in a section."""
 
+from langchain_llama_stop.chat.tool_formats.arguments import NUMBER
 from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import named
 
@@ -9,13 +10,13 @@ KIMI = ToolFormat(
     recognises=lambda template: "<|tool_calls_section_begin|>" in template,
     trigger="<|tool_calls_section_begin|>",
     name=f"{_BEGIN}functions.",
-    arguments=f":0{_ARGUMENTS}",
+    arguments=f":{NUMBER}{_ARGUMENTS}",
     end="<|tool_call_end|>",
     between="",
     close="<|tool_calls_section_end|>",
     opening_tags=("<|tool_calls_section_begin|>",),
     closing_tags=("<|tool_calls_section_end|>",),
-    is_free=True,
+    is_bare=True,
     bodies=(
         named(
             r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?",

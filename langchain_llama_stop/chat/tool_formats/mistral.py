@@ -1,7 +1,11 @@
-"""Mistral: `[TOOL_CALLS] [{"name": …, "arguments": …}]`, later `[TOOL_CALLS]name[ARGS]{…}`."""
+"""Mistral: `[TOOL_CALLS] [{"name": …, "arguments": …}]`, later `[TOOL_CALLS]name[ARGS]{…}`.
+
+Between these two there was `[TOOL_CALLS]name[CALL_ID]abcdefghi[ARGS]{…}`.
+"""
 
 from dataclasses import replace
 
+from langchain_llama_stop.chat.tool_formats.arguments import ID
 from langchain_llama_stop.chat.tool_formats.base import ToolFormat
 from langchain_llama_stop.chat.tool_formats.body import named
 
@@ -26,5 +30,17 @@ MISTRAL = ToolFormat(
 MISTRAL_ARGS = replace(
     MISTRAL,
     recognises=lambda template: "[TOOL_CALLS]" in template and "[ARGS]" in template,
-    is_free=True,
+    trigger="[TOOL_CALLS]",
+    name="",
+    arguments="[ARGS]",
+    end="",
+    between="[TOOL_CALLS]",
+    close="",
+    is_bare=True,
+)
+
+MISTRAL_IDS = replace(
+    MISTRAL_ARGS,
+    recognises=lambda template: "[TOOL_CALLS]" in template and "[CALL_ID]" in template,
+    arguments=f"[CALL_ID]{ID}[ARGS]",
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from langchain_llama_stop.chat.tool_formats.arguments import LINE, Element
 from langchain_llama_stop.chat.tool_formats.body import elements, named
 from langchain_llama_stop.chat.tool_formats.hermes import HERMES
 
@@ -10,7 +11,11 @@ _PARTIAL = r"\s*(?:<f?u?n?c?t?i?o?n?(?:=[\w.\"-]*>?\s*)?)?"
 QWEN_CODER = replace(
     HERMES,
     recognises=lambda template: "<function=" in template and "<parameter=" in template,
-    is_free=True,
+    name=f"{LINE}<function=",
+    arguments=f">{LINE}",
+    end=f"</function>{LINE}</tool_call>",
+    is_bare=True,
+    element=Element("<parameter=", f">{LINE}", f"{LINE}</parameter>", LINE),
     bodies=(
         # Functionary writes the arguments as one JSON object.
         named(r"\s*<function=", r">\s*", after=r"\s*(?:</function>)?", partial=_PARTIAL),
@@ -23,4 +28,14 @@ QWEN_CODER = replace(
             partial=_PARTIAL,
         ),
     ),
+)
+
+SEED = replace(
+    QWEN_CODER,
+    recognises=lambda template: "<seed:tool_call>" in template,
+    trigger="<seed:tool_call>",
+    between="\n<seed:tool_call>",
+    end=f"</function>{LINE}</seed:tool_call>",
+    opening_tags=("<seed:tool_call>",),
+    closing_tags=("</seed:tool_call>",),
 )
