@@ -31,6 +31,9 @@ ENDS = {
         "Han sa: ”Hej.”",
         "Hän sanoi: »Hei.»",
         'A 19" screen and a 4" pipe.',
+        'They chose "B."',
+        "The grade was an “A.”",
+        "He took the easy way (plan B.)",
     ],
     "html": [
         "<p>Hello.</p>",
