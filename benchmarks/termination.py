@@ -225,9 +225,12 @@ def tail_scores(pipeline, prompt: str, ids: tuple[int, ...]) -> tuple[float, lis
 def has_landed(answer: Answer, whole: str) -> bool:
     """Whether an answer ends, at a true end, with nothing open.
 
-    Where the model ended it, the newline that would follow an item of a list is left out.
+    The newline after the item of a list counts, which is left out where the model ended the answer.
     """
-    text = answer.text + "\n" * (answer.source == "model" and answer.text == whole)
+    text = answer.text
+    own = answer.source == "model" and text == whole
+    newline = whole.startswith(text) and whole[len(text) :].lstrip(" ").startswith("\n")
+    text += "\n" * (own or newline)
     return bool(answer.source) and is_true_end(text, "") and not open_constructs(text)
 
 
@@ -263,7 +266,7 @@ def reads_finished(answer: Answer, whole: str) -> bool:
 
 def summary(pipeline, chats: list[str], plain: list[Answer], rows: list[Answer], **given) -> dict:
     """Computes the measures of one method."""
-    budget, whole = given["budget"], given["whole"]
+    budget, whole, trimmed = given["budget"], given["whole"], given["trimmed"]
     natural = [i for i, row in enumerate(plain) if row.source]
     over = [i for i, row in enumerate(plain) if not row.source]
     kept = [rows[i] == plain[i] for i in natural]
@@ -274,7 +277,8 @@ def summary(pipeline, chats: list[str], plain: list[Answer], rows: list[Answer],
         if not row.ids:
             continue
         cost, gaps = tail_scores(pipeline, chats[i], tuple(row.ids))
-        costs.append(cost)
+        if trimmed[i].ids:  # all methods on the same answers: those that trimming leaves a tail
+            costs.append(cost)
         last = [pipeline.tokenizer.decode([t]).strip() for t in row.ids[-4:]]
         pushed += any(
             gap > PUSHED and text and set(text) <= CLOSING
@@ -325,7 +329,7 @@ def evaluate(pipeline, prompts: list[str], temperature: float, args):
 
                 rows[name] = answers(pipeline, chats, options, args)
             print(f"{budget} tokens, temperature {temperature:g}: {name}", flush=True)
-        given = {"budget": budget, "whole": whole}
+        given = {"budget": budget, "whole": whole, "trimmed": plain["trimmed afterwards", budget]}
         measures = {
             name: summary(pipeline, chats, rows["none"], row, **given) for name, row in rows.items()
         }

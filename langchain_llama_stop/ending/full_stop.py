@@ -170,7 +170,7 @@ def _capital_ends(
 ) -> bool:
     """Whether a capital, or letters with full stops, end a sentence: "is B.", not "by J."."""
     letters = initial[1].replace(".", "") + initial[2]
-    closed = tail[:1] in tuple("\"”’»)]")  # the quotation or bracket ends with the letter
+    closed = tail[:1] in tuple('"”’»)]')  # the quotation or bracket ends with the letter
     if not letters.isupper() or " " in initial[1] or not (closed or _doubt_is_gone(then)):
         return False  # e.g., z. B., J. K.
     if _starts_sentence(then):

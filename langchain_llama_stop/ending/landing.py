@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
+from langchain_llama_stop.ending.closing import can_close, close_text, closes_block, line_breaks
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.full_stop import settles
 from langchain_llama_stop.ending.reward import (
     BEFORE_ZONE,
+    BROKEN_CODE_NATS,
     CLOSING_NATS,
     LATER_NATS,
-    MIDLINE_FENCE_NATS,
     UNSEEN_NATS,
     EosReward,
     landing_cost,
@@ -261,7 +261,8 @@ class Landing:
             if closed and bound >= best:
                 break
             eos_gap, eos = self._eos_gap(gaps)
-            closing = close_text(self._detokenizer.decode(ids[:count]))
+            text = self._detokenizer.decode(ids[:count])
+            closing = close_text(text, "")
             added = self._closing_tokens.ids(closing)
             fits = count + len(added) + 1 <= self.max_new_tokens
             if not added or not fits or eos_gap == math.inf:
@@ -269,8 +270,9 @@ class Landing:
             recorded = dict(zip(self._ids, gaps, strict=True))
             if any(recorded.get(token) == math.inf for token in added):
                 continue
-            midline = MIDLINE_FENCE_NATS * closing.startswith("\n")
-            cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + midline)
+            following = self._following(ids, text) or ""
+            broken = BROKEN_CODE_NATS * line_breaks(closing, text, following)
+            cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + broken)
             if cost < best and self._closes(ids, count, added):
                 best, closed = cost, [*ids[:count], *added, eos]
         return closed
@@ -286,7 +288,7 @@ class Landing:
         if not can_close(text, closing, following):
             return False
         if self.reward.boundary == "sentence":
-            return boundaries.may_end(whole)
+            return boundaries.may_end(whole, following="")
         # The newlines that follow here count; a block is a paragraph of its own.
         gap = following[: len(following) - len(following.lstrip())]
         gap = "\n\n" if closes_block(text, closing) else gap

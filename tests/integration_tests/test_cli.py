@@ -58,7 +58,7 @@ def test_demo(converted_models, demo_pipeline, tmp_path):
 def test_agent_demo(converted_models, demo_pipeline):
     result = run(LLAMA_STOP, "demo", "--agent", cache=converted_models)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("Observation:") == 1  # invented by the plain pipeline alone
+    assert result.stdout.count("Observation: ") == 1  # invented by the plain pipeline alone
     assert "✂ all of this is invented" in result.stdout and "✓ stops" in result.stdout
 
 

@@ -348,7 +348,11 @@ def test_demo_is_fair_to_a_plain_answer_that_ends(model_that_says, capsys, monke
 
 @pytest.mark.parametrize(
     "answer",
-    ["It is so. It was. And then it goes on", "Two. One and 16. And then", "He said: “So it is now.” And"],
+    [
+        "It is so. It was. And then it goes on",
+        "Two. One and 16. And then",
+        "He said: “So it is now.” And",
+    ],
 )
 def test_demo_judges_all_answers_alike(answer, model_that_says, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

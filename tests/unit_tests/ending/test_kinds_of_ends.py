@@ -74,6 +74,12 @@ ENDS = {
         "Dipl.-Ing. Müller ist da.",
         "Viděl jsem vlk.",
     ],
+    "code": [
+        "int main() {\n  return 0;\n}",
+        ".box {\n  color: red;\n}",
+        'So:\n\n{\n  "a": 1\n}',
+        "f(() => {\n  g();\n});",
+    ],
     "units": ["It is 20 °C.", "It draws 220 V.", "It takes 30 s.", "It is 2 L.", "Вес 5 кг."],
     "languages": ["Τι κάνεις;", "วันนี้อากาศดีมากครับ ", "ມື້ນີ້ອາກາດດີຫຼາຍ ", "วันนี้อากาศดีมาก\n"],
 }
@@ -119,6 +125,12 @@ NO_ENDS = {
         "Viz např.",
         "Vedi il sig.",
         "Π.χ.",
+    ],
+    "code": [
+        "int main() {\n  if (x) {\n  }",
+        "int main() {\n  return 0;",
+        "A set {a, b}",
+        "f({\n  a: {}",
     ],
     "units": ["We meet at 5 p.", "We meet at 5 a.", "It is 5."],
     "languages": ["วันนี้อากาศดีมาก", "ฉันรักประเทศไทยและ ", "0123456789 ", "¿Dónde vives."],
