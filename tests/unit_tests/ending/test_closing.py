@@ -3,7 +3,7 @@
 import pytest
 
 from langchain_llama_stop.ending.boundaries import may_end
-from langchain_llama_stop.ending.closing import line_breaks, can_close, close_text
+from langchain_llama_stop.ending.closing import can_close, close_text, line_breaks
 
 
 @pytest.mark.parametrize(
