@@ -137,7 +137,12 @@ NO_ENDS = {
         "A set {a, b}",
         "f({\n  a: {}",
     ],
-    "tables": ["| a | b |\n| 1 | 2 |\n| 3 |", "| a | b |\n| 1 |\n| 2 |", "|x|\n|y|\n|", "| a | b |"],
+    "tables": [
+        "| a | b |\n| 1 | 2 |\n| 3 |",
+        "| a | b |\n| 1 |\n| 2 |",
+        "|x|\n|y|\n|",
+        "| a | b |",
+    ],
     "units": ["We meet at 5 p.", "We meet at 5 a.", "It is 5."],
     "languages": ["วันนี้อากาศดีมาก", "ฉันรักประเทศไทยและ ", "0123456789 ", "¿Dónde vives."],
 }
