@@ -185,10 +185,16 @@ def plain_answers(pipeline, prompts: list[str], temperature: float, args) -> dic
 
     with ThreadPoolExecutor(args.batch) as pool:
         recorders = list(pool.map(run, prompts))
-    return {
+    found = {
         key: [answer_of(r.sequences[key].response(), pipeline.tokenizer) for r in recorders]
         for key in recorders[0].sequences
     }
+    for budget in args.budgets:  # without a true end trimming leaves nothing
+        rows = found["trimmed afterwards", budget]
+        found["trimmed afterwards", budget] = [
+            row if row.source else Answer([], "", "") for row in rows
+        ]
+    return found
 
 
 def answers(pipeline, prompts: list[str], options: Callable, args) -> list[Answer]:
