@@ -229,9 +229,8 @@ class _Page:
             self.rows += 1
             if self.rows == 1:
                 self.pipes = self._count_pipes(self.stop)
-            elif self.rows == 2 and self._count_pipes(self.stop) != self.pipes:
-                if not _SEPARATOR.fullmatch(self.text, self.start, self.stop):
-                    self.pipes = 0  # no table; one without a line of dashes has equal rows
+            elif self.rows == 2 and not _SEPARATOR.fullmatch(self.text, self.start, self.stop):
+                self.pipes = 0
         elif self.kind == "item":
             self.siblings += 1
             self.plain &= not self._terminator(self.stop)
