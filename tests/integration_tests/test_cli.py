@@ -50,7 +50,7 @@ def test_demo(converted_models, demo_pipeline, tmp_path):
     rows = {line.split()[0]: line.split("  ") for line in out.splitlines() if line.split()}
     cells = {name: [c.strip() for c in row if c.strip()][1:] for name, row in rows.items()}
     assert cells["finish_reason"] == ["not given (length)", "not given (length)", "stop"]
-    assert cells["eos_source"] == ["none", "none", "reward"]
+    assert cells["eos_source"] == ["none", "none", "closed"]  # a full stop was put in
     assert out.index("96 of 96") < out.index(" of 96", out.index("96 of 96") + 8)
     assert picture.read_text(encoding="utf-8").startswith("<svg")
 
