@@ -87,7 +87,7 @@ bench-profile: $(STAMP) ## where the time of a decode step goes (minutes)
 bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others (minutes)
 	@$(BIN)/python benchmarks/conformance.py $(ARGS)
 
-bench-termination: $(STAMP) ## how answers end under each known method (half an hour)
+bench-termination: $(STAMP) ## how answers end under each known method (three quarters of an hour)
 	@$(BIN)/python benchmarks/termination.py $(ARGS)
 
 bench-objects: $(STAMP) ## objects out of short texts, and what a schema costs (ten minutes)

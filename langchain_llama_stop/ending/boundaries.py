@@ -65,6 +65,7 @@ _COMMENT = re.compile(r"\S+(?:[ \t]+\S+){4,}\.")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _PIPE = re.compile(r"(?<!\\)\|")
 _SEPARATOR = re.compile(r"[ \t>]*\|(?=[ \t:|]*-)[ \t:|-]*")
+_BRACES = re.compile(r"[ \t]*[)\]}]*\}[)\]}]*;?")  # a line that closes a block of code
 _SHORT_ITEM = 80  # characters: a longer item without a terminator is an unfinished sentence
 _LAST_WORD = 64  # characters before a full stop that are read: no abbreviation is longer
 
@@ -265,7 +266,7 @@ class _Page:
         if self.kind == "row":
             full = self._count_pipes(stop) == self.pipes > 1 and self.rows > 1
             return full and _PIPE.match(text, stop - 1) is not None
-        if self._closes_structure(stop):
+        if self._closes_structure(stop) or _BRACES.fullmatch(text, self.start, stop):
             return True
         if self.block.word >= stop or self._is_label(stop):
             return False

@@ -13,13 +13,17 @@ _WORDS = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 _LEAST_WORDS = 3  # of a sentence that we close: "So." and "We can." are none
 _LAST_SENTENCE = 300  # characters from the end in which the words of a sentence are counted
 _BLOCKS = ("\n", "`" * 3, "~" * 3, "|")
+_CODE = re.compile(r"[;{][ \t]*(?:\n|\Z)")
+_UNFINISHED_LINE = ("(", "[", "{", ",", ":", "\\", "=")  # more lines belong to what it begins
 
 
-def close_text(text: str) -> str:
+def close_text(text: str, following: str | None = None) -> str:
     """What has to be appended so that an unfinished text may end: a full stop, and all it owes.
 
     Args:
         text: The answer so far.
+        following: What follows the closing: "" if the answer ends there for good, None if that is
+            unknown. Then no full stop is put after a short number.
 
     Returns:
         The first of the usual closings that works; "" if the text may end as it is, or if none
@@ -31,11 +35,16 @@ def close_text(text: str) -> str:
     if text.endswith("\n"):
         owed = owed.removeprefix("\n")  # a fence needs a line of its own, and has one
     closings = [owed]
-    if _AFTER_WORD.search(text):  # a full stop after anything else would end nothing
+    if "}" in owed and _CODE.search(
+        text
+    ):  # code without a fence: its braces close on a line of their own
+        closings = [owed if json_values(text)[1] or text.endswith("\n") else "\n" + owed]
+    elif _AFTER_WORD.search(text):  # a full stop after anything else would end nothing
         outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
         closings += [outside, inside] if owed[:1] in (")", "]") else [inside, outside]
     for closing in closings:
-        if closing and may_end(text + closing) and _valid_json(text, closing):
+        ends = closing and may_end(text + closing, following=following)
+        if ends and _valid_json(text, closing):
             return closing
     return ""
 
@@ -55,7 +64,7 @@ def can_close(text: str, closing: str, following: str = "") -> bool:
     if last.isdigit() and re.match(r"[\w%°]|[.,:/]\d", following):
         return False
     if closes_block(text, closing):
-        return True
+        return _fills_block(text, closing)
     if last.isalnum() and first.isalnum() and first < "\u2e80":
         return False
     words = text.rstrip().rstrip("*_`\"'”’»)]}")
@@ -69,7 +78,29 @@ def can_close(text: str, closing: str, following: str = "") -> bool:
 
 def closes_block(text: str, closing: str) -> bool:
     """Whether a closing ends a block of code, a table row or a JSON value: more than a sentence."""
-    return closing.lstrip(" ").startswith(_BLOCKS) or bool(json_values(text)[1])
+    block = closing.lstrip(" ").startswith(_BLOCKS) or not closing.strip("\n}")
+    return block or bool(json_values(text)[1])
+
+
+def line_breaks(closing: str, text: str, following: str) -> int:
+    """How badly a closing breaks code: 2 within a line, 1 after a line that needs more, else 0."""
+    if not closing.lstrip("\n ").startswith(_BLOCKS[1:3]):
+        return 0
+    if not (text.endswith("\n") or following.startswith("\n")):
+        return 2
+    return int(text.rstrip().endswith(_UNFINISHED_LINE))
+
+
+def _fills_block(text: str, closing: str) -> bool:
+    """Whether the block that a closing ends holds something, and its last line is whole enough."""
+    line = text.rstrip().rpartition("\n")[2].strip()
+    if json_values(text)[1]:
+        return True
+    if closing.startswith("|"):
+        return re.search(r"[^|\s]", line) is not None
+    if not closing.strip("\n}"):
+        return line.endswith((";", "}"))
+    return not line.startswith(_BLOCKS[1:3])
 
 
 def _valid_json(text: str, closing: str) -> bool:

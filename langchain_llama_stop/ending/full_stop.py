@@ -131,7 +131,7 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
         return True
     if not (initial[1] or initial[2].isupper()):
         return initial[2] not in _LETTER_ABBREVIATIONS or _starts_sentence(then)
-    return _capital_ends(before, initial, previous, then)
+    return _capital_ends(before, initial, previous, tail, then)
 
 
 def _is_abbreviation(word: str) -> bool:
@@ -165,10 +165,13 @@ def _is_ordinal(before: str, then: After) -> bool:
     return bool(_ORDINAL.search(before)) and not _starts_sentence(then)
 
 
-def _capital_ends(before: str, initial: re.Match[str], previous: str, then: After) -> bool:
+def _capital_ends(
+    before: str, initial: re.Match[str], previous: str, tail: str, then: After
+) -> bool:
     """Whether a capital, or letters with full stops, end a sentence: "is B.", not "by J."."""
     letters = initial[1].replace(".", "") + initial[2]
-    if not letters.isupper() or " " in initial[1] or not _doubt_is_gone(then):
+    closed = tail[:1] in tuple('"”’»)]')  # the quotation or bracket ends with the letter
+    if not letters.isupper() or " " in initial[1] or not (closed or _doubt_is_gone(then)):
         return False  # e.g., z. B., J. K.
     if _starts_sentence(then):
         return not (initial[1] == "" and _MARKER.search(before))

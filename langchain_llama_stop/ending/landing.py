@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from langchain_llama_stop.ending import boundaries
-from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
+from langchain_llama_stop.ending.closing import can_close, close_text, closes_block, line_breaks
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.full_stop import settles
 from langchain_llama_stop.ending.reward import (
     BEFORE_ZONE,
+    BROKEN_CODE_NATS,
     CLOSING_NATS,
-    MIDLINE_FENCE_NATS,
+    LATER_NATS,
     UNSEEN_NATS,
     EosReward,
     landing_cost,
@@ -58,7 +59,8 @@ class Landing:
     1. An answer whose text ends truly with its last token stays whole: EOS, which we set there,
        takes no token of the budget.
     2. A *true end* in the zone costs the gap of EOS there: how far EOS lies under the best token.
-       The reward makes later ends cheaper than earlier ones.
+       The reward makes later ends cheaper than earlier ones, and of ends that cost nearly the same
+       the last is taken.
     3. Without one, the last true end of the few tokens before the zone.
     4. Without one, a *closing* is put in where the words before it can end a sentence: a terminator
        that the model nearly chose, or what closes the open constructs, where the first token of
@@ -103,10 +105,11 @@ class Landing:
         self._terminators = slice(count, count + len(set(self._closing_tokens.terminators)))
         self._base_costs: dict[int, float] = {}  # of an end without a gap, by number of tokens
         self._newest = [math.inf]  # gaps of the newest position
-        # The positions, how many of them are judged for good, and the best true end there.
+        # The positions, how many of them are judged for good, and of the true ends there the
+        # cheapest and the one to choose.
         self._positions: list[_Position] = []
         self._judged = 0
-        self._best = _NO_END
+        self._cheapest = self._best = _NO_END
 
     def record(self, ids: Sequence[int], scores: torch.Tensor, best: float | None = None) -> None:
         """Records the position that the answer has reached.
@@ -133,12 +136,13 @@ class Landing:
         positions = self._positions
         # In order, each as soon as what follows it is known well enough to judge it for good.
         for position in positions[self._judged :]:
-            if (rank := self._rank(ids, position)) < self._best.rank:
+            end = _End(self._rank(ids, position), position.tokens)
+            if self._is_preferred(end):
                 ends = self._is_end(ids, position.tokens, final=False)
                 if ends is None:
                     break
                 if ends:
-                    self._best = _End(rank, position.tokens)
+                    self._cheapest, self._best = min(self._cheapest, end), end
             self._judged += 1
         best, waiting = self._best, positions[self._judged :]
         seen = best is not _NO_END or (waiting and waiting[0].tokens < len(ids))
@@ -161,16 +165,21 @@ class Landing:
             The ids up to the best end, what closes it, and EOS; None if there is no end.
         """
         positions = self._positions_before(len(ids))
-        ranked = [(self._rank(ids, p), p) for p in positions[self._judged :]]
-        best = self._best
-        for rank, position in sorted(ranked):
-            if rank >= best.rank:
+        ends = [_End(self._rank(ids, p), p.tokens) for p in positions[self._judged :]]
+        for end in sorted(ends):
+            if end >= self._cheapest:
                 break
-            if self._is_end(ids, position.tokens, final=True):
-                best = _End(rank, position.tokens)
-        if best is not _NO_END:
-            gaps = next(p.gaps for p in positions if p.tokens == best.tokens)
-            return [*ids[: best.tokens], self._eos_gap(gaps)[1]]
+            if self._is_end(ids, end.tokens, final=True):
+                self._cheapest = self._best = end
+        for end in reversed(ends):
+            if end.tokens <= self._best.tokens:
+                break
+            if self._is_preferred(end) and self._is_end(ids, end.tokens, final=True):
+                self._best = end
+        if self._best is not _NO_END:
+            count = self._best.tokens
+            gaps = next(p.gaps for p in positions if p.tokens == count)
+            return [*ids[:count], self._eos_gap(gaps)[1]]
         if not self.reward.close_sentence:
             return None
         return self._add_terminator(ids) or self._close(ids)
@@ -184,8 +193,15 @@ class Landing:
         """The positions; cleared if the answer has begun again, after more thinking."""
         if self._positions and self._positions[-1].tokens >= tokens:
             self._positions.clear()
-            self._judged, self._best = 0, _NO_END
+            self._judged, self._cheapest, self._best = 0, _NO_END, _NO_END
         return self._positions
+
+    def _is_preferred(self, end: _End) -> bool:
+        """Whether a true end goes before those seen, all of which are earlier."""
+        cost = end.rank[0]
+        if cost == math.inf:  # before the zone, or none
+            return end < self._best
+        return cost <= self._cheapest.rank[0] + LATER_NATS
 
     def _rank(self, ids: Sequence[int], position: _Position) -> tuple[float, int]:
         """The rank of a true end at a position; that of no end if numbers and ids exclude it."""
@@ -245,7 +261,8 @@ class Landing:
             if closed and bound >= best:
                 break
             eos_gap, eos = self._eos_gap(gaps)
-            closing = close_text(self._detokenizer.decode(ids[:count]))
+            text = self._detokenizer.decode(ids[:count])
+            closing = close_text(text, "")
             added = self._closing_tokens.ids(closing)
             fits = count + len(added) + 1 <= self.max_new_tokens
             if not added or not fits or eos_gap == math.inf:
@@ -253,8 +270,9 @@ class Landing:
             recorded = dict(zip(self._ids, gaps, strict=True))
             if any(recorded.get(token) == math.inf for token in added):
                 continue
-            midline = MIDLINE_FENCE_NATS * closing.startswith("\n")
-            cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + midline)
+            following = self._following(ids, text) or ""
+            broken = BROKEN_CODE_NATS * line_breaks(closing, text, following)
+            cost = self._cost(count, recorded.get(added[0], UNSEEN_NATS) + broken)
             if cost < best and self._closes(ids, count, added):
                 best, closed = cost, [*ids[:count], *added, eos]
         return closed
@@ -270,7 +288,7 @@ class Landing:
         if not can_close(text, closing, following):
             return False
         if self.reward.boundary == "sentence":
-            return boundaries.may_end(whole)
+            return boundaries.may_end(whole, following="")
         # The newlines that follow here count; a block is a paragraph of its own.
         gap = following[: len(following) - len(following.lstrip())]
         gap = "\n\n" if closes_block(text, closing) else gap

@@ -47,10 +47,12 @@ PLANNED_TOKENS = 8
 HINDSIGHT = 2.0
 """The reward's factor in landing, where no end of the model's own is at stake. Answers use more
 of their budgets and their tails cost the same as with 1: `make bench-termination`."""
+LATER_NATS = 2.0
+"""Of ends that cost at most this much more than the cheapest one the last is chosen."""
 UNSEEN_NATS = 12.0
 """Assumed cost of a closing token whose score was not recorded."""
-MIDLINE_FENCE_NATS = 6.0
-"""Extra cost of a fence in the middle of a line of code, so that whole lines are preferred."""
+BROKEN_CODE_NATS = 6.0
+"""Extra cost of a fence after a line of code that needs more, twice that within a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

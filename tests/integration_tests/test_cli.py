@@ -43,16 +43,23 @@ def test_demo(converted_models, demo_pipeline, tmp_path):
     result = run(LLAMA_STOP, "demo", "--svg", str(picture), cache=converted_models)
     assert (result.returncode, result.stderr) == (0, "")
     out = result.stdout
-    assert "Plain HuggingFacePipeline" in out and "LlamaStopLLM" in out
-    # Both answers begin alike; one breaks off at the limit and the other does not.
-    assert out.count("Bonjour! Welcome to") == 2
-    assert out.count("✂ cut here") == 1 and out.count("✓ ends here") == 1
+    assert all(name in out for name in ("Plain HuggingFacePipeline", "Trimmed", "LlamaStopLLM"))
+    # The answers begin alike; one breaks off at the limit and the others do not.
+    assert out.count("Bonjour! Welcome to") == 3
+    assert out.count("✂ cut here") == 1 and out.count("✓ ends here") == 2
     rows = {line.split()[0]: line.split("  ") for line in out.splitlines() if line.split()}
     cells = {name: [c.strip() for c in row if c.strip()][1:] for name, row in rows.items()}
-    assert cells["finish_reason"] == ["length (the pipeline does not say)", "stop"]
-    assert cells["eos_source"] == ["none", "closed"]  # a full stop was put in
+    assert cells["finish_reason"] == ["not given (length)", "not given (length)", "stop"]
+    assert cells["eos_source"] == ["none", "none", "closed"]  # a full stop was put in
     assert out.index("96 of 96") < out.index(" of 96", out.index("96 of 96") + 8)
     assert picture.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_agent_demo(converted_models, demo_pipeline):
+    result = run(LLAMA_STOP, "demo", "--agent", cache=converted_models)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("Observation: ") == 1  # invented by the plain pipeline alone
+    assert "✂ all of this is invented" in result.stdout and "✓ stops" in result.stdout
 
 
 def test_ask_streams_and_can_be_interrupted(converted_models, demo_pipeline):

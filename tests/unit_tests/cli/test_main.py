@@ -88,7 +88,8 @@ def test_defaults():
     demo = vars(parse("demo"))
     assert demo.pop("run") is cli.demo.run_demo
     assert demo == {
-        "question": "What can I do in Paris?",
+        "question": None,
+        "agent": False,
         "max_new_tokens": 96,
         "quantization": "nf4",
         "svg": None,
@@ -324,12 +325,13 @@ def test_demo(model_that_says, capsys, tmp_path, monkeypatch):
     assert err == ""
     rows = [line.split("  ") for line in out.splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert ["Plain HuggingFacePipeline", "LlamaStopLLM"] in cells
-    assert ["answer", "Because it is so. And th", "Because it is so."] in cells
-    assert ["✂ cut here", "✓ ends here"] in cells
-    assert ["tokens used", "24 of 24", "18 of 24"] in cells
-    assert ["finish_reason", "length (the pipeline does not say)", "stop"] in cells
-    assert ["eos_source", "none", "reward"] in cells
+    assert ["Plain HuggingFacePipeline", "Trimmed afterwards", "LlamaStopLLM"] in cells
+    end = "Because it is so."
+    assert ["answer", "Because it is so. And th", end, end] in cells
+    assert ["✂ cut here", "✓ ends here", "✓ ends here"] in cells
+    assert ["tokens used", "24 of 24", "17 of 24", "18 of 24"] in cells
+    assert ["finish_reason", "not given (length)", "not given (length)", "stop"] in cells
+    assert ["eos_source", "none", "none", "reward"] in cells
     assert f"The table is in {picture}." in out.replace("\n", "")
     assert "LlamaStopLLM" in picture.read_text()
 
@@ -339,9 +341,42 @@ def test_demo_is_fair_to_a_plain_answer_that_ends(model_that_says, capsys, monke
     model_that_says("So.", prompt=PROMPT, template=LLAMA2_TEMPLATE)
     assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", "24"]) == 0
     out = capsys.readouterr().out
-    assert "cut here" not in out and out.count("✓ ends here") == 2
-    assert "stop (the pipeline does not say)" in out
-    assert out.count("4 of 24") == 2
+    assert "cut here" not in out and out.count("✓ ends here") == 3
+    assert out.count("not given (stop)") == 2
+    assert out.count("4 of 24") == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is so. It was. And then it goes on",
+        "Two. One and 16. And then",
+        "He said: “So it is now.” And",
+    ],
+)
+def test_demo_judges_all_answers_alike(answer, model_that_says, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    model_that_says(answer, prompt=PROMPT, template=LLAMA2_TEMPLATE)
+    budget = str(len(answer[: answer.rindex(" And")].encode()))  # ends with its last token
+    assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", budget]) == 0
+    out = capsys.readouterr().out
+    assert "cut here" not in out and out.count("✓ ends here") == 3
+    assert out.count(f"{budget} of {budget}") == 3
+
+
+def test_demo_shows_what_an_agent_invents(model_that_says, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    prompt = cli.demo._AGENT_PROMPT.format(question="When does the Louvre open?")
+    model_that_says(" need it.\nAction: opening_hours\nObservation: 25:00", prompt=prompt)
+    picture = tmp_path / "agent.svg"
+    assert cli.main(["demo", "--agent", "--svg", str(picture)]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["Action: opening_hours", "Action: opening_hours"] in cells
+    assert ["Observation: 25:00", "✓ stops"] in cells  # the plain pipeline does not read `stop`
+    assert ["✂ all of this is invented"] in cells
+    assert ["stop_reason", "not given", r"'\nObservation:'"] in cells
+    assert "invented" in picture.read_text()
 
 
 def test_demo_shows_its_own_cuts(model_that_says, capsys, monkeypatch):
@@ -349,7 +384,7 @@ def test_demo_shows_its_own_cuts(model_that_says, capsys, monkeypatch):
     model_that_says("no end in sight at all and on", prompt=PROMPT, template=LLAMA2_TEMPLATE)
     assert cli.main(["demo", "--question", "Why?", "--max-new-tokens", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("✂ cut here") == 2 and "forced" in out
+    assert out.count("✂ cut here") == 3 and "forced" in out
 
 
 def test_names_are_no_markup(model_that_says, capsys, monkeypatch):
@@ -359,7 +394,7 @@ def test_names_are_no_markup(model_that_says, capsys, monkeypatch):
     model_that_says("[/i] is.", prompt=prompt, template=LLAMA2_TEMPLATE)
     assert cli.main(["demo", "--question", "Is [/b] [red] markup?"]) == 0
     out, err = capsys.readouterr()
-    assert "“Is [/b] [red] markup?” in 96 tokens" in out and out.count("[/i] is.") == 2
+    assert "“Is [/b] [red] markup?” in 96 tokens" in out and out.count("[/i] is.") == 3
     assert all(f"{name} answer" in err for name in ("The plain pipeline", "LlamaStopLLM"))
     model_that_says("No.", prompt="Why?")
     assert cli.main(["ask", "--model", "[/x]", "Why?"]) == 0

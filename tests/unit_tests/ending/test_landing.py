@@ -82,6 +82,8 @@ LONG = "The cat sat. The dog ran. Then all of them slept a little"  # ends at 12
     [
         ([], "The cat sat. The dog ran."),  # equal gaps: the reward prefers the later one
         ([("The cat sat.", EOS, 6)], "The cat sat."),
+        ([("The cat sat.", EOS, 6.5)], "The cat sat. The dog ran."),  # nearly the same: the later
+        ([("The cat sat.", EOS, 8)], "The cat sat. The dog ran."),
         ([("The cat sat.", EOS, 9.5)], "The cat sat. The dog ran."),
     ],
 )
@@ -89,6 +91,20 @@ def test_the_end_that_costs_least_is_chosen(lifted, text):
     response = land(LONG, lifted, eos_reward={"start": 0.25})
     assert (response.text, response.eos_source) == (text, "reward")
     assert response.token_ids == (*byte_ids(text), EOS)
+
+
+def test_of_three_ends_the_last_within_the_margin_of_the_cheapest_is_chosen():
+    text = "The cat sat. The dog ran. It ate. Then all of them"
+    ends = {
+        "The cat sat.": 4.0,
+        "The cat sat. The dog ran.": 7.5,
+        "The cat sat. The dog ran. It ate.": 9,
+    }
+    chosen = [(end, EOS, gap) for end, gap in ends.items()]
+    reward = {"start": 0.25, "strength": 0}
+    assert land(text, chosen, eos_reward=reward).text == "The cat sat."
+    near = [(end, EOS, gap - 2) for end, _, gap in chosen[1:]]  # 5.5 and 7: the margin is 2
+    assert land(text, [chosen[0], *near], eos_reward=reward).text == near[0][0]
 
 
 def test_an_end_before_the_zone_does_not_count():
