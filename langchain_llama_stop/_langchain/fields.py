@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -134,7 +135,26 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
         }
 
     def _model_params(self, pipeline: Any) -> dict[str, Any]:
-        """Everything that changes an answer: this is the key of LangChain's cache."""
+        """What LangChain's cache takes as its key, and traces show: short, but for each answer.
+
+        `settings` is a hash of everything that changes an answer.
+        """
+        everything = self._everything(pipeline)
+        options = {
+            name: value
+            for name, value in self._given().items()
+            if isinstance(value, (bool, int, float, str)) and not OPTIONS[name].same_answer
+        }
+        digest = hashlib.sha256(repr(sorted(everything.items())).encode()).hexdigest()
+        return {
+            "model": everything["model"],
+            "quantization": everything["quantization"],
+            **options,
+            "settings": digest[:32],
+        }
+
+    def _everything(self, pipeline: Any) -> dict[str, Any]:
+        """Everything that changes an answer."""
         model = pipeline.model
         options = self._options()
         return {

@@ -1,7 +1,8 @@
-"""The command line: `llama-stop demo`, `ask`, `finetune` and `diagnose`.
+"""The command line: `llama-stop demo`, `ask`, `chat`, `finetune` and `diagnose`.
 
-Each command is one file with its arguments (`add_parser`) and its run function (`run_ask`, …), and
-one name in `_COMMANDS`. Heavy packages are imported inside functions, so that `--help` is instant.
+Each command is one file with its purpose, its arguments (`add_parser`) and its run function
+(`run_ask`, …), and one name in `_COMMANDS`. Heavy packages are imported inside functions, and the
+arguments of a command are built only if it is named, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.cli import ask, demo, diagnose, finetune
+from langchain_llama_stop.cli import ask, chat, demo, diagnose, finetune
 
-_COMMANDS = (demo, ask, finetune, diagnose)
+_COMMANDS = {"demo": demo, "ask": ask, "chat": chat, "finetune": finetune, "diagnose": diagnose}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A model may write characters that the terminal's encoding lacks.
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print(file=sys.stderr)  # so that the shell's prompt begins on a new line
+        _leave_quietly()
         return 130
     except BrokenPipeError:
         # Python flushes stdout once more at its exit, which must not fail.
@@ -60,8 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Describes the arguments; what the parser reads has `run`, the function to call with it."""
+def _leave_quietly() -> None:
+    """Lets a second Ctrl-C end the process at once, without a traceback of what it interrupts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Describes the arguments; what the parser reads has `run`, the function to call with it.
+
+    Args:
+        argv: The arguments to be read: commands that are not among them stay without arguments of
+            their own. None: all commands have them.
+    """
     parser = argparse.ArgumentParser(
         prog="llama-stop",
         description="Ask local Llama models for answers that end properly.",
@@ -69,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llama-stop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands)
+    for name, command in _COMMANDS.items():
+        if argv is None or name in argv:
+            command.add_parser(commands)
+        else:
+            commands.add_parser(name, help=command.PURPOSE)
     return parser

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from transformers import TextGenerationPipeline
 
-_PURPOSE = "Show one question answered twice: by the plain pipeline and by LlamaStopLLM."
+PURPOSE = "Show one question answered twice: by the plain pipeline and by LlamaStopLLM."
 _EPILOG = """\
 examples:
   llama-stop demo
@@ -28,7 +28,7 @@ _SYSTEM = "You are a helpful travel guide."
 
 def add_parser(commands: Any) -> None:
     """Adds the command and its arguments."""
-    parser = add_command(commands, "demo", run_demo, _PURPOSE, _EPILOG)
+    parser = add_command(commands, "demo", run_demo, PURPOSE, _EPILOG)
     parser.add_argument("--question", default=_QUESTION, help="what to ask (default: %(default)s)")
     add_option_flag(parser, "max_new_tokens", 96)
     add_quantization_flag(parser)

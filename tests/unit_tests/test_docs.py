@@ -84,7 +84,7 @@ def test_commands_exist(path):
     for name in re.findall(r"(?:^|`)make ([a-z-]+)", code, re.MULTILINE):
         assert name in targets, name
     for name in re.findall(r"(?:^|`)llama-stop ([a-z]+)", code, re.MULTILINE):
-        assert name in {"ask", "demo", "diagnose", "finetune"}, name
+        assert name in {"ask", "chat", "demo", "diagnose", "finetune"}, name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
