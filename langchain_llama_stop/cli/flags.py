@@ -181,5 +181,5 @@ def _json_file(name: str) -> dict[str, Any]:
     """Reads a file that holds a JSON object."""
     try:
         return _json_object(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{name} cannot be read: {error}") from error

@@ -33,15 +33,19 @@ def check_device(device_map: Any, argument: str) -> None:
 def _is_here(device: Any) -> bool:
     import torch
 
+    found = torch.accelerator.current_accelerator()
+    if type(device) is int:  # that of an accelerator
+        return found is not None and 0 <= device < torch.accelerator.device_count()
+    if isinstance(device, bool):
+        return False
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError):  # such as "gpu", or a float
         return False
-    if isinstance(device, bool) or wanted.type == "cpu":
-        return not isinstance(device, bool)
-    found = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count()
-    return found is not None and found.type == wanted.type and (wanted.index or 0) < count
+    if wanted.type == "cpu":
+        return True
+    same = found is not None and found.type == wanted.type
+    return same and (wanted.index or 0) < torch.accelerator.device_count()
 
 
 def _devices() -> str:

@@ -83,7 +83,7 @@ class Terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def wait_for(self, text, seconds=60):
+    def wait_for(self, text, seconds=40):
         """Waits until a text is shown after what was waited for before; returns what came."""
         until = time.monotonic() + seconds
         while text not in self.shown:
@@ -102,7 +102,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def say(self, text):
-        self.wait_for("> ")
+        self.wait_for("\n>")
         self.write(text + "\r")
 
     def ask(self, text, expected):
@@ -110,7 +110,7 @@ class Terminal:
         return self.wait_for(expected)
 
     def end(self):
-        self.wait_for("> ")
+        self.wait_for("\n>")
         self.write("\x04")
         assert self.process.wait(timeout=60) == 0
 
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(start):
     chat.wait_for("(You ended the answer.)")
     chat.ask("/why", "You ended it after")
     chat.ask("Who?", "Answer 2 to 'Who?'.")  # the answer that was ended is the first turn's
-    chat.wait_for("> ")
+    chat.wait_for("\n>")
     chat.write("half a line\x03")
     chat.wait_for("Ctrl-D or /exit ends")
     chat.ask("Who?", "Answer 3 to 'Who?'.")
@@ -182,13 +182,13 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(start):
 
 def test_several_lines_and_history_across_starts(start):
     chat = start()
-    chat.wait_for("> ")
+    chat.wait_for("\n>")
     chat.write("one\ntwo\x1b\rthree\r")  # Ctrl-J, Alt-Enter, Enter
     chat.wait_for(r"Answer 1 to 'one\ntwo\nthree'.")
     chat.ask("Who?", "Answer 2 to")
     chat.end()
     chat = start()
-    chat.wait_for("> ")
+    chat.wait_for("\n>")
     chat.write("\x1b[A\r")
     chat.wait_for("Answer 1 to 'Who?'.")
     chat.end()

@@ -16,7 +16,6 @@ ANSWERS = {  # of a repository: the status and the code that the hub sends
     "owner/gated": (403, "GatedRepo"),
     "owner/missing": (404, "RepoNotFound"),
     "owner/old": (404, "RevisionNotFound"),
-    "owner/no-files": (404, "EntryNotFound"),
     "owner/broken": (500, ""),
 }
 EXPECTED = {
@@ -24,7 +23,6 @@ EXPECTED = {
     "https://huggingface.co/owner/gated, then pass a `token`",
     "owner/missing": "there is none of that name, or it is private. Check the name ('owner/name')",
     "owner/old": "it has no `revision` 'v9'. Give a branch, tag or commit",
-    "owner/no-files": "Only safetensors weights are read",
     "owner/broken": "give a local folder",
     "no such name!": "there is none of that name",
 }
