@@ -121,6 +121,11 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
             values = {**values, "stop": [values["stop"]]}
         return values
 
+    def __repr_args__(self) -> Any:
+        """What `str` and traces show: not what LangChain notes for itself."""
+        own = ("profile", "metadata")
+        return [(name, value) for name, value in super().__repr_args__() if name not in own]
+
     def _given(self) -> dict[str, Any]:
         """The options that were given; None is "not given", so that `pipeline_kwargs` may say it.
 
@@ -140,11 +145,13 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
         `settings` is a hash of everything that changes an answer.
         """
         everything = self._everything(pipeline)
-        options = {
+        options: dict[str, Any] = {
             name: value
             for name, value in self._given().items()
             if isinstance(value, (bool, int, float, str)) and not OPTIONS[name].same_answer
         }
+        if stop := everything["constructor_stop"]:
+            options["constructor_stop"] = stop  # LangChain puts the call's stops under "stop"
         digest = hashlib.sha256(repr(sorted(everything.items())).encode()).hexdigest()
         return {
             "model": everything["model"],

@@ -8,6 +8,7 @@ arguments of a command are built only if it is named, so that `--help` is instan
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import signal
@@ -17,9 +18,8 @@ import warnings
 from collections.abc import Sequence
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.cli import ask, chat, demo, diagnose, finetune
 
-_COMMANDS = {"demo": demo, "ask": ask, "chat": chat, "finetune": finetune, "diagnose": diagnose}
+_COMMANDS = ("demo", "ask", "chat", "finetune", "diagnose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
     """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            # A second one ends the process at once, without a traceback of what it interrupts.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(file=sys.stderr)  # so that the shell's prompt begins on a new line
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at its exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError) as error:
+        print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Reads the arguments, and runs the command."""
     args = build_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,29 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait take the cores from each other on a busy machine: decoding
     # took up to ten times as long without this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            code = args.run(args)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # so that the shell's prompt begins on a new line
-        _leave_quietly()
-        return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at its exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (ValueError, OSError, ImportError) as error:
-        print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return code or 0
-
-
-def _leave_quietly() -> None:
-    """Lets a second Ctrl-C end the process at once, without a traceback of what it interrupts."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return args.run(args) or 0
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -84,7 +85,8 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llama-stop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in _COMMANDS.items():
+    for name in _COMMANDS:
+        command = importlib.import_module(f"{__name__}.{name}")
         if argv is None or name in argv:
             command.add_parser(commands)
         else:

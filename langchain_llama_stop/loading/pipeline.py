@@ -171,12 +171,13 @@ def place_model_kwargs(arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments: Arguments of `load_pipeline` by name.
 
     Returns:
-        All arguments; `model_kwargs` is None where nothing is left in it.
+        All arguments; `model_kwargs` holds what is left.
 
     Raises:
         ValueError: If one is given twice, or `use_safetensors` is False.
     """
-    placed, kwargs = dict(arguments), dict(arguments.get("model_kwargs") or {})
+    placed, given = dict(arguments), arguments.get("model_kwargs")
+    kwargs = dict(given or {})
     for written, name in _PLACES.items():
         if written in kwargs:
             value = kwargs.pop(written)
@@ -191,7 +192,7 @@ def place_model_kwargs(arguments: Mapping[str, Any]) -> dict[str, Any]:
             "`use_safetensors` in `model_kwargs` has to be True, but is False: pickled weights "
             "can run code. Save the model again with `save_pretrained`."
         )
-    return {**placed, "model_kwargs": kwargs or None}
+    return {**placed, "model_kwargs": None if given is None else kwargs}
 
 
 def copied(value: Any) -> Any:

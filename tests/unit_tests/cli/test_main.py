@@ -447,14 +447,16 @@ def test_the_package_is_a_command():
     assert subprocess.check_output(command, text=True).startswith("llama-stop ")
 
 
-@pytest.mark.parametrize("delay", [0.3, 0.8, 1.5, 2.5, 4, 6, 8])
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.7, 1.5, 3, 5, 8, 12])
 def test_ctrl_c_at_any_moment(delay, tmp_path):
     """While it imports, loads, answers: the model is tiny and never ends by itself."""
     folder = save_tiny(tmp_path / "tiny", max_position_embeddings=100_000)
-    arguments = ["--quantization", "none", "--max-new-tokens", "90000", "--no-eos-reward"]
+    arguments = ["--model", str(folder), "--quantization", "none", "--max-new-tokens", "90000"]
+    endless = ["--no-eos-reward", "--pipeline-kwargs", '{"min_new_tokens": 90000}']
+    # What is before the program's first line is Python's own.
+    begin = "import sys; from langchain_llama_stop import cli; print('begun', flush=True); "
     process = subprocess.Popen(
-        [sys.executable, "-m", "langchain_llama_stop", "ask", "--model", str(folder), *arguments]
-        + ["--pipeline-kwargs", '{"min_new_tokens": 90000}', "Why?"],
+        [sys.executable, "-c", f"{begin}sys.exit(cli.main())", "ask", *arguments, *endless, "Why?"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -462,6 +464,7 @@ def test_ctrl_c_at_any_moment(delay, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
+        assert process.stdout.readline() == b"begun\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=delay)
         process.send_signal(signal.SIGINT)
@@ -569,6 +572,7 @@ def test_a_closed_pipe_ends_it_quietly():
     code = """
         import sys
         from langchain_llama_stop import cli
+        import langchain_llama_stop.cli.ask
 
         cli.ask.run_ask = lambda args: [print("word" * 1000) for _ in range(1000)]
         sys.exit(cli.main(["ask", "x"]))
