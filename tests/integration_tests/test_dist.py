@@ -21,7 +21,7 @@ def run(*command, **environment):
     result = subprocess.run(
         [str(part) for part in command],
         env={**kept, **environment, "OMP_NUM_THREADS": "1"},
-        cwd=environment.get("LLAMA_STOP_CACHE"),
+        cwd=ROOT.anchor,  # Python looks into the current folder too
         capture_output=True,
         text=True,
         timeout=1200,
@@ -57,11 +57,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def answers(environment, cache):
+    where = "import langchain_llama_stop as p; print(p.__file__)"
+    assert str(environment) in run(environment / "bin" / "python", "-c", where)
     command = environment / "bin" / "llama-stop"
     answer = run(command, "ask", "--max-new-tokens", "24", "Hi!", LLAMA_STOP_CACHE=str(cache))
     assert may_end(answer.strip())
-    where = "import langchain_llama_stop as p; print(p.__file__)"
-    assert str(environment) in run(environment / "bin" / "python", "-c", where)
 
 
 def test_the_wheel_answers(wheel, environment, converted_models):
