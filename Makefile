@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores, at most four: each loads the demo model.
 TESTS := -n auto --maxprocesses 4 --dist loadscope
-EXTRAS := train,examples,bench,test,vllm,docs
+EXTRAS := cli,train,examples,bench,test,vllm,docs
 
-.PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit \
+.PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit dist test-dist \
 	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
 	bench-termination bench-objects bench-schemas bench-tool-calls bench-serving bench-capacity \
 	finetune-demo clean
@@ -71,6 +71,14 @@ audit: $(STAMP) ## known vulnerabilities of what is installed, by PyPI's databas
 
 integration: $(STAMP) ## tests on the real demo model
 	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
+
+dist: $(STAMP) ## the wheel and the source archive, in dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist . > /dev/null
+	@ls dist
+
+test-dist: dist ## install the wheel into an empty environment, and ask there (minutes)
+	@LLAMA_STOP_DIST=1 $(BIN)/python -m pytest tests/integration_tests/test_dist.py
 
 bench: $(STAMP) ## what the same work costs beside peers (twenty minutes)
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
@@ -134,4 +142,4 @@ bench-serving: $(STAMP) $(VLLM_STAMP) ## answers at once: in process, vLLM, vLLM
 		benchmarks/serving.py $(ARGS)
 
 clean: ## remove .venv, the built docs and caches of tools
-	rm -rf site $(VENV) .venv-vllm .venv-lowest .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf site dist $(VENV) .venv-vllm .venv-lowest .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 Check = Callable[[str, Any], Any]
@@ -24,11 +24,32 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
     """
     known = sorted(known)
     if unknown := sorted(set(names) - set(known), key=str):
-        near = [n for name in unknown for n in difflib.get_close_matches(str(name), known, 1, 0.75)]
+        near = [n for name in unknown for n in nearest(str(name), known)]
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Unknown {what} {', '.join(map(repr, unknown))}.{hint} Known: {', '.join(known)}."
         )
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("max_length", "num_predict", "n_predict", "max_output_tokens"), "max_tokens"),
+    **dict.fromkeys(("stop_sequences", "stop_sequence", "stop_strings", "stop_words"), "stop"),
+    "do_sample": "temperature",
+    "num_ctx": "prefix_cache",
+    "n_gpu_layers": "device_map",
+    "load_in_4bit": "quantization",
+    "load_in_8bit": "quantization",
+    "device": "device_map",
+}
+"""What other libraries call our options."""
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Finds the known name that an unknown one was meant to be: a list of one, or of none."""
+    if _ELSEWHERE.get(name) in known:
+        return [_ELSEWHERE[name]]
+    begun = [word for word in known if len(name) > 2 and word.startswith(name)]
+    return difflib.get_close_matches(name, known, 1) or begun[:1]
 
 
 def check_text(subject: str, text: str) -> None:
@@ -206,8 +227,36 @@ def answer_hint(name: str, value: Any) -> Any:
     return value
 
 
+_HARMLESS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "prefix": (("", None), "put it into the prompts"),
+    "clean_up_tokenization_spaces": ((False, None), "leave it out"),
+    "truncation": (
+        (False, None, "do_not_truncate"),
+        "shorten the prompts, or give a `pipeline` that was built with it",
+    ),
+    "padding": ((False, True, None, "longest", "do_not_pad"), "leave it out"),
+    "skip_special_tokens": ((True, None), "leave it out"),
+    "return_tensors": ((False, None), "leave it out"),
+    "return_text": ((True, None), "leave it out"),
+    "handle_long_generation": ((None,), "shorten the prompts"),
+    "num_workers": ((None, 0, 1), "leave it out"),
+}
+"""Arguments of a transformers pipeline: values that change nothing here, and what else to do."""
+
+
 def generation_settings(name: str, value: Any) -> dict[str, Any]:
-    """Checks further settings; which names exist is known with transformers only."""
+    """Checks further settings; which names exist is known with transformers only.
+
+    What a pipeline takes besides is dropped where it changes nothing; `stop_sequence` is `stop`.
+    """
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"`{name}` has to be a dict of generation settings, but is {value!r}.")
-    return dict(value or {})
+    settings = dict(value or {})
+    for argument, (harmless, fix) in _HARMLESS.items():
+        if argument in settings and (given := settings.pop(argument)) not in harmless:
+            raise ValueError(
+                f"`{argument}` in `{name}` has to be {harmless[0]!r}, but is {given!r}: {fix}."
+            )
+    if "stop_sequence" in settings:
+        settings.setdefault("stop", settings.pop("stop_sequence"))
+    return settings

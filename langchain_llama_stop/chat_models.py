@@ -25,7 +25,7 @@ from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
 from langchain_llama_stop._langchain.fields import OptionFields, check_task, model_profile
 from langchain_llama_stop._langchain.messages import answer_fields
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin
-from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
+from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source, from_llm
 from langchain_llama_stop._langchain.structured_output import BindingMixin
 from langchain_llama_stop._langchain.tools import (
     format_choice,
@@ -95,8 +95,10 @@ class ChatLlamaStop(
     @classmethod
     def _known_arguments_only(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuses what is not an argument, resolves aliases."""
-        known = {*cls.model_fields, "pipeline", "model_name", "api_key", *ALIASES}
+        known = {*cls.model_fields, "pipeline", "llm", "model_name", "api_key", *ALIASES}
         refuse_unknown({*values} - {*COPIED}, known - {*COPIED}, "option")
+        if values.get("llm") is not None:  # as `ChatHuggingFace` takes it
+            values = from_llm(values)
         values = resolve_aliases(values)
         if values.get("given_pipeline") is not None:  # as copies are given it
             values.setdefault("pipeline", values.pop("given_pipeline"))

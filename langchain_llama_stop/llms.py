@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.llms import BaseLLM
@@ -15,13 +14,14 @@ from pydantic import model_validator
 from langchain_llama_stop._checks import refuse_unknown
 from langchain_llama_stop._langchain.async_calls import AsyncCallsMixin
 from langchain_llama_stop._langchain.fields import OptionFields, check_task
+from langchain_llama_stop._langchain.hints import hint_at_template
 from langchain_llama_stop._langchain.serialization import SerializationMixin
 from langchain_llama_stop._langchain.source import COPIED, ModelSource, check_source
 from langchain_llama_stop._version import __version__
 from langchain_llama_stop.options import ALIASES, OPTIONS, GenerationOptions, resolve_aliases
 
 
-class LlamaStopLLM(
+class LlamaStopLLM(  # type: ignore[misc]  # `from_model_id` is ours
     SerializationMixin, AsyncCallsMixin, OptionFields, ModelSource, HuggingFacePipeline
 ):
     r"""A drop-in for `HuggingFacePipeline` whose answers end by EOS and stop where they are told.
@@ -60,6 +60,8 @@ class LlamaStopLLM(
             )
         return values
 
+    _name_field: ClassVar[str] = "model_id"
+
     if not TYPE_CHECKING:  # type checkers see the fields as arguments
 
         def __init__(self, **given: Any) -> None:
@@ -82,74 +84,6 @@ class LlamaStopLLM(
         """Records the package version for tracing."""
         self._add_version("langchain-llama-stop", __version__)
         return self
-
-    @classmethod
-    def from_model_id(  # type: ignore[override]
-        cls,
-        model_id: str | Path,
-        task: str = "text-generation",
-        backend: str = "default",
-        device: int | None = None,
-        device_map: Any = None,
-        model_kwargs: dict[str, Any] | None = None,
-        pipeline_kwargs: dict[str, Any] | None = None,
-        *,
-        quantization: Any = None,
-        adapter: str | Path | None = None,
-        dtype: Any = "auto",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        trust_remote_code: bool = False,
-        **kwargs: Any,
-    ) -> LlamaStopLLM:
-        """Loads a model and wraps it.
-
-        Args:
-            model_id: Hub id, local folder, `.gguf` file, or "demo".
-            task: Has to be "text-generation".
-            backend: Has to be "default".
-            device: A GPU's number, or -1 for the CPU; short for `device_map`.
-            device_map: As in transformers ("auto", …).
-            model_kwargs: More arguments for the model's `from_pretrained`.
-            pipeline_kwargs: Generation settings, as `HuggingFacePipeline` takes them.
-            quantization: None, "nf4", "int8", or a `BitsAndBytesConfig`.
-            adapter: A PEFT adapter to load onto the model: folder or hub id.
-            dtype: "auto", a name such as "bfloat16", or a `torch.dtype`.
-            revision: Branch, tag or commit on the hub.
-            token: Access token for gated models.
-            trust_remote_code: Whether code from the hub may run.
-            **kwargs: The options of the class.
-
-        Returns:
-            The LLM.
-
-        Raises:
-            ValueError: If an argument or option is unknown or out of its range, or the model
-                cannot be loaded.
-        """
-        if task != "text-generation":
-            raise ValueError(f"`task` has to be 'text-generation', but is {task!r}.")
-        if backend != "default":
-            raise ValueError(f"`backend` has to be 'default', but is {backend!r}.")
-        if device is not None:
-            if device_map is not None:
-                raise ValueError("`device` and `device_map` say the same: give one of them.")
-            device_map = {"": "cpu" if device < 0 else device}
-        if "pipeline" in kwargs:
-            raise ValueError("`pipeline` has to be left out here: give it to `LlamaStopLLM(...)`.")
-        return cls(
-            model_id=str(model_id) if isinstance(model_id, Path) else model_id,
-            model_kwargs=model_kwargs,
-            pipeline_kwargs=pipeline_kwargs,
-            quantization=quantization,
-            adapter=adapter,
-            dtype=dtype,
-            device_map=device_map,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            **kwargs,
-        )
 
     def generate(
         self,
@@ -238,6 +172,7 @@ class LlamaStopLLM(
     ) -> LLMResult:
         from langchain_llama_stop.engine.generate import generate
 
+        hint_at_template(self._ready().tokenizer, prompts)
         responses = generate(self._ready(), prompts, self._call_options(stop, kwargs))
         return LLMResult(
             generations=[
@@ -255,6 +190,7 @@ class LlamaStopLLM(
     ) -> Iterator[GenerationChunk]:
         from langchain_llama_stop.engine.generate import stream_generate
 
+        hint_at_template(self._ready().tokenizer, [prompt])
         for piece in stream_generate(self._ready(), prompt, self._call_options(stop, kwargs)):
             chunk = GenerationChunk(
                 text=piece.text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -120,6 +121,11 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
             values = {**values, "stop": [values["stop"]]}
         return values
 
+    def __repr_args__(self) -> Any:
+        """What `str` and traces show: not what LangChain notes for itself."""
+        own = ("profile", "metadata")
+        return [(name, value) for name, value in super().__repr_args__() if name not in own]
+
     def _given(self) -> dict[str, Any]:
         """The options that were given; None is "not given", so that `pipeline_kwargs` may say it.
 
@@ -134,7 +140,28 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
         }
 
     def _model_params(self, pipeline: Any) -> dict[str, Any]:
-        """Everything that changes an answer: this is the key of LangChain's cache."""
+        """What LangChain's cache takes as its key, and traces show: short, but for each answer.
+
+        `settings` is a hash of everything that changes an answer.
+        """
+        everything = self._everything(pipeline)
+        options: dict[str, Any] = {
+            name: value
+            for name, value in self._given().items()
+            if isinstance(value, (bool, int, float, str)) and not OPTIONS[name].same_answer
+        }
+        if stop := everything["constructor_stop"]:
+            options["constructor_stop"] = stop  # LangChain puts the call's stops under "stop"
+        digest = hashlib.sha256(repr(sorted(everything.items())).encode()).hexdigest()
+        return {
+            "model": everything["model"],
+            "quantization": everything["quantization"],
+            **options,
+            "settings": digest[:32],
+        }
+
+    def _everything(self, pipeline: Any) -> dict[str, Any]:
+        """Everything that changes an answer."""
         model = pipeline.model
         options = self._options()
         return {

@@ -1,22 +1,25 @@
-"""The command line: `llama-stop demo`, `ask`, `finetune` and `diagnose`.
+"""The command line: `llama-stop demo`, `ask`, `chat`, `finetune` and `diagnose`.
 
-Each command is one file with its arguments (`add_parser`) and its run function (`run_ask`, …), and
-one name in `_COMMANDS`. Heavy packages are imported inside functions, so that `--help` is instant.
+Each command is one file with its purpose, its arguments (`add_parser`) and its run function
+(`run_ask`, …), and one name in `_COMMANDS`. Heavy packages are imported inside functions, and the
+arguments of a command are built only if it is named, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 
 from langchain_llama_stop._version import __version__
-from langchain_llama_stop.cli import ask, demo, diagnose, finetune
 
-_COMMANDS = (demo, ask, finetune, diagnose)
+_COMMANDS = ("demo", "ask", "chat", "finetune", "diagnose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,22 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
     """
-    args = build_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A model may write characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="replace")
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # read when these are imported
-        os.environ.setdefault(name, "error")
-    # Threads that spin while they wait take the cores from each other on a busy machine: decoding
-    # took up to ten times as long without this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            code = args.run(args)
-            sys.stdout.flush()
+        code = _run(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            # A second one ends the process at once, without a traceback of what it interrupts.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(file=sys.stderr)  # so that the shell's prompt begins on a new line
         return 130
     except BrokenPipeError:
@@ -57,11 +51,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return code or 0
+    return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Describes the arguments; what the parser reads has `run`, the function to call with it."""
+def _run(argv: Sequence[str] | None) -> int:
+    """Reads the arguments, and runs the command."""
+    args = build_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model may write characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="replace")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # read when these are imported
+        os.environ.setdefault(name, "error")
+    # Threads that spin while they wait take the cores from each other on a busy machine: decoding
+    # took up to ten times as long without this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return args.run(args) or 0
+
+
+def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Describes the arguments; what the parser reads has `run`, the function to call with it.
+
+    Args:
+        argv: The arguments to be read: commands that are not among them stay without arguments of
+            their own. None: all commands have them.
+    """
     parser = argparse.ArgumentParser(
         prog="llama-stop",
         description="Ask local Llama models for answers that end properly.",
@@ -69,6 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llama-stop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands)
+    for name in _COMMANDS:
+        command = importlib.import_module(f"{__name__}.{name}")
+        if argv is None or name in argv:
+            command.add_parser(commands)
+        else:
+            commands.add_parser(name, help=command.PURPOSE)
     return parser

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from transformers import TextGenerationPipeline
 
-_PURPOSE = "Show one question answered by the plain pipeline and by LlamaStopLLM, side by side."
+PURPOSE = "Show one question answered by the plain pipeline and by LlamaStopLLM, side by side."
 _EPILOG = """\
 examples:
   llama-stop demo
@@ -44,7 +44,7 @@ Thought: I"""  # with an example, for a small model; a space at the end would co
 
 def add_parser(commands: Any) -> None:
     """Adds the command and its arguments."""
-    parser = add_command(commands, "demo", run_demo, _PURPOSE, _EPILOG)
+    parser = add_command(commands, "demo", run_demo, PURPOSE, _EPILOG)
     parser.add_argument("--question", help=f"what to ask (default: {_QUESTION})")
     parser.add_argument(
         "--agent",

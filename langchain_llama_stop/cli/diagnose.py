@@ -18,7 +18,7 @@ from langchain_llama_stop.cli.flags import (
 if TYPE_CHECKING:
     from langchain_llama_stop.diagnosis.checks import Finding
 
-_PURPOSE = "Find out why a model does not stop."
+PURPOSE = "Find out why a model does not stop."
 _EPILOG = """
 examples:
   llama-stop diagnose meta-llama/Llama-3.2-1B-Instruct
@@ -34,7 +34,7 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "info": "green"}
 
 def add_parser(commands: Any) -> None:
     """Adds the command and its arguments."""
-    parser = add_command(commands, "diagnose", run_diagnose, _PURPOSE, _EPILOG)
+    parser = add_command(commands, "diagnose", run_diagnose, PURPOSE, _EPILOG)
     parser.add_argument("model", help='"demo", local folder, .gguf file or hub id')
     add_adapter_flag(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="a prompt to check, as you send it")

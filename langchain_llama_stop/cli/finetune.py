@@ -11,7 +11,7 @@ from langchain_llama_stop.cli.console import load
 from langchain_llama_stop.cli.flags import add_command, add_model_flag, add_quantization_flag
 from langchain_llama_stop.training.options import FinetuneOptions
 
-_PURPOSE = "Teach a model to end its answers: QLoRA on answers that end by EOS."
+PURPOSE = "Teach a model to end its answers: QLoRA on answers that end by EOS."
 _EPILOG = """
 examples:
   llama-stop finetune timdettmers/openassistant-guanaco --model meta-llama/Llama-2-7b-chat-hf
@@ -26,7 +26,7 @@ A row of data is a JSON object with "text" ("### Human: ... ### Assistant: ...")
 
 def add_parser(commands: Any) -> None:
     """Adds the command and its arguments."""
-    parser = add_command(commands, "finetune", run_finetune, _PURPOSE, _EPILOG)
+    parser = add_command(commands, "finetune", run_finetune, PURPOSE, _EPILOG)
     parser.add_argument("data", nargs="?", help="JSONL file, or id of a data set on the hub")
     add_model_flag(parser)
     parser.add_argument(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from langchain_llama_stop.loading.quantization import QUANTIZATIONS
-
-if TYPE_CHECKING:
-    from langchain_llama_stop.options import GenerationOptions
 
 
 def add_command(
@@ -32,13 +31,11 @@ def add_command(
     return parser
 
 
-_NO_FLAG = ("logprobs", "top_logprobs", "batch_size", "max_calls", "prefix_cache")
-"""Options that make no difference to one question whose text is printed."""
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 def add_option_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Adds a flag for each option of the table that can be written in a shell.
+    """Adds a flag for each option of the table but objects.
 
     Args:
         parser: The command's parser.
@@ -46,15 +43,15 @@ def add_option_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """
     from langchain_llama_stop.options import OPTIONS
 
-    for name in OPTIONS:
-        if name not in _NO_FLAG:
+    for name, option in OPTIONS.items():
+        if not option.is_object:
             add_option_flag(parser, name, defaults.get(name))
 
 
 def add_option_flag(
     parser: argparse.ArgumentParser, name: str, default: Any = None, *, note: str = ""
 ) -> None:
-    """Adds the flag of one option, if its type is one that a shell can write.
+    """Adds the flag of one option.
 
     Args:
         parser: The command's parser.
@@ -81,21 +78,28 @@ def add_option_flag(
     elif get_origin(option.annotation) is Literal:
         how = {"choices": parts}
     elif list[str] in parts:
-        how = {"action": "append", "type": _unescape, "metavar": "STR"}
+        how = {"action": "append", "type": unescape, "metavar": "STR"}
         text += r" Repeatable; \n and \t in it are newline and tab."
-    elif scalar:
-        how = {"type": scalar, "metavar": _METAVARS[scalar]}
+    elif list[int] in parts:
+        how = {"action": "append", "type": int, "metavar": "N"}
+        text += " Repeatable."
+    elif name == "json_schema":
+        how = {"type": _json_file, "metavar": "FILE"}
+    elif dict[str, Any] in parts:
+        how = {"type": _json_object, "metavar": "JSON"}
     else:
-        return
+        how = {"type": scalar, "metavar": _METAVARS[scalar]}
     parser.add_argument(flag, default=default, help=text, **how)
 
 
-def options_from(args: argparse.Namespace) -> GenerationOptions:
-    """Reads the flags of options."""
+def options_from(args: argparse.Namespace) -> dict[str, Any]:
+    """Reads the flags of options: values by name, which are checked here already."""
     from langchain_llama_stop.options import OPTIONS, GenerationOptions
 
     values = {name: getattr(args, name, None) for name in OPTIONS}
-    return GenerationOptions.parse({k: v for k, v in values.items() if v is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    GenerationOptions.parse(given)
+    return given
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +127,59 @@ def add_quantization_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _unescape(text: str) -> str:
+def add_loading_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds all that says which model is loaded, and how."""
+    add_model_flag(parser)
+    add_adapter_flag(parser)
+    add_quantization_flag(parser)
+    parser.add_argument("--device", help='where the model goes: "cpu", "cuda:1", "auto", …')
+    parser.add_argument("--dtype", help='type of what is not quantized: "bfloat16", …')
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--token", help="for gated models; others can see it in the list of processes: HF_TOKEN"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let code that comes with the model run"
+    )
+
+
+def loading_from(args: argparse.Namespace) -> dict[str, Any]:
+    """Reads the flags of `add_loading_flags`, as arguments of `load`."""
+    given = {
+        "device_map": args.device,
+        "dtype": args.dtype,
+        "revision": args.revision,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code or None,
+    }
+    return {
+        "model": args.model,
+        "quantization": args.quantization,
+        "adapter": args.adapter,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+
+
+def unescape(text: str) -> str:
     r"""Replaces \n, \t and \\ in a shell argument by newline, tab and backslash."""
     characters = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"has to be JSON, but is {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"has to be a JSON object, but is {text!r}")
+    return value
+
+
+def _json_file(name: str) -> dict[str, Any]:
+    """Reads a file that holds a JSON object."""
+    try:
+        return _json_object(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, argparse.ArgumentTypeError) as error:
+        raise argparse.ArgumentTypeError(f"{name} cannot be read: {error}") from error

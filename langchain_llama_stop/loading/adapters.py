@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop._files import require_empty, whole_folder
 from langchain_llama_stop._optional import INSTALL_QUANTIZATION, Progress, require
+from langchain_llama_stop.loading.hub import hub_error
 from langchain_llama_stop.loading.paths import local_path
 
 if TYPE_CHECKING:
@@ -34,10 +35,7 @@ def find_adapter(adapter: Any, token: str | bool | None) -> Path:
             # Only these two files: transformers would also take pickled weights.
             folder = Path(snapshot_download(str(adapter), allow_patterns=files, token=token))
         except Exception as error:
-            raise OSError(
-                f"`adapter` is '{adapter}', which the Hugging Face hub did not give: {error} Check "
-                "the name and the network, or give a local folder."
-            ) from error
+            raise hub_error(error, "adapter", adapter, None) from error
     for file in files:
         if not (folder / file).is_file():
             raise FileNotFoundError(

@@ -7,15 +7,21 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import pytest
 import torch
 from langchain_core.tools import render_text_description
 from langchain_huggingface import HuggingFacePipeline
 
+from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop._langchain import source as model_source
 from langchain_llama_stop.ending.boundaries import may_end
+from langchain_llama_stop.engine.thread import engine_of
 
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
 ROOT = Path(__file__).parents[2]
@@ -43,9 +49,9 @@ def example(demo_pipeline, monkeypatch):
 
 def test_every_example_is_tested_and_says_what_it_shows():
     found = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    names = "agent chain diagnose finetune landing paris rag react_agent structured"
+    names = "agent chain diagnose finetune landing memory_agent paris rag rag_server react_agent"
     # The last one needs a server: `make test-vllm` tests it.
-    assert found == [*names.split(), "vllm_server"]
+    assert found == [*names.split(), "structured", "vllm_server"]
     for name in found:
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert text.lstrip("r").startswith('"""') and f"python examples/{name}.py" in text
@@ -130,6 +136,71 @@ def test_agent(example, capsys):
         assert result.tool_call_id == called.tool_calls[0]["id"]
         assert may_end(answer.content) and not answer.tool_calls
         assert answer.content in out
+
+
+def test_memory_agent(example, capsys):
+    first, second, third, fourth = example("memory_agent").main()
+    assert [len([m for m in part if m.type == "human"]) for part in (first, second)] == [1, 1]
+    # What was said before came out of the file: all of it, and only of this conversation.
+    for before, after in ((first, third), (second, fourth)):
+        assert [m.text for m in after[: len(before)]] == [m.text for m in before]
+    assert "Bob" not in str(third) and "Francisco" not in str(fourth)
+    out = capsys.readouterr().out
+    assert all(may_end(part[-1].text) and part[-1].text in out for part in (third, fourth))
+
+
+@pytest.fixture
+def rag_server(example, demo_pipeline, tmp_path):
+    """The web server of the example, over three files."""
+    import uvicorn
+
+    for name, text in {
+        "meals.md": "# Meals\n\nBreakfast is from 7:30 to 10:00 in the winter garden.",
+        "dogs.md": "# Dogs\n\nDogs are welcome. They sleep in the room.",
+        "bus.md": "# Bus\n\nThe night bus N12 stops in front of the house.",
+    }.items():
+        (tmp_path / name).write_text(text)
+    chat = ChatLlamaStop(pipeline=demo_pipeline, temperature=0, max_tokens=48)
+    long = ChatLlamaStop(pipeline=demo_pipeline, temperature=0, max_tokens=4000, eos_reward=False)
+    module = example("rag_server")
+    servers = []
+    for model in (chat, long):
+        config = uvicorn.Config(module.make_app(tmp_path, model), port=0, log_level="warning")
+        server = uvicorn.Server(config)
+        Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.05)
+        servers.append(server)
+    yield [f"http://127.0.0.1:{s.servers[0].sockets[0].getsockname()[1]}/ask" for s in servers]
+    for server in servers:
+        server.should_exit = True
+
+
+def asked(url, question):
+    with httpx.stream("GET", url, params={"question": question}, timeout=200) as response:
+        return [json.loads(line) for line in response.iter_lines()]
+
+
+def test_rag_server_serves_two_clients_and_one_that_leaves(rag_server, demo_pipeline):
+    url, long = rag_server
+    questions = {"When is breakfast?": "meals.md", "Where do dogs sleep?": "dogs.md"}
+    with ThreadPoolExecutor() as pool:
+        for lines, file in zip(
+            pool.map(asked, [url, url], questions), questions.values(), strict=True
+        ):
+            first, *pieces, last = lines
+            source = first["sources"][0]
+            assert (source["number"], source["file"], source["line"]) == (1, file, 1)
+            assert len(pieces) > 2 and may_end("".join(piece["text"] for piece in pieces))
+            assert last["finish_reason"] == "stop" and last["usage"]["output_tokens"] <= 48
+    with httpx.stream("GET", long, params={"question": "When is breakfast?"}) as response:
+        lines = response.iter_lines()
+        assert "sources" in next(lines) and "text" in next(lines)
+    # The client has left: nobody is at the model any more.
+    until = time.monotonic() + 20
+    while not engine_of(demo_pipeline.model).idle and time.monotonic() < until:
+        time.sleep(0.1)
+    assert engine_of(demo_pipeline.model).idle
 
 
 def test_structured(example, capsys):

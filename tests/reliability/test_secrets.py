@@ -15,6 +15,9 @@ SECRET = "hf_abcdefSECRET"
 MODELS = {
     "token": lambda **more: ChatLlamaStop(model="some/model", token=SECRET, **more),
     "api_key": lambda **more: ChatLlamaStop(model="some/model", api_key=SECRET, **more),
+    "model_kwargs": lambda **more: ChatLlamaStop(
+        model="some/model", model_kwargs={"token": SECRET}, **more
+    ),
     "a server's": lambda **more: ChatLlamaStopServer(model="m", api_key=SECRET, **more),
 }
 

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "vllm": {"options", "ending", "chat", "_langchain"},
     "diagnosis": {"options", "tokens", "ending", "chat", "engine", "loading"},
     "training": {"options", "tokens", "ending", "chat", "engine", "loading", "diagnosis"},
+    "__main__": {"cli"},
     "cli": {*SHARED, "chat", "_langchain", "llms", "chat_models", "diagnosis", "training"},
 }
 LANGCHAIN = {"_langchain", "llms", "chat_models", "vllm", "testing", "cli"}

@@ -22,7 +22,15 @@ MODELS = (LlamaStopLLM, ChatLlamaStop, ChatLlamaStopServer)
 OPTIONS = {
     *(name for model in MODELS for name in model.model_fields),
     *(f.alias for model in MODELS for f in model.model_fields.values() if f.alias),
-    *("max_tokens", "tools", "tool_choice", "continue_final_message", "config", "stream_mode"),
+    *(
+        "max_tokens",
+        "llm",
+        "tools",
+        "tool_choice",
+        "continue_final_message",
+        "config",
+        "stream_mode",
+    ),
 }
 """What the models take in the constructor or in a call."""
 CONSTRUCTORS = {*(model.__name__ for model in MODELS), "from_model_id"}
@@ -84,7 +92,7 @@ def test_commands_exist(path):
     for name in re.findall(r"(?:^|`)make ([a-z-]+)", code, re.MULTILINE):
         assert name in targets, name
     for name in re.findall(r"(?:^|`)llama-stop ([a-z]+)", code, re.MULTILINE):
-        assert name in {"ask", "demo", "diagnose", "finetune"}, name
+        assert name in {"ask", "chat", "demo", "diagnose", "finetune"}, name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -459,7 +459,8 @@ def test_sampling_with_a_seed_repeats_and_leaves_the_global_state():
 
 
 def test_the_options_can_be_saved(tmp_path):
-    assert json.loads(json.dumps(llm().asdict()))["eos_reward"]["strength"] == 2.0
+    saved = json.loads(json.dumps(llm(top_k=3).asdict()))
+    assert saved["top_k"] == 3 and saved["_type"] == "llama_stop"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from tests.fakes import (
     make_pipeline,
     scripted_answers,
 )
+from tests.fakes.files import save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +53,8 @@ def model_that_says(monkeypatch):
         pipeline = make_pipeline(ScriptedLlama(len(tokenizer), scores, eos, eos), tokenizer)
         calls = []
 
-        def load_pipeline(model, quantization=None, adapter=None, *, progress):
-            calls.append((model, quantization, adapter))
+        def load_pipeline(model, quantization=None, adapter=None, *, progress, **more):
+            calls.append((model, quantization, adapter, *more.items()))
             progress(f"Loading {model}")
             return pipeline
 
@@ -74,17 +76,22 @@ def test_defaults():
         "max_new_tokens": 256,
         "temperature": 0.0,
     }
-    assert options_from(parse("ask", "Why?")) == GenerationOptions(
-        max_new_tokens=256, temperature=0, stop=(), seed=None, eos_reward=True
-    )
-    assert ask == {
-        "question": "Why?",
+    assert options_from(parse("ask", "Why?")) == {"max_new_tokens": 256, "temperature": 0.0}
+    loading = {
         "model": "demo",
         "adapter": None,
         "quantization": "nf4",
+        "device": None,
+        "dtype": None,
+        "revision": None,
+        "token": None,
+        "trust_remote_code": False,
         "system": None,
-        "raw": False,
     }
+    assert ask == {"question": "Why?", "raw": False, "json": False, **loading}
+    chat = vars(parse("chat"))
+    assert chat.pop("run") is cli.chat.run_chat
+    assert {name: value for name, value in chat.items() if name not in OPTIONS} == loading
     demo = vars(parse("demo"))
     assert demo.pop("run") is cli.demo.run_demo
     assert demo == {
@@ -106,6 +113,14 @@ FLAGS = {
     "repetition_penalty": ("1.1", 1.1),
     "answer_hint": ("Be brief.", "Be brief."),
     "grammar": ("start: /a+/", Grammar("start: /a+/")),
+    "stop_token_ids": ("7", ((7,),)),
+    "chat_template_kwargs": ('{"enable_thinking": false}', {"enable_thinking": False}),
+    "pipeline_kwargs": ('{"typical_p": 0.9}', {"typical_p": 0.9}),
+    "logprobs": (None, True),
+    "top_logprobs": ("2", 2),
+    "batch_size": ("3", 3),
+    "max_calls": ("4", 4),
+    "prefix_cache": ("0", 0),
     "on_length": ("trim", "trim"),
     "thinking_tokens": ("0", 0),
     "prompt_lookup_num_tokens": ("0", 0),
@@ -121,20 +136,30 @@ def test_an_option_has_a_flag(name):
     written, value = FLAGS[name]
     flag = "--" + name.replace("_", "-")
     args = parse("ask", flag, *([] if written is None else [written]), "Why?")
-    assert getattr(options_from(args), name) == value
+    assert getattr(GenerationOptions.parse(options_from(args)), name) == value
 
 
 def test_the_reward_can_be_turned_off():
-    assert options_from(parse("ask", "--no-eos-reward", "Why?")).eos_reward is None
+    assert options_from(parse("ask", "--no-eos-reward", "Why?"))["eos_reward"] is False
 
 
-def test_options_without_a_flag_are_no_scalars_or_change_nothing():
-    flags = {name for name in OPTIONS if hasattr(parse("ask", "Why?"), name)}
-    assert flags == {*FLAGS, "eos_reward"}
-    assert {*OPTIONS} - flags == {
-        *("stop_token_ids", "json_schema", "logits_processor", "stopping_criteria"),
-        *("assistant_model", "pipeline_kwargs", "chat_template_kwargs"),  # no text is one of these
-        *("logprobs", "top_logprobs", "batch_size", "max_calls", "prefix_cache"),
+@pytest.mark.parametrize("command", ["ask", "chat"])
+def test_every_option_but_objects_has_a_flag(command):
+    flags = {name for name in OPTIONS if hasattr(parse(command), name)}
+    assert {*OPTIONS} - flags == {"logits_processor", "stopping_criteria", "assistant_model"}
+    assert flags == {*FLAGS, "eos_reward", "json_schema"}
+
+
+def test_the_loading_flags_reach_the_loader(model_that_says):
+    calls = model_that_says("So.", prompt="Why?")
+    flags = ["--device", "cpu", "--dtype", "float32", "--revision", "v1", "--token", "t"]
+    assert cli.main(["ask", *flags, "--trust-remote-code", "--model", "m", "Why?"]) == 0
+    assert dict(calls[0][3:]) == {
+        "device_map": "cpu",
+        "dtype": "float32",
+        "revision": "v1",
+        "token": "t",
+        "trust_remote_code": True,
     }
 
 
@@ -153,7 +178,12 @@ def test_stops_are_unescaped_and_add_up(argument, stop):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["sing"], ["ask"], ["ask", "--quantization", "fp4", "x"], ["demo", "Why?"]]
+    "argv",
+    [
+        *([], ["sing"], ["chat", "x"], ["ask", "--quantization", "fp4", "x"], ["demo", "Why?"]),
+        *(["ask", "--json-schema", "nowhere.json", "x"], ["ask", "--pipeline-kwargs", "[1]", "x"]),
+        ["ask", "--chat-template-kwargs", "{", "x"],
+    ],
 )
 def test_what_argparse_refuses(argv, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -162,7 +192,7 @@ def test_what_argparse_refuses(argv, capsys):
     assert "usage: llama-stop" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["ask"], ["finetune"], ["diagnose"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["ask"], ["chat"], ["finetune"], ["diagnose"]])
 def test_help_states_purpose_examples_and_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*command, "--help"])
@@ -232,7 +262,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.main(["ask", "x"])
 
 
-def test_ask_without_a_chat_template(model_that_says, capsys):
+def test_ask_without_a_chat_template(model_that_says, capsys, caplog):
     calls = model_that_says("Because. 😀", prompt="Why?")
     arguments = ["--model", "m", "--adapter", "a", "--quantization", "none"]
     assert cli.main(["ask", *arguments, "Why?"]) == 0
@@ -241,6 +271,7 @@ def test_ask_without_a_chat_template(model_that_says, capsys):
     assert calls == [("m", None, "a")]
     summary = "14 tokens · finish_reason=stop · stop_reason=None · eos_source=model · "
     assert err.startswith(summary) and err.endswith(" tokens/s\n") and err.count("\n") == 1
+    assert "m has no chat template: it continues the text" in caplog.text
 
 
 def test_ask_with_stops(model_that_says, capsys):
@@ -279,7 +310,7 @@ def test_ask_applies_the_chat_template(arguments, prompt, model_that_says, capsy
         (None, "`--system` needs a chat template, but the model's tokenizer has none"),
         (
             "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}",
-            "The model's chat template refuses the messages: No system.",
+            "The chat template cannot render these 2 messages",
         ),
     ],
 )
@@ -289,17 +320,161 @@ def test_ask_says_that_a_system_prompt_has_no_place(template, message, model_tha
     assert message in capsys.readouterr().err
 
 
-def test_ask_reads_stdin(model_that_says, capsys, monkeypatch):
-    model_that_says("Because.", prompt="A\nWhy?")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("A\nWhy?\n"))
-    assert cli.main(["ask", "-"]) == 0
+@pytest.fixture
+def pipe_in(monkeypatch):
+    """Puts bytes into stdin: a pipe, as a shell makes it."""
+
+    def put(content):
+        read, write = os.pipe()
+        with open(write, "wb") as file:
+            file.write(content)
+        monkeypatch.setattr(sys, "stdin", open(read, encoding="utf-8"))
+
+    yield put
+    sys.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "prompt"),
+    [
+        ("A\nWhy?\n", ["-"], "A\nWhy?"),
+        ("A\nWhy?\n", [], "A\nWhy?"),
+        ("\ufeffWhy?", ["-"], "Why?"),
+        ("A text.\n\n", ["Why?"], "A text.\n\nWhy?"),
+        ("x = 1\n", ["What is x?"], "x = 1\n\nWhat is x?"),
+        ("\n", ["Why?"], "Why?"),
+        ("", ["Why?"], "Why?"),
+    ],
+)
+@pytest.mark.parametrize("template", [None, LLAMA2_TEMPLATE])
+def test_ask_reads_stdin(content, arguments, prompt, template, pipe_in, model_that_says, capsys):
+    if template:
+        prompt = f"<s>[INST] {prompt} [/INST]"
+    model_that_says("Because.", prompt=prompt, template=template)
+    pipe_in(content.encode())
+    assert cli.main(["ask", *arguments]) == 0
     assert capsys.readouterr().out == "Because.\n"
 
 
-def test_ask_refuses_an_empty_stdin(refuse_loading, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+def test_ask_does_not_wait_for_what_is_no_pipe(model_that_says, capsys, monkeypatch):
+    model_that_says("Because.", prompt="Why?")
+    with open(os.devnull) as null:
+        monkeypatch.setattr(sys, "stdin", null)
+        assert cli.main(["ask", "Why?"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"\n", b"", b" \t\n"])
+def test_ask_refuses_an_empty_stdin(content, refuse_loading, pipe_in, capsys):
+    pipe_in(content)
     assert cli.main(["ask", "-"]) == 2
     assert "`question` has to hold at least one word" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "byte"),
+    [
+        (b"caf\xe9", "byte 3 is 0xe9"),
+        (b"\xff\xfeW\0h\0", "byte 0 is 0xff"),
+        (b"a\x80", "byte 1 is 0x80"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["-", "Why?"])
+def test_ask_refuses_what_is_no_utf_8(content, byte, argument, refuse_loading, pipe_in, capsys):
+    pipe_in(content)
+    assert cli.main(["ask", argument]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"stdin has to be text in UTF-8, but its {byte}" in err
+
+
+def test_ask_refuses_an_argument_that_is_no_utf_8(refuse_loading, capsys):
+    assert cli.main(["ask", "caf\udce9"]) == 2  # as Python gives the byte 0xe9
+    assert "lone surrogate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", [None, LLAMA2_TEMPLATE])
+def test_ask_prints_json(template, model_that_says, capsys):
+    prompt = "<s>[INST] Why? [/INST]" if template else "Why?"
+    model_that_says('Because "so". é', prompt=prompt, template=template)
+    assert cli.main(["ask", "--json", "--top-logprobs", "1", "Why?"]) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert err == "" and answer["answer"] == 'Because "so". é'
+    assert (answer["finish_reason"], answer["stop_reason"]) == ("stop", None)
+    assert answer["eos_source"] == "model" and answer["seconds"] > 0
+    assert answer["usage_metadata"]["output_tokens"] == len(answer["logprobs"]["content"]) == 17
+
+
+@pytest.mark.parametrize("template", [None, LLAMA2_TEMPLATE])
+def test_ask_obeys_a_json_schema(template, model_that_says, capsys, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps(
+            {
+                "type": "object",
+                "properties": {"n": {"type": "integer"}},
+                "required": ["n"],
+                "additionalProperties": False,
+            }
+        )
+    )
+    prompt = "<s>[INST] Why? [/INST]" if template else "Why?"
+    model_that_says("Because.", prompt=prompt, template=template)
+    assert cli.main(["ask", "--json-schema", str(schema), "Why?"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["n"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "\xff", None])
+def test_a_schema_file_that_cannot_be_read(content, refuse_loading, capsys, tmp_path):
+    file = tmp_path / "schema.json"
+    if content:
+        file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit):
+        cli.main(["ask", "--json-schema", str(file), "Why?"])
+    assert f"argument --json-schema: {file} cannot be read: " in capsys.readouterr().err
+
+
+def test_a_terminal_is_not_changed_by_an_answer(model_that_says, monkeypatch):
+    model_that_says("\x1b]0;title\x07a\tb\nc\x9b31m", prompt="Why?")
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", written)
+    assert cli.main(["ask", "--raw", "Why?"]) == 0
+    assert written.getvalue() == "]0;titlea\tb\nc31m\n"
+
+
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "langchain_llama_stop", "--version"]
+    assert subprocess.check_output(command, text=True).startswith("llama-stop ")
+
+
+@pytest.mark.parametrize("delay", [0, 0.3, 0.7, 1.5, 3, 5, 8, 12])
+def test_ctrl_c_at_any_moment(delay, tmp_path):
+    """While it imports, loads, answers: the model is tiny and never ends by itself."""
+    folder = save_tiny(tmp_path / "tiny", max_position_embeddings=100_000)
+    arguments = ["--model", str(folder), "--quantization", "none", "--max-new-tokens", "90000"]
+    endless = ["--no-eos-reward", "--pipeline-kwargs", '{"min_new_tokens": 90000}']
+    begin = (  # what comes before `main` is Python's own
+        "import sys; from langchain_llama_stop import cli; build = cli.build_parser; "
+        "cli.build_parser = lambda argv: (print('begun', flush=True), build(argv))[1]; "
+        "sys.exit(cli.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", begin, "ask", *arguments, *endless, "Why?"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where tests run in the background, SIGINT is ignored, and so it were in here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        assert process.stdout.readline() == b"begun\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert b"Traceback" not in err and b"Exception" not in err
 
 
 def test_output_that_the_terminal_cannot_show(model_that_says, monkeypatch):
@@ -435,6 +610,7 @@ def test_a_closed_pipe_ends_it_quietly():
     code = """
         import sys
         from langchain_llama_stop import cli
+        import langchain_llama_stop.cli.ask
 
         cli.ask.run_ask = lambda args: [print("word" * 1000) for _ in range(1000)]
         sys.exit(cli.main(["ask", "x"]))

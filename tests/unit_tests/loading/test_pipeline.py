@@ -156,7 +156,7 @@ def test_two_threads_load_one_after_the_other(tiny):
         ({"adapter": 7}, "`adapter` has to be a hub id"),
         (
             {"model_kwargs": {"use_safetensors": False}},
-            "`model_kwargs` may not hold ['use_safetensors']",
+            "`use_safetensors` in `model_kwargs` has to be True, but is False",
         ),
     ],
 )
