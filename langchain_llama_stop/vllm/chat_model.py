@@ -169,13 +169,13 @@ class ChatLlamaStopServer(
     @property
     def lc_secrets(self) -> dict[str, str]:
         """The name under which `load` is given the key."""
-        is_key = isinstance(self.api_key, SecretStr) and self._key != _NO_KEY
+        is_key = not callable(self.api_key) and self._key != _NO_KEY
         return {"api_key": "VLLM_API_KEY"} if is_key else {}
 
     @property
     def _key(self) -> str:
-        key = self.api_key
-        return key.get_secret_value() if isinstance(key, SecretStr) else key()
+        key = self.api_key() if callable(self.api_key) else self.api_key
+        return key.get_secret_value() if isinstance(key, SecretStr) else key
 
     def _constructor_arguments(self) -> dict[str, Any]:
         if self.http_client or self.http_async_client or self.default_headers or self.default_query:

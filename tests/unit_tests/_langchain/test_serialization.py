@@ -198,7 +198,7 @@ def test_secrets_are_written_by_name(name, kind, loads, monkeypatch):
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("how", ["assigned", "copied"])
 def test_secrets_that_are_put_in_later_are_not_written_either(kind, how, loads):
-    name = "openai_api_key" if kind == "server" else "token"
+    name = "api_key" if kind == "server" else "token"
     model = MODELS[kind]()
     if how == "copied":
         model = model.model_copy(update={name: "SECRET"})

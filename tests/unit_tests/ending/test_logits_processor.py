@@ -192,6 +192,8 @@ def test_rows_of_all_lengths_and_budgets_at_once_are_as_each_alone(shapes, seed)
             TOKENIZER, max_new_tokens=length + more, prompt_length=0, eos_token_id=[EOS, 1]
         )
         if one.zone <= length:
-            edits.append(one.row_edit(index, ids, []))
+            answer = one.answer([])
+            answer.grow(ids)
+            edits.append(one.row_edit(index, answer))
         alone.append(one(torch.tensor([ids]), scores[index : index + 1])[0])
     assert torch.equal(edit_rows_(scores.clone(), edits), torch.stack(alone))
