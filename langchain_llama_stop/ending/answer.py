@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from langchain_llama_stop.ending import boundaries
+from langchain_llama_stop.ending.boundaries import Boundary
 from langchain_llama_stop.ending.closing_tokens import ClosingTokens
 from langchain_llama_stop.tokens.detokenizer import Detokenizer, TextBuilder
 
@@ -23,6 +25,7 @@ class Answer:
         self._builder = TextBuilder(detokenizer)
         self._owed: float = 0
         self._counted = 0
+        self._judged: tuple[str, Boundary, bool] | None = None
 
     def grow(self, ids: Sequence[int]) -> None:
         """Adds tokens."""
@@ -35,6 +38,13 @@ class Answer:
         if known < len(self.ids):
             self._builder.push(*self.ids[known:])
         return self._builder.text
+
+    def may_end(self, boundary: Boundary) -> bool:
+        """Whether its text may end as it stands; tokens without text change nothing."""
+        text = self.text
+        if self._judged is None or self._judged[:2] != (text, boundary):
+            self._judged = (text, boundary, boundaries.may_end(text, boundary))
+        return self._judged[2]
 
     @property
     def most_owed(self) -> float:

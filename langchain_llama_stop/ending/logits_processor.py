@@ -209,10 +209,10 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
 
     def _nudge_of_text(self, answer: Answer) -> Nudge:
         """What an answer needs whose newest token may end a text."""
-        text, generated = answer.text, len(answer.ids)
-        if not boundaries.may_end(text, self.reward.boundary):
+        generated = len(answer.ids)
+        if not answer.may_end(self.reward.boundary):
             return self._nudge(generated)
-        sentence_tokens = generated / max(1, boundaries.count_sentences(text))
+        sentence_tokens = generated / max(1, boundaries.count_sentences(answer.text))
         return self._nudge(generated, may_end=True, sentence_tokens=sentence_tokens)
 
     def _nudge(

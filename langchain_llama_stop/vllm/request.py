@@ -174,7 +174,7 @@ def with_instructions(messages: list[Message], options: GenerationOptions) -> li
     """Adds to a conversation what the options tell the model: the schema first, the hint last.
 
     Args:
-        messages: Messages in the form of openai's client.
+        messages: Messages in OpenAI's form.
         options: Their schema becomes a system message; their hint goes to the end of the last
             message if that is the user's.
 
