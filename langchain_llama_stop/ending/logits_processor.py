@@ -44,8 +44,8 @@ class RowEdit(NamedTuple):
 class EosTokenRewardLogitsProcessor(LogitsProcessor):
     """Rewards EOS where an answer may end, and more so near the end of its token budget.
 
-    A pure function of `input_ids`, `scores` and its arguments, so beam search, assisted decoding and
-    reuse stay correct: what it keeps of a row's text is used again only for the same tokens.
+    A pure function of `input_ids`, `scores` and its arguments, so beam search, assisted decoding
+    and reuse stay correct: what it keeps of a row's text is used again only for the same tokens.
     Outside the landing zone it returns the scores as they are. Inside, it changes a row only where
     its text may end, in its last tokens, where the sentence is helped to close, and at the last
     token, which is EOS. Scores are lifted relative to the maximum of the row, so a shift of all

@@ -1,4 +1,4 @@
-"""The example of two servers and a balancer: its files name each other, and what they start exists."""
+"""The example of two servers and a balancer: what its files name, and that it streams."""
 
 import re
 from pathlib import Path
