@@ -23,6 +23,7 @@ OPTIONS = {
     *(name for model in MODELS for name in model.model_fields),
     *(f.alias for model in MODELS for f in model.model_fields.values() if f.alias),
     *("max_tokens", "tools", "tool_choice", "continue_final_message", "config", "stream_mode"),
+    "base_url",
 }
 """What the models take in the constructor or in a call."""
 CONSTRUCTORS = {*(model.__name__ for model in MODELS), "from_model_id"}
