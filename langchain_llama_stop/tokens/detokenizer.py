@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no character, or not yet one."""
 _WINDOW = 16  # tokens decoded for each new one: shorter decodes are not faster
+_BOUND = 1024  # last tokens of prompts whose `after` is kept: prompts mostly end alike
 _SLACK = 4  # characters at the start of a window that may be wrong: a UTF-8 character has 4 bytes
 
 
@@ -69,6 +70,7 @@ class Detokenizer:
         self._byte_or_special_ids = self.byte_ids | self.special_ids
         self._newline = [i for i in ids[10:11] if i in self.byte_ids]
         self._before, self._before_length = list[int](), 0
+        self._bound: dict[tuple[int, ...], Detokenizer] = {}
 
     def after(self, prompt: Sequence[int]) -> Detokenizer:
         """Returns the same for texts that follow a prompt.
@@ -79,13 +81,17 @@ class Detokenizer:
         Args:
             prompt: The prompt's ids; its end will do, if it holds such a token.
         """
-        bound = copy(self)
-        bound._before, bound._before_length = [], 0
+        before: list[int] = []
         if end := self._run_start(prompt, len(prompt), special=False):
-            bound._before = list(prompt[end - 1 : end])
+            before = list(prompt[end - 1 : end])
         elif not self.byte_ids.isdisjoint(prompt):  # a whole character stands for the bytes
-            bound._before = self._newline
-        bound._before_length = len(bound._decode(bound._before))
+            before = self._newline
+        if (bound := self._bound.get(tuple(before))) is None:
+            bound = copy(self)
+            bound._before, bound._before_length = before, len(self._decode(before))
+            if len(self._bound) >= _BOUND:
+                self._bound.clear()
+            self._bound[tuple(before)] = bound
         return bound
 
     @property
@@ -192,9 +198,9 @@ class TextBuilder:
         self._fixed = ""  # text of ids[:seam]
         self._overlap = 0  # length of the text of ids[context:seam]
 
-    def push(self, token_id: int) -> None:
-        """Adds one token."""
-        self.ids.append(token_id)
+    def push(self, *token_ids: int) -> None:
+        """Adds one token, or several at the cost of one."""
+        self.ids += token_ids
         window = self._detokenizer.decode(self.ids[self._context :])
         self.text = self._fixed + window[self._overlap :]
         if len(self.ids) - self._seam >= _WINDOW and self.settled == len(self.text):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx2
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import (
-    BaseChatModel,
-    LangSmithParams,
-    LanguageModelInput,
-    ModelProfile,
-)
+from langchain_core.language_models import BaseChatModel, LangSmithParams, ModelProfile
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from langchain_llama_stop._checks import check_number, refuse_unknown
+from langchain_llama_stop._checks import check_integer, check_number, refuse_unknown
 from langchain_llama_stop._langchain.fields import ParsedOptionsMixin, model_profile
 from langchain_llama_stop._langchain.messages import check_last
 from langchain_llama_stop._langchain.serialization import ChatSerializationMixin, explicit_fields
@@ -34,44 +29,30 @@ from langchain_llama_stop.options import (
     RequestOptions,
     resolve_aliases,
 )
+from langchain_llama_stop.vllm.errors import server_root
+from langchain_llama_stop.vllm.http import Order, ServerCall
 from langchain_llama_stop.vllm.request import (
     REQUEST_OPTIONS,
     RequestInfo,
+    openai_messages,
     refuse_server_options,
     request,
     strict_tools,
     with_instructions,
 )
-from langchain_llama_stop.vllm.response import StreamTail, finish_result
-from langchain_llama_stop.vllm.servers import (
-    are_ours,
-    clear_errors,
-    http_clients,
-    server_root,
-    timeouts,
-)
+from langchain_llama_stop.vllm.response import AnswerStream, result_of
+from langchain_llama_stop.vllm.wait import Wait
+from langchain_llama_stop.vllm.wire import Tokens, read
 
 _LOCAL = "http://localhost:8000/v1"
 _NO_KEY = "EMPTY"
-_NAMES = {  # the argument's name in LangChain's classes: the field's in langchain-openai's
+_NAMES = {  # other names of arguments, as other chat models of LangChain have them
     "model": "model_name",
-    "api_key": "openai_api_key",
-    "timeout": "request_timeout",
+    "max_new_tokens": "max_tokens",
+    "openai_api_key": "api_key",
+    "request_timeout": "timeout",
     "stop_sequences": "stop",
 }
-_CLIENT = (
-    *("model_name", "base_urls", "openai_api_base", "openai_api_key", "request_timeout"),
-    *("max_retries", "streaming", "extra_body", "default_headers", "default_query"),
-    *("http_client", "http_async_client", "stream_chunk_timeout", "output_version"),
-)
-_FIXED = {"use_responses_api": False, "stream_usage": True, "openai_proxy": None}
-_HTTP = ("http_client", "http_async_client")
-_DERIVED = (
-    *("client", "async_client", "root_client", "root_async_client", *_HTTP, *_FIXED),
-    *("model_name", "base_urls", "openai_api_base", "openai_api_key", "openai_organization"),
-    *("request_timeout", "model_kwargs", "default_headers", "default_query"),
-)
-"""Fields that follow from others, or that the constructor takes under another name."""
 _CALL = (
     *("tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "response_format"),
     *("extra_body", "extra_headers", "timeout", "user", "stream", "stream_options"),
@@ -80,7 +61,7 @@ _OPTIONS = {*OPTIONS, *ALIASES} - {*_CALL}  # `timeout` is here that of the HTTP
 
 
 class ChatLlamaStopServer(
-    ChatSerializationMixin, ParsedOptionsMixin, BindingMixin, RequestOptions, BaseChatOpenAI
+    ChatSerializationMixin, ParsedOptionsMixin, BindingMixin, RequestOptions, BaseChatModel
 ):
     r"""A chat model on a vLLM server, whose answers end and stop where the options say.
 
@@ -92,9 +73,9 @@ class ChatLlamaStopServer(
         ```
 
     It takes the options of `ChatLlamaStop` that a request can carry. The others are refused; the
-    error names the setting of the server to use instead. A request that fails raises one of
-    LangChain's `ModelError`s: at once if the server refuses it, after `max_retries` more tries if
-    the server is busy, breaks down or cannot be reached.
+    error names the setting of the server to use instead. An answer is whole, or an error: one of
+    LangChain's `ModelError`s, at once if the server refuses the request or sends what is no answer,
+    after `max_retries` more tries if it is busy, breaks down or cannot be reached.
     """
 
     model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
@@ -104,13 +85,43 @@ class ChatLlamaStopServer(
     base_urls: tuple[str, ...] = ()
     """Where the servers listen, without "/v1": the argument is `base_url`, an address or a list of
     them. Each request goes to the one that answered last, and on to the next where that fails."""
+    api_key: SecretStr | Callable[[], str] = SecretStr(_NO_KEY)
+    """The server's key, or a function that returns it; without it that of the environment,
+    `VLLM_API_KEY`."""
+    timeout: float = 600.0
+    """Seconds that a call may wait for its server in all: for a connection, in pauses between
+    tries, and for each part of the answer."""
+    max_retries: int = 2
+    """More tries after a failure that may pass."""
+    streaming: bool = False
+    """Whether `invoke` streams inside, so that callbacks see the tokens."""
+    max_tokens: int | None = None
+    """Token budget of the answer, EOS included; 256 if None."""
+    temperature: float | None = None
+    """0 is greedy. None: what the server's generation config says."""
+    top_p: float | None = None
+    """Nucleus sampling: the share of probability to draw from, over 0 to 1."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    stop: list[str] | None = None
+    """Stop strings: the answer is what precedes the one that completes first."""
+    logprobs: bool | None = None
+    """Whether the metadata holds the log-probability of each token."""
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens to give with each token; sets `logprobs`."""
+    extra_body: dict[str, Any] | None = None
+    """What is added to the body of each request, for vLLM."""
     default_headers: Mapping[str, str] | None = Field(default=None, repr=False)
     """Headers of each request."""
-    default_query: Mapping[str, object] | None = Field(default=None, repr=False)
+    default_query: Mapping[str, Any] | None = Field(default=None, repr=False)
     """What stands after "?" in the address of each request."""
+    http_client: httpx2.Client | None = Field(default=None, exclude=True, repr=False)
+    """A client of your own: for proxies, certificates, connections that are kept."""
+    http_async_client: httpx2.AsyncClient | None = Field(default=None, exclude=True, repr=False)
+    """The same for asyncio."""
+    _order: Order = PrivateAttr(default_factory=Order)
     if TYPE_CHECKING:  # type checkers see arguments of the constructor
         base_url: str | Sequence[str] | None = None
-        api_key: SecretStr | str | None = None
         max_new_tokens: int | None = None
     else:
 
@@ -122,73 +133,55 @@ class ChatLlamaStopServer(
     @model_validator(mode="before")
     @classmethod
     def _known_arguments_only(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Refuses unknown arguments and resolves other names of known ones."""
+        """Refuses unknown arguments, resolves other names, and checks values as they are given."""
         values = resolve_aliases(refuse_server_options(values))
-        for name, field in {**_NAMES, "max_new_tokens": "max_tokens"}.items():
+        for name, field in _NAMES.items():
             if name in values:
                 values.setdefault(field, values.pop(name))
-        ours = {*BaseChatModel.model_fields, *REQUEST_OPTIONS, "max_tokens", *_CLIENT}
-        for name in set(values) & set(cls.model_fields) - ours:
-            # LangChain copies a model with all of its fields, inherited ones included.
-            default = cls.model_fields[name].get_default(call_default_factory=True)
-            if values[name] in (None, default, _FIXED.get(name)) or name.endswith("client"):
-                del values[name]
-        refuse_unknown(values, {*ours, *_NAMES, "base_url"}, "option")
+        refuse_unknown(values, {*cls.model_fields, *_NAMES, "base_url"}, "option")
         given = values.pop("base_url", None)
-        if given is None:
-            given = values.get("base_urls") or values.get("openai_api_base") or _LOCAL
+        given = values.get("base_urls", _LOCAL) if given is None else given
         given = [given] if isinstance(given, str) else given
-        roots = values["base_urls"] = tuple(server_root(url) for url in given)
-        if not roots:
+        values["base_urls"] = tuple(server_root(url) for url in given)
+        if not values["base_urls"]:
             raise ValueError("`base_url` has to hold at least one address, but is empty.")
-        values["openai_api_base"] = f"{roots[0]}/v1"
-        if values.get("openai_api_key") is None:
-            values["openai_api_key"] = os.environ.get("VLLM_API_KEY") or _NO_KEY
-        seconds = values.get("request_timeout")
-        if seconds is None or isinstance(seconds, (int, float)):
-            check_number("timeout", seconds, 0, "over 0 seconds", above=True)
-            values["request_timeout"] = timeouts(600.0 if seconds is None else seconds)
-        given_clients = {name: values.pop(name, None) for name in _HTTP}
-        return {**values, **http_clients(roots, **given_clients), **_FIXED}
-
-    @model_validator(mode="before")
-    @classmethod
-    def validate_temperature(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Replaces langchain-openai's check, which goes by the names of OpenAI's models."""
+        if values.get("api_key") is None:
+            values["api_key"] = SecretStr(os.environ.get("VLLM_API_KEY") or _NO_KEY)
+        for name in ("timeout", "max_retries"):
+            if values.get(name) is None:
+                values.pop(name, None)
+        check_number("timeout", values.get("timeout"), 0, "over 0 seconds", above=True)
+        check_integer("max_retries", values.get("max_retries"), 0)
+        fields = {
+            name: "max_tokens" if name == "max_new_tokens" else name for name in REQUEST_OPTIONS
+        }
+        options = {n: values[field] for n, field in fields.items() if values.get(field) is not None}
+        request(GenerationOptions.parse(options), values.get("extra_body") or {})
+        if isinstance(values.get("stop"), str):
+            values["stop"] = [values["stop"]]
         return values
 
     @model_validator(mode="after")
-    def _check_options(self) -> Self:
-        """Checks the options; a client sends nothing that the environment says of OpenAI."""
+    def _name_version(self) -> Self:
         self._add_version("langchain-llama-stop", __version__)
-        request(self._options(), self.extra_body or {})
-        self.openai_organization = None
-        for client in (self.root_client, self.root_async_client):
-            client.organization = client.project = None
-            client._custom_headers = dict(self.default_headers or {})
         return self
 
     @property
     def lc_secrets(self) -> dict[str, str]:
         """The name under which `load` is given the key."""
-        key = self.openai_api_key
-        plain = key.get_secret_value() if isinstance(key, SecretStr) else key
-        return {} if plain in (None, _NO_KEY) else {"openai_api_key": "VLLM_API_KEY"}
+        is_key = not callable(self.api_key) and self._key != _NO_KEY
+        return {"api_key": "VLLM_API_KEY"} if is_key else {}
+
+    @property
+    def _key(self) -> str:
+        key = self.api_key() if callable(self.api_key) else self.api_key
+        return key.get_secret_value() if isinstance(key, SecretStr) else key
 
     def _constructor_arguments(self) -> dict[str, Any]:
-        limits = self.request_timeout
-        seconds = limits.read if isinstance(limits, httpx2.Timeout) else None
-        ours = are_ours(self.http_client, self.http_async_client)
-        may_hold_secrets = self.default_headers or self.default_query
-        if not ours or may_hold_secrets or seconds is None or limits != timeouts(seconds):
+        if self.http_client or self.http_async_client or self.default_headers or self.default_query:
             raise TypeError("Clients and what they send along have no form in JSON.")
-        fields = explicit_fields(self, *_DERIVED, refused=())
-        return {
-            **fields,
-            "model": self.model_name,
-            "base_url": self.base_urls,
-            "timeout": seconds,
-        }
+        fields = explicit_fields(self, "model_name", "base_urls", "api_key", refused=())
+        return {**fields, "model": self.model_name, "base_url": self.base_urls}
 
     @property
     def _llm_type(self) -> str:
@@ -204,9 +197,6 @@ class ChatLlamaStopServer(
         values = {name: getattr(self, name) for name in REQUEST_OPTIONS}
         return {k: v for k, v in values.items() if v is not None}
 
-    def _request_info(self, stop: list[str] | None, call: Mapping[str, Any]) -> RequestInfo:
-        return RequestInfo.of(self._call_options(stop, call), call, self.extra_body or {})
-
     def _call_options(self, stop: list[str] | None, call: Mapping[str, Any]) -> GenerationOptions:
         """The options of one call; the constructor's stops stay in force."""
         changed = refuse_server_options({k: v for k, v in call.items() if k in _OPTIONS})
@@ -215,32 +205,50 @@ class ChatLlamaStopServer(
         return self._asked(stop, changed)
 
     @property
-    def _default_params(self) -> dict[str, Any]:
+    def _identifying_params(self) -> dict[str, Any]:
         """The request without call options: for traces and the cache's key."""
         options = self._options()
-        arguments = request(options, self.extra_body or {})
+        body = request(options, self.extra_body or {})
         # LangChain overwrites "stop" with the call's stops.
-        stops = {"constructor_stop": arguments.pop("stop", None)}
+        stops = {"constructor_stop": body.pop("stop", None)}
         other = {"answer_hint": options.answer_hint, "servers": self.base_urls}
-        return {"model": self.model_name, **arguments, **stops, **other}
+        return {"model": self.model_name, **body, **stops, **other}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         options = self._call_options(stop, kwargs)
-        params = super()._get_ls_params(stop=list(options.stop) or None, **kwargs)
-        params["ls_provider"] = "llama_stop"
-        params["ls_max_tokens"] = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        params = LangSmithParams(
+            ls_provider="llama_stop",
+            ls_model_name=kwargs.get("model") or self.model_name,
+            ls_model_type="chat",
+            ls_max_tokens=options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        )
+        if options.temperature is not None:
+            params["ls_temperature"] = options.temperature
+        if options.stop:
+            params["ls_stop"] = list(options.stop)
         return params
 
-    def _get_request_payload(
-        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Writes one call as arguments of openai's client."""
-        options = self._call_options(stop, kwargs)
-        rest = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
+    def _call(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: list[str] | None,
+        call: Mapping[str, Any],
+        *,
+        stream: bool,
+    ) -> tuple[ServerCall, RequestInfo]:
+        """Writes one call as a request, and what has to be known of it to judge its answer."""
+        options = self._call_options(stop, call)
+        rest = {k: v for k, v in call.items() if k not in _OPTIONS}
         rest.pop("ls_structured_output_format", None)
         refuse_unknown(rest, [*_CALL, *REQUEST_OPTIONS, *ALIASES], "call option")
-        rest.pop("response_format", None)
+        for name in ("response_format", "stream"):
+            rest.pop(name, None)
         continues = rest.pop("continue_final_message", False)
+        headers, seconds = rest.pop("extra_headers", None), rest.pop("timeout", None)
+        body = {**(self.extra_body or {}), **(rest.pop("extra_body", None) or {})}
+        body = request(options, body)
+        if stream:
+            rest["stream_options"] = {"include_usage": True, **(rest.get("stream_options") or {})}
         tools = format_tools(rest.pop("tools", None) or [])
         choice = format_choice(rest.pop("tool_choice", None), tools)
         if tools and choice != "none":
@@ -250,42 +258,39 @@ class ChatLlamaStopServer(
                     "an answer to one or lets it call the others: give the schema as a tool "
                     "(`ToolStrategy`, `method='function_calling'`)."
                 )
-            rest["tools"] = strict_tools(tools)
+            body["tools"] = strict_tools(tools)
             if choice is not None:
                 named = {"type": "function", "function": {"name": choice}}
-                rest["tool_choice"] = {"auto": "auto", "any": "required"}.get(choice, named)
-        body = {**(self.extra_body or {}), **(rest.pop("extra_body", None) or {})}
+                body["tool_choice"] = {"auto": "auto", "any": "required"}.get(choice, named)
+        info = RequestInfo.of(options, body, self.base_urls)
         if continues:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        messages = self._convert_input(input_).to_messages()
         check_last(messages, continues)
-        payload = super()._get_request_payload(messages)
-        return {
-            "model": self.model_name,
-            "messages": with_instructions(payload["messages"], options),
-            "stream": self.streaming,
-            **request(options, body),
-            **rest,
-        }
+        told = with_instructions(openai_messages(messages), options)
+        body = {"model": self.model_name, "messages": told, "stream": stream, **body, **rest}
+        budget = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        return self._server_call("/v1/chat/completions", body, budget, headers, seconds), info
 
-    def _create_chat_result(
-        self, response: Any, generation_info: dict[str, Any] | None = None
-    ) -> ChatResult:
-        result = super()._create_chat_result(response, generation_info)
-        choice = response.choices[0]
-        info = result.generations[0].generation_info
-        if info is not None:
-            info["stop_reason"] = getattr(choice, "stop_reason", None)
-        return result
-
-    def _convert_chunk_to_generation_chunk(
-        self, chunk: dict[str, Any], *args: Any
-    ) -> ChatGenerationChunk | None:
-        converted = super()._convert_chunk_to_generation_chunk(chunk, *args)
-        info = converted.generation_info if converted else None
-        if info and "finish_reason" in info:
-            info["stop_reason"] = chunk["choices"][0].get("stop_reason")
-        return converted
+    def _server_call(
+        self,
+        path: str,
+        body: dict[str, Any],
+        tokens: int = 0,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> ServerCall:
+        check_number("timeout", seconds, 0, "over 0 seconds", above=True)
+        given = {**(self.default_headers or {}), **(headers or {})}
+        return ServerCall(
+            roots=self.base_urls,
+            path=path,
+            body=body,
+            headers={"Authorization": f"Bearer {self._key}", **given},
+            query=self.default_query or {},
+            wait=Wait.of(self.timeout if seconds is None else seconds, tokens),
+            max_retries=self.max_retries,
+            order=self._order,
+        )
 
     def _generate(
         self,
@@ -294,9 +299,8 @@ class ChatLlamaStopServer(
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with clear_errors(self.base_urls):
-            result = super()._generate(messages, stop, run_manager, **kwargs)
-        return finish_result(result, self._request_info(stop, kwargs))
+        call, info = self._call(messages, stop, kwargs, stream=False)
+        return result_of(call.post(self.http_client), info)
 
     async def _agenerate(
         self,
@@ -305,9 +309,8 @@ class ChatLlamaStopServer(
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with clear_errors(self.base_urls):
-            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        return finish_result(result, self._request_info(stop, kwargs))
+        call, info = self._call(messages, stop, kwargs, stream=False)
+        return result_of(await call.apost(self.http_async_client), info)
 
     def _stream(
         self,
@@ -316,14 +319,15 @@ class ChatLlamaStopServer(
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        tail = StreamTail(self._request_info(stop, kwargs))
-        with clear_errors(self.base_urls):
-            for chunk in super()._stream(messages, stop, **kwargs):
-                if (ready := tail.feed(chunk)) is not None:
+        call, info = self._call(messages, stop, kwargs, stream=True)
+        answer = AnswerStream(info)
+        with closing(call.stream(self.http_client)) as pieces:
+            for piece in pieces:
+                for chunk in answer.feed(piece):
                     if run_manager:
-                        run_manager.on_llm_new_token(ready.text, chunk=ready)
-                    yield ready
-        last = tail.last()
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+        last = answer.last()
         if run_manager:
             run_manager.on_llm_new_token("", chunk=last)
         yield last
@@ -335,14 +339,15 @@ class ChatLlamaStopServer(
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        tail = StreamTail(self._request_info(stop, kwargs))
-        with clear_errors(self.base_urls):
-            async for chunk in super()._astream(messages, stop, **kwargs):
-                if (ready := tail.feed(chunk)) is not None:
+        call, info = self._call(messages, stop, kwargs, stream=True)
+        answer = AnswerStream(info)
+        async with aclosing(call.astream(self.http_async_client)) as pieces:
+            async for piece in pieces:
+                for chunk in answer.feed(piece):
                     if run_manager:
-                        await run_manager.on_llm_new_token(ready.text, chunk=ready)
-                    yield ready
-        last = tail.last()
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+        last = answer.last()
         if run_manager:
             await run_manager.on_llm_new_token("", chunk=last)
         yield last
@@ -351,8 +356,7 @@ class ChatLlamaStopServer(
         """Lets the server encode a text, without the tokens that begin a prompt."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        answer = self._tokenize({"prompt": text, "add_special_tokens": False})
-        return cast(list[int], answer["tokens"])
+        return self._tokenize({"prompt": text, "add_special_tokens": False}).tokens
 
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None, **_: Any
@@ -365,18 +369,13 @@ class ChatLlamaStopServer(
         """
         if not messages:
             return 0
-        payload = super()._get_request_payload(list(messages))
-        body: dict[str, Any] = {"messages": with_instructions(payload["messages"], self._options())}
+        told = with_instructions(openai_messages(messages), self._options())
+        body: dict[str, Any] = {"messages": told}
         if tools:
             body["tools"] = strict_tools(format_tools(tools))
-        return cast(int, self._tokenize(body)["count"])
+        return self._tokenize(body).count
 
-    def _tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _tokenize(self, body: dict[str, Any]) -> Tokens:
         """Calls the server's tokenizer, whose address is beside "/v1"."""
-        with clear_errors(self.base_urls):
-            answer: Any = self.root_client.post(
-                f"{self.base_urls[0]}/tokenize",
-                body={"model": self.model_name, **body},
-                cast_to=dict[str, Any],
-            )
-        return cast(dict[str, Any], answer)
+        call = self._server_call("/tokenize", {"model": self.model_name, **body})
+        return read(Tokens, call.post(self.http_client), " or ".join(self.base_urls))

@@ -23,6 +23,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
+from langchain_llama_stop.ending.answer import Answer
 from langchain_llama_stop.ending.logits_processor import (
     EosTokenRewardLogitsProcessor,
     RowEdit,
@@ -47,9 +48,9 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
         eos = config.try_get_generation_config().get("eos_token_id")
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
         self._states = device_or_states
-        # By slot: the request's processor, and for V1 its prompt's ids and the list that its output
-        # ids are appended to.
-        self._requests: dict[int, tuple[EosTokenRewardLogitsProcessor, list[int], list[int]]] = {}
+        # By slot: the request's processor, its answer, and for V1 the list that its output ids are
+        # appended to.
+        self._requests: dict[int, tuple[EosTokenRewardLogitsProcessor, Answer, list[int]]] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -114,17 +115,20 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             eos_token_id=eos,
             reward=reward,
         )
-        self._requests[slot] = (processor, prompt_ids, output_ids)
+        self._requests[slot] = (processor, processor.answer(prompt_ids), output_ids)
         return True
 
     def _v1_edits(self) -> Iterator[RowEdit]:
         """The edits of rows in their landing zone; each slot is a row."""
-        for slot, (processor, prompt_ids, output_ids) in self._requests.items():
-            # -1 stands for a token that has not been copied from the device yet.
-            pending = output_ids[-1:] == [-1]
-            generated = output_ids.index(-1) if pending else len(output_ids)
+        for slot, (processor, answer, output_ids) in self._requests.items():
+            generated = len(output_ids)
+            if generated < processor.zone:
+                continue
+            if output_ids[-1:] == [-1]:  # a token that has not been copied from the device yet
+                generated = output_ids.index(-1)
             if processor.zone <= generated < processor.max_new_tokens:
-                yield processor.row_edit(slot, output_ids[:generated], prompt_ids)
+                answer.grow(output_ids[len(answer.ids) : generated])
+                yield processor.row_edit(slot, answer)
 
     def _v2_edits(self, ctx: Any) -> Iterator[RowEdit]:
         """The same for V2, which keeps the generated tokens in buffers on the device."""
@@ -154,4 +158,6 @@ class EosRewardLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ign
             drafts = [i for s, at, i in inputs if s == slot and len(ids) <= at <= position]
             output_ids = [*ids, *drafts][prompt_length : position + 1]
             if processor.zone <= len(output_ids) < processor.max_new_tokens:
-                yield processor.row_edit(row, output_ids, ids[:prompt_length])
+                answer = processor.answer(ids[:prompt_length])
+                answer.grow(output_ids)
+                yield processor.row_edit(row, answer)

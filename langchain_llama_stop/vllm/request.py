@@ -1,12 +1,14 @@
-"""Options and messages as a request to vLLM's chat completions."""
+"""Options and messages as the body of a request to vLLM's chat completions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from langchain_llama_stop._langchain.messages import with_text
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
+
+from langchain_llama_stop._langchain.messages import MEDIA, template_messages, with_text
 from langchain_llama_stop._langchain.schema_text import schema_text
 from langchain_llama_stop.chat.reshape import Message, merged
 from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS, OPTIONS, GenerationOptions
@@ -70,14 +72,14 @@ def refuse_server_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the options as arguments of openai's `chat.completions.create`.
+    """Writes the options as the body of a request.
 
     Args:
         options: The options.
         extra_body: What the user adds to the body for vLLM.
 
     Returns:
-        The arguments, without model and messages.
+        The body, without model and messages.
 
     Raises:
         ValueError: If `stop_token_ids` holds a sequence of several ids, or `extra_body` holds what
@@ -96,20 +98,18 @@ def request(options: GenerationOptions, extra_body: Mapping[str, Any]) -> dict[s
                 f"`stop_token_ids` has to hold single ids, as vLLM takes no sequences, but holds "
                 f"{list(sequence)!r}: give its text as `stop`."
             )
-    arguments: dict[str, Any] = {"max_completion_tokens": DEFAULT_MAX_NEW_TOKENS}
-    body = dict(extra_body)
+    body: dict[str, Any] = {"max_completion_tokens": DEFAULT_MAX_NEW_TOKENS, **extra_body}
     for option in OPTIONS.values():
         value = getattr(options, option.name)
-        where, _, name = option.request.partition(".")
-        if value is None or value is False or value == () or where in ("", "messages"):
+        if value is None or value is False or value == () or option.request in ("", "messages"):
             continue
         if value == {} and option.name not in _WRITERS:
             continue  # nothing was given
         written = _WRITERS[option.name](value) if option.name in _WRITERS else value
-        (body if name else arguments)[name or where] = written
+        body[option.request.removeprefix("extra_body.")] = written
     if xargs:
         body["vllm_xargs"] = {**xargs, **body["vllm_xargs"]}
-    return {**arguments, "extra_body": body} if body else arguments
+    return body
 
 
 class RequestInfo(NamedTuple):
@@ -119,28 +119,58 @@ class RequestInfo(NamedTuple):
         options: Its options.
         must_call: Whether the answer has to be a tool call.
         ends_freely: Whether nothing but the reward decides where the answer ends.
+        servers: The addresses that may answer, for errors.
     """
 
     options: GenerationOptions
     must_call: bool
     ends_freely: bool
+    servers: str
 
     @classmethod
     def of(
-        cls, options: GenerationOptions, call: Mapping[str, Any], extra_body: Mapping[str, Any]
+        cls, options: GenerationOptions, body: Mapping[str, Any], servers: Sequence[str]
     ) -> RequestInfo:
-        """Reads it from a call's options, its other arguments, and the model's `extra_body`."""
-        tools = bool(call.get("tools")) and call.get("tool_choice") != "none"
-        body = {**extra_body, **(call.get("extra_body") or {})}
-        must_call = tools and call.get("tool_choice") not in (None, "auto")
-        return cls(options, must_call, not tools and not body.keys() & {*_MAY_CUT})
+        """Reads it from a call's options and the body of its request."""
+        tools = "tools" in body
+        must_call = tools and body.get("tool_choice", "auto") != "auto"
+        freely = not tools and not body.keys() & {*_MAY_CUT}
+        return cls(options, must_call, freely, " or ".join(servers))
+
+
+def openai_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+    """A conversation in OpenAI's form, its texts as the models in process read them.
+
+    Args:
+        messages: Messages of LangChain, also those that other providers' models have made.
+
+    Raises:
+        ValueError: If a block of a message cannot be sent.
+    """
+    media = [m for m in messages if isinstance(m.content, list) and any(map(_is_media, m.content))]
+    told = template_messages(
+        [m.model_copy(update={"content": ""}) if m in media else m for m in messages]
+    )
+    for message, written in zip(messages, told, strict=True):
+        written.pop("reasoning_content", None)
+        if message in media:
+            (converted,) = convert_to_openai_messages([message])
+            written["content"] = converted["content"]
+        for call in written.get("tool_calls", ()):
+            function = call["function"]
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return told
+
+
+def _is_media(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") in MEDIA
 
 
 def with_instructions(messages: list[Message], options: GenerationOptions) -> list[Message]:
     """Adds to a conversation what the options tell the model: the schema first, the hint last.
 
     Args:
-        messages: Messages in the form of openai's client.
+        messages: Messages in OpenAI's form.
         options: Their schema becomes a system message; their hint goes to the end of the last
             message if that is the user's.
 
@@ -154,23 +184,12 @@ def with_instructions(messages: list[Message], options: GenerationOptions) -> li
         messages = [*messages[:-1], with_text(messages[-1], hint)]
     joined: list[Message] = []
     for message in messages:
-        text = _text(message.get("content"))
-        message = message if text is None else {**message, "content": text}
         both = (*joined[-1:], message)
         if joined and all(isinstance(m["content"], str) and "name" not in m for m in both):
             joined[-1:] = merged([joined[-1], message])
         else:
             joined.append(message)
     return joined
-
-
-def _text(content: Any) -> str | None:
-    """The content of a message as text; None if it holds more than text."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if all(block.get("type") == "text" for block in content):
-        return "\n".join(block["text"] for block in content)
-    return None
 
 
 def strict_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,78 +1,142 @@
-"""What vLLM's server answers: the metadata of an answer, and the last chunk of a stream."""
+"""What a server answers as LangChain's results: messages, metadata, the parts of a stream."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.exceptions import ModelConnectionError
+from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCall
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_llama_stop.options import DEFAULT_MAX_NEW_TOKENS
+from langchain_llama_stop.vllm.errors import status_error
 from langchain_llama_stop.vllm.request import RequestInfo
+from langchain_llama_stop.vllm.wire import Call, Chunk, Completion, Events, Usage, read
 
 
-def finish_result(result: ChatResult, request: RequestInfo) -> ChatResult:
-    """Gives LangChain's result of a request our metadata; a call that was cut becomes invalid."""
-    (generation,) = result.generations
-    message, info = cast(AIMessage, generation.message), dict(generation.generation_info or {})
-    if info.get("logprobs") is None:
-        info.pop("logprobs", None)
-    if request.must_call and info["finish_reason"] == "length" and not message.tool_calls:
+def result_of(body: bytes, request: RequestInfo) -> ChatResult:
+    """Reads a whole answer; a call that was cut, or that is no object, becomes an invalid one.
+
+    Raises:
+        ModelAPIError: If it is no answer.
+    """
+    answer = read(Completion, body, request.servers)
+    (choice,) = answer.choices
+    content, usage = choice.message.content or "", _usage(answer.usage)
+    calls, invalid = list[ToolCall](), list[InvalidToolCall]()
+    for call in choice.message.tool_calls or []:
+        name, args = call.function.name, call.function.arguments or ""
+        if name and (arguments := _object(args)) is not None:
+            calls.append(tool_call(name=name, args=arguments, id=call.id))
+        else:
+            error = "The call is no JSON object with a name."
+            invalid.append(invalid_tool_call(name=name, args=args, id=call.id, error=error))
+    if request.must_call and choice.finish_reason == "length" and not calls and not invalid:
         error = "The call was cut: give more `max_tokens`."
-        cut = invalid_tool_call(name=None, args=message.text, id=None, error=error)
-        message.invalid_tool_calls = [cut]
-        message.content = ""
-    called = bool(message.tool_calls)
-    generation.generation_info = _metadata(request, info, message.usage_metadata, called)
-    return result
+        invalid = [invalid_tool_call(name=None, args=content, id=None, error=error)]
+        content = ""
+    message = AIMessage(
+        content=content, tool_calls=calls, invalid_tool_calls=invalid, usage_metadata=usage
+    )
+    info: dict[str, Any] = {
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "model_name": answer.model,
+    }
+    if choice.logprobs is not None:
+        info["logprobs"] = choice.logprobs.model_dump()
+    info = _metadata(request, info, usage, bool(calls))
+    return ChatResult(generations=[ChatGeneration(message=message, generation_info=info)])
 
 
-class StreamTail:
-    """Keeps what a stream gives only at its end: tool calls, token counts and metadata.
+class AnswerStream:
+    """Reads a streamed answer, and keeps what is given only at its end.
 
-    A tool call comes at the end because only there it is known whether it is complete.
+    Tool calls come at the end because only there it is known whether they are complete; so do
+    token counts and metadata.
     """
 
     def __init__(self, request: RequestInfo) -> None:
         """Starts with nothing kept."""
-        self._request = request
-        self._info: dict[str, Any] = {}
+        self._request, self._events = request, Events()
+        self._info: dict[str, Any] = {"finish_reason": None, "stop_reason": None}
         self._usage: UsageMetadata | None = None
-        self._calls = AIMessageChunk(content="")
+        self._calls: dict[int, Call] = {}
 
-    def feed(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk | None:
-        """Takes the next chunk; returns the part that can be given now, or None."""
-        message, info = cast(AIMessageChunk, chunk.message), dict(chunk.generation_info or {})
-        if message.tool_call_chunks:
-            more = AIMessageChunk(content="", tool_call_chunks=message.tool_call_chunks)
-            self._calls = self._calls + more
-        self._info |= {name: info.pop(name) for name in _LAST_INFO if name in info}
-        self._usage = message.usage_metadata or self._usage
-        if not message.content and not info and not message.additional_kwargs:
-            return None
-        calls = ("tool_call_chunks", "tool_calls", "invalid_tool_calls")
-        emptied: dict[str, Any] = {name: [] for name in calls} | {"usage_metadata": None}
-        rest = message.model_copy(update=emptied)
-        return ChatGenerationChunk(message=rest, generation_info=info or None)
+    def feed(self, piece: bytes) -> Iterator[ChatGenerationChunk]:
+        """Takes the next bytes; returns what can be given now.
+
+        Raises:
+            ModelError: If a chunk is none, or says that the answer has failed.
+        """
+        for data in self._events.feed(piece):
+            if data.strip() != b"[DONE]":
+                chunk = read(Chunk, data, self._request.servers)
+                yield from self._given_now(chunk)
+
+    def _given_now(self, chunk: Chunk) -> Iterator[ChatGenerationChunk]:
+        if chunk.error is not None:
+            code = chunk.error.get("code") if isinstance(chunk.error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 500
+            raise status_error(self._request.servers, status, chunk.error)
+        self._usage = _usage(chunk.usage) or self._usage
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                self._info["finish_reason"] = choice.finish_reason
+                self._info["stop_reason"] = choice.stop_reason
+                self._info["model_name"] = chunk.model
+            content = ""
+            if choice.delta:
+                content = choice.delta.content or ""
+                for call in choice.delta.tool_calls or []:
+                    self._add(call)
+            info = {"logprobs": choice.logprobs.model_dump()} if choice.logprobs else None
+            if content or info:
+                message = AIMessageChunk(content=content)
+                yield ChatGenerationChunk(message=message, generation_info=info)
+
+    def _add(self, part: Call) -> None:
+        call = self._calls.setdefault(part.index, part)
+        if call is not part:
+            call.id = call.id or part.id
+            call.function.name = call.function.name or part.function.name
+            arguments = (call.function.arguments, part.function.arguments)
+            call.function.arguments = "".join(text for text in arguments if text)
 
     def last(self) -> ChatGenerationChunk:
-        """Returns all that was kept, as the last chunk of the stream."""
-        calls, complete = list(self._calls.tool_call_chunks), 0
-        cut = self._info.get("finish_reason") == "length"
+        """Returns all that was kept, as the last chunk of the stream.
+
+        Raises:
+            ModelConnectionError: If the server has not finished the answer.
+        """
+        reason = self._info["finish_reason"]
+        if reason is None:
+            raise ModelConnectionError(
+                f"No whole answer from {self._request.servers}: the stream has ended before the "
+                "answer. Has the server been stopped, or does a proxy before it cut long streams?"
+            )
+        calls = [
+            tool_call_chunk(
+                name=call.function.name, args=call.function.arguments, id=call.id, index=index
+            )
+            for index, call in sorted(self._calls.items())
+        ]
+        complete, cut = 0, reason == "length"
         if not calls and self._request.must_call and cut:
             calls = [tool_call_chunk(index=0)]  # cut before the server recognized a call
-        for number, call in enumerate(calls, 1):
-            args = call["args"] or ""
+        for number, chunk in enumerate(calls, 1):
+            args = chunk["args"] or ""
             # vLLM writes "{}" if the answer was cut after the name of the tool.
             name_only = cut and number == len(calls) and args == "{}"
-            if _is_object(args) and not name_only:
+            if chunk["name"] and _object(args) is not None and not name_only:
                 complete += 1
             else:  # no JSON any more: LangChain would complete arguments that were cut
-                call["args"] = f"cut: {args}"
+                chunk["args"] = f"cut: {args}"
         message = AIMessageChunk(
             content="", tool_call_chunks=calls, usage_metadata=self._usage, chunk_position="last"
         )
@@ -80,14 +144,26 @@ class StreamTail:
         return ChatGenerationChunk(message=message, generation_info=info)
 
 
-_LAST_INFO = ("finish_reason", "stop_reason", "model_name")
+def _usage(usage: Usage | None) -> UsageMetadata | None:
+    if usage is None:
+        return None
+    read_tokens, written = usage.prompt_tokens, usage.completion_tokens
+    counts = UsageMetadata(
+        input_tokens=read_tokens, output_tokens=written, total_tokens=read_tokens + written
+    )
+    details = usage.prompt_tokens_details
+    if details and details.cached_tokens is not None:
+        counts["input_token_details"] = InputTokenDetails(cache_read=details.cached_tokens)
+    return counts
 
 
-def _is_object(text: str) -> bool:
+def _object(text: str) -> dict[str, Any] | None:
+    """The object that a text is in JSON, None if it is none."""
     try:
-        return isinstance(json.loads(text), dict)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _metadata(

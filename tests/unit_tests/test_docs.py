@@ -31,6 +31,7 @@ OPTIONS = {
         "config",
         "stream_mode",
     ),
+    "base_url",
 }
 """What the models take in the constructor or in a call."""
 CONSTRUCTORS = {*(model.__name__ for model in MODELS), "from_model_id"}

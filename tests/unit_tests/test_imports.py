@@ -11,7 +11,7 @@ import pytest
 
 from langchain_llama_stop._lazy import lazy_names
 
-CLIENT = ["httpx2", "langchain_openai", "openai"]
+CLIENT = ["httpx2"]
 OTHERS = ["accelerate", "bitsandbytes", "gguf", "peft", "datasets", "matplotlib", "trl"]
 """The packages of the extra `vllm`, and those of `quantization` and `train`."""
 
@@ -101,8 +101,8 @@ def test_a_missing_extra_breaks_no_import(missing, tmp_path):
         ImportError("broken"),
         ImportError("broken", name="httpx2"),
         ModuleNotFoundError("broken"),
-        ModuleNotFoundError("broken", name="tiktoken"),
-        ModuleNotFoundError("broken", name="openai._models"),
+        ModuleNotFoundError("broken", name="httpcore2"),
+        ModuleNotFoundError("broken", name="langchain_core.messages"),
         ModuleNotFoundError("broken", name="httpx2"),  # which is installed
         SyntaxError("broken"),
     ],
@@ -132,12 +132,12 @@ def test_a_name_is_loaded_once(monkeypatch):
 def test_a_broken_package_is_an_error_of_the_public_name():
     code = (
         "import sys, types\n"
-        "sys.modules['langchain_openai'] = types.ModuleType('langchain_openai')\n"
+        "sys.modules['langchain_core'] = types.ModuleType('langchain_core')\n"
         "import langchain_llama_stop\n"
         "try: hasattr(langchain_llama_stop, 'ChatLlamaStopServer')\n"
         "except ImportError as error: print(error)"
     )
-    assert "'langchain_openai' is not a package" in run(code)
+    assert "'langchain_core' is not a package" in run(code)
 
 
 def test_a_stand_in_while_the_extra_is_missing():

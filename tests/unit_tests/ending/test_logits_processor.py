@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from langchain_llama_stop.ending import boundaries
 from langchain_llama_stop.ending.logits_processor import (
     EosTokenRewardLogitsProcessor,
     InPlaceEosReward,
@@ -192,6 +193,35 @@ def test_rows_of_all_lengths_and_budgets_at_once_are_as_each_alone(shapes, seed)
             TOKENIZER, max_new_tokens=length + more, prompt_length=0, eos_token_id=[EOS, 1]
         )
         if one.zone <= length:
-            edits.append(one.row_edit(index, ids, []))
+            answer = one.answer([])
+            answer.grow(ids)
+            edits.append(one.row_edit(index, answer))
         alone.append(one(torch.tensor([ids]), scores[index : index + 1])[0])
     assert torch.equal(edit_rows_(scores.clone(), edits), torch.stack(alone))
+
+
+TEXTS = (END, OPEN, "He (or she) said so. Then 3.", "A list:\n- one\n- two\n", "It is ```code", "")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_kept_of_a_row_changes_nothing(data):
+    """Steps that go on, go back, change rows and prompts give what a new processor gives."""
+    kept = processor(budget=34)
+    for seed in range(data.draw(st.integers(2, 6))):
+        answers = data.draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3))
+        length = data.draw(st.integers(0, 33))
+        prompt = data.draw(st.sampled_from([PROMPT, PROMPT[::-1]]))
+        filler = byte_ids("x") * 34
+        ids = torch.tensor([prompt + (byte_ids(text) + filler)[:length] for text in answers])
+        scores = random_scores(len(answers), seed)
+        assert torch.equal(kept(ids, scores), processor(budget=34)(ids, scores))
+
+
+def test_a_row_that_has_ended_is_not_judged_again(monkeypatch):
+    judged, may_end = [], boundaries.may_end
+    monkeypatch.setattr(boundaries, "may_end", lambda *a: judged.append(a) or may_end(*a))
+    ours = processor(budget=60, reward=EosReward(start=0.5))
+    for padding in range(8):
+        ours(torch.tensor([PROMPT + byte_ids(END) + [EOS] * padding]), random_scores(1))
+    assert len(judged) == 1

@@ -159,7 +159,9 @@ def test_a_server_row_is_read_after_its_prompt(monkeypatch):
     tokenizer, read = FAMILIES["metaspace"], []
     monkeypatch.setattr(boundaries, "may_end", lambda *a: bool(read.append(a[0])))
     processor = EosTokenRewardLogitsProcessor(tokenizer, max_new_tokens=9, prompt_length=0)
-    processor.row_edit(0, after(tokenizer, " Paris."), tokenizer("It is")["input_ids"])
+    answer = processor.answer(tokenizer("It is")["input_ids"])
+    answer.grow(after(tokenizer, " Paris."))
+    processor.row_edit(0, answer)
     assert read == [" Paris."]
 
 
