@@ -226,3 +226,10 @@ def type_of(value: Any) -> set[str]:
     return {
         "string" if isinstance(value, str) else "object" if isinstance(value, Mapping) else "array"
     }
+
+
+def subsets(count: int) -> Iterable[tuple[int, ...]]:
+    """All subsets of the numbers below a count."""
+    if count > 6:
+        raise ValueError(f"`patternProperties` has to hold at most 6 patterns, but holds {count}")
+    return [tuple(i for i in range(count) if bits >> i & 1) for bits in range(1 << count)]

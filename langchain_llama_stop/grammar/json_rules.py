@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from langchain_llama_stop.grammar.facets import (
     forbids,
     item_schemas,
     property_schemas,
+    subsets,
     type_of,
 )
 from langchain_llama_stop.grammar.json_text import (
@@ -25,10 +26,10 @@ from langchain_llama_stop.grammar.json_text import (
 from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
 from langchain_llama_stop.grammar.read_schema import (
     ANNOTATIONS,
+    fitting,
     read,
     require_shallow,
     resolve,
-    validator,
 )
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
@@ -110,15 +111,9 @@ class JsonRules:
         found: list[_Alternative] = []
         for facets in read(schema, self._root):
             if facets.values is not None and any(isinstance(v, list | dict) for v in facets.values):
-                facets = replace(facets, values=tuple(self._valid(schema, facets.values)))
+                facets = replace(facets, values=fitting(schema, facets.values, self._root))
             found += self._facets(facets)
         return found
-
-    def _valid(self, schema: Schema, values: Iterable[Any]) -> list[Any]:
-        """Those of some values that fit a schema."""
-        named = {k: v for k, v in dict(self._root).items() if k in ("$defs", "definitions")}
-        check = validator({**named, **schema})
-        return [v for v in values if check.is_valid(v)]
 
     def _facets(self, facets: Facets) -> list[_Alternative]:
         different = None
@@ -159,23 +154,17 @@ class JsonRules:
         multiples = facets.multiples
         if len(multiples) > 1:
             self.unchecked["multipleOf"] = None
-        key = (
-            integer,
-            facets.low,
-            facets.low_excluded,
-            facets.high,
-            facets.high_excluded,
-            multiples,
-        )
+        settings: dict[str, Any] = {
+            "integer": integer,
+            "low": facets.low,
+            "low_excluded": facets.low_excluded,
+            "high": facets.high,
+            "high_excluded": facets.high_excluded,
+            "multiple": max(multiples, default=None),
+        }
+        key = tuple(settings.values())
         if key not in self._terminals:
-            self._terminals[key] = number_terminal(
-                integer=integer,
-                low=facets.low,
-                low_excluded=facets.low_excluded,
-                high=facets.high,
-                high_excluded=facets.high_excluded,
-                multiple=max(multiples, default=None),
-            )
+            self._terminals[key] = number_terminal(**settings)
         return self._terminals[key]
 
     def _text_of(self, facets: Facets) -> Regex:
@@ -335,7 +324,7 @@ class JsonRules:
         taken = [no(literal(name)) for name in listed]
         pairs: list[_Alternative] = []
         patterns = [(parse_pattern(p), schema) for p, schema in facets.by_pattern]
-        for chosen in _subsets(len(patterns)):
+        for chosen in subsets(len(patterns)):
             schemas = tuple(patterns[i][1] for i in chosen) or others
             if False in schemas:
                 continue
@@ -406,13 +395,5 @@ class JsonRules:
             if written < counted:
                 alternatives.append((*between, free, state(passed, written + 1)))
             else:  # nothing is counted any more
-                first: _Alternative = [*between, free]
-                alternatives.append((*first, self._more(free, comma), *end))
+                alternatives.append((*between, free, self._more(free, comma), *end))
         return [[*begin, start]]
-
-
-def _subsets(count: int) -> Iterable[tuple[int, ...]]:
-    """All subsets of the numbers below a count."""
-    if count > 6:
-        raise ValueError(f"`patternProperties` has to hold at most 6 patterns, but holds {count}")
-    return [tuple(i for i in range(count) if bits >> i & 1) for bits in range(1 << count)]

@@ -149,6 +149,13 @@ def validator(schema: Schema) -> Any:
     return extend(kind, {keyword: or_null(keyword) for keyword in ("type", "enum")})(schema)
 
 
+def fitting(schema: Mapping[str, Any], values: Iterable[Any], root: Any) -> tuple[Any, ...]:
+    """Those of some values that fit a schema of a document."""
+    named = {k: v for k, v in dict(root).items() if k in ("$defs", "definitions")}
+    check = validator({**named, **schema})
+    return tuple(value for value in values if check.is_valid(value))
+
+
 def require_shallow(schema: Any) -> None:
     """Refuses what is nested more deeply than JSON's parsers bear."""
     level, depth = [schema], 0
