@@ -120,6 +120,17 @@ def test_every_schema_has_a_text(schema):
         {"type": ["string", "null"], "enum": ["ä", None]},
         {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {"const": "é"}}}]},
         {"type": "string", "pattern": "a" * 500},
+        # Circles: through `allOf`, through two parts, of a part that is itself.
+        {"properties": {"x": {"allOf": [{"$ref": "#"}]}}},
+        {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}},
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"allOf": [{"$ref": "#/$defs/b"}]},
+                "b": {"properties": {"x": {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object"}]}}},
+            },
+        },
     ],
     ids=lambda schema: json.dumps(schema)[:30],
 )
