@@ -7,6 +7,7 @@ arguments of a command are built only if it is named, so that `--help` is instan
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import importlib
 import io
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
     """
+    sys.unraisablehook = _lose_no_interrupt
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -51,7 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
     return code
+
+
+def _lose_no_interrupt(ignored: sys.UnraisableHookArgs) -> None:
+    """Raises a Ctrl-C again that has come in a finalizer, where Python would ignore it."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -266,7 +266,7 @@ class _Page:
         if self.kind == "row":
             full = self._count_pipes(stop) == self.pipes > 1 and self.rows > 1
             return full and _PIPE.match(text, stop - 1) is not None
-        if self._closes_structure(stop) or _BRACES.fullmatch(text, self.start, stop):
+        if self._closes_structure(stop):
             return True
         if self.block.word >= stop or self._is_label(stop):
             return False
@@ -345,7 +345,10 @@ class _Page:
         return _TAGS_END.fullmatch(self.text, self.content, stop) is not None
 
     def _closes_structure(self, stop: int) -> bool:
-        """Whether a tag closes a whole list, table or page, or an element whose text has ended."""
+        """Whether a line of braces closes code, or a tag a list, table, page or ended element."""
+        if _BRACES.fullmatch(self.text, self.start, stop):
+            then = self.after(stop)
+            return then.newline or not then.word
         if not self.text.endswith(">", self.content, stop):
             return False
         if _STRUCTURE.search(self.text, max(self.content, stop - 12), stop):

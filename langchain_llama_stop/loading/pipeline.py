@@ -37,7 +37,6 @@ def _is_useful(record: logging.LogRecord) -> bool:
     return "kernels-community" not in str(record.msg)
 
 
-_LOGGER = logging.getLogger("langchain_llama_stop")
 _PLACES = {
     "quantization_config": "quantization",
     "dtype": "dtype",
@@ -122,7 +121,7 @@ def load_pipeline(
     quantization, dtype, device_map = (placed[n] for n in ("quantization", "dtype", "device_map"))
     source = find_model(model)
     shows_bars = progress is None and not isinstance(source, Path)
-    progress = progress or (lambda stage: _LOGGER.info("%s.", stage))
+    progress = progress or (lambda stage: None)
     progress("Importing torch and transformers")
     import torch
 

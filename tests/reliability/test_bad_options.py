@@ -20,7 +20,7 @@ BAD = {
     "eos_reward": [3, "maybe", [True], {"start": 2}, {"strenght": 1}],
     "on_length": ["stop", "KEEP", 1],
     "thinking_tokens": [-1, 1.5, "few", 10**9],
-    "json_schema": ["{}", [1], {"type": "nonsense"}, {"not": {"pattern": "a"}}, {"type": {1}}],
+    "json_schema": ["{}", [1], {"type": "nonsense"}, {"not": {"multipleOf": 2}}, {"type": {1}}],
     "grammar": ["", "nonsense", 5, "start: /(/", ["start: /a/"]],
     "return_full_text": ["yes please", 2, None.__class__],
     "split_special_tokens": ["no thanks", 2, [1]],

@@ -12,8 +12,9 @@ def tool(name, **properties):
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-def grammar(tools=None, fmt=HERMES, choice="any", several=True, schema=None):
-    return _grammar_of(tools or [tool("f", a={"type": "string"})], fmt, choice, several, schema)
+def grammar(tools=None, fmt=HERMES, choice="any", several=True, schema=None, thought=""):
+    tools = tools or [tool("f", a={"type": "string"})]
+    return _grammar_of(tools, fmt, choice, several, schema, thought)
 
 
 def test_the_same_tools_share_a_grammar():
@@ -29,6 +30,7 @@ def test_the_same_tools_share_a_grammar():
         {"choice": "f"},
         {"several": False},
         {"choice": None, "schema": {"type": "integer"}},
+        {"choice": None, "thought": "</think>"},
     ],
 )
 def test_others_do_not(other):

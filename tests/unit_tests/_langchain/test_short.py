@@ -15,7 +15,7 @@ SETTINGS = [
     {"stop": ["\nObservation:"]},
     {"eos_reward": EosReward(strength=3.0)},
     {"pipeline_kwargs": {"typical_p": 0.9, "bad_words_ids": [[n] for n in range(200)]}},
-    {"json_schema": {"type": "object", "properties": {f"p{n}": {} for n in range(20)}}},
+    {"json_schema": {"type": "object", "properties": {"p": {}}, "$comment": "long" * 200}},
 ]
 
 

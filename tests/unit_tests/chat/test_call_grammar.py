@@ -1,6 +1,7 @@
 """In every format: what is told is what the grammar allows and what the parser reads."""
 
 import json
+import os
 
 import pytest
 from hypothesis import Phase, example, given, settings
@@ -22,6 +23,7 @@ from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import ScriptedLlama, byte_tokenizer, hashed_scores, make_pipeline
 from tests.fakes.chats import Says
 
+SEEDS = 8 if os.environ.get("LLAMA_STOP_LONG") else 1
 NAMES = {id(value): name for name, value in vars(tool_formats).items() if name.isupper()}
 all_formats = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: NAMES[id(fmt)])
 all_tags = pytest.mark.parametrize("tags", ["text", "special"])
@@ -253,11 +255,10 @@ def test_any_model_that_has_to_call_calls(fmt, tags, choice):
     parameters = {"get": schema, "get_time": {"type": "object", "properties": {}}}
     grammar = call_grammar(described(parameters), found, choice=choice)
     eos, size = tokenizer.eos_token_id, len(tokenizer)
-    for seed in range(4):
-        pipeline = make_pipeline(
-            ScriptedLlama(size, hashed_scores(size, seed), eos, eos), tokenizer
-        )
-        options = GenerationOptions.parse({"grammar": grammar, "max_new_tokens": 400})
+    for seed in range(SEEDS):
+        scores = hashed_scores(size, 2 * seed + (choice == "get"))
+        pipeline = make_pipeline(ScriptedLlama(size, scores, eos, eos), tokenizer)
+        options = GenerationOptions.parse({"grammar": grammar, "max_new_tokens": 600})
         response = generate(pipeline, ["go"], options)[0]
         text = tokenizer.decode([i for i in response.token_ids if i != eos])
         parsed = parse_tool_calls(text, parameters)
