@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, for `--help`, `--version` and arguments it cannot read.
     """
-    sys.unraisablehook = _lose_no_interrupt
+    before, sys.unraisablehook = sys.unraisablehook, _lose_no_interrupt
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     finally:
-        sys.unraisablehook = sys.__unraisablehook__
+        sys.unraisablehook = before
     return code
 
 
 def _lose_no_interrupt(ignored: sys.UnraisableHookArgs) -> None:
     """Raises a Ctrl-C again that has come in a finalizer, where Python would ignore it."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        threading.Timer(0.01, _thread.interrupt_main).start()  # not in here, where it is lost too
     else:
         sys.__unraisablehook__(ignored)
 

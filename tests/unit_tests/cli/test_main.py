@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -475,6 +476,24 @@ def test_ctrl_c_at_any_moment(delay, tmp_path):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err.decode()
     assert b"Traceback" not in err and b"Exception" not in err
+
+
+def test_a_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def run(argv):
+        Interrupted()
+        time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main(["ask"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_output_that_the_terminal_cannot_show(model_that_says, monkeypatch):
