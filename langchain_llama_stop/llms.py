@@ -172,8 +172,9 @@ class LlamaStopLLM(  # type: ignore[misc]  # `from_model_id` is ours
     ) -> LLMResult:
         from langchain_llama_stop.engine.generate import generate
 
-        hint_at_template(self._ready().tokenizer, prompts)
-        responses = generate(self._ready(), prompts, self._call_options(stop, kwargs))
+        options = self._call_options(stop, kwargs)
+        hint_at_template(self._ready().tokenizer, prompts, options)
+        responses = generate(self._ready(), prompts, options)
         return LLMResult(
             generations=[
                 [Generation(text=r.text, generation_info=self._info(r))] for r in responses
@@ -190,8 +191,9 @@ class LlamaStopLLM(  # type: ignore[misc]  # `from_model_id` is ours
     ) -> Iterator[GenerationChunk]:
         from langchain_llama_stop.engine.generate import stream_generate
 
-        hint_at_template(self._ready().tokenizer, [prompt])
-        for piece in stream_generate(self._ready(), prompt, self._call_options(stop, kwargs)):
+        options = self._call_options(stop, kwargs)
+        hint_at_template(self._ready().tokenizer, [prompt], options)
+        for piece in stream_generate(self._ready(), prompt, options):
             chunk = GenerationChunk(
                 text=piece.text,
                 generation_info=self._info(piece.response) if piece.response else None,

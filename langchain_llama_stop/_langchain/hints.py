@@ -9,6 +9,7 @@ from typing import Any
 
 from langchain_llama_stop.chat.control_tokens import control_tokens
 from langchain_llama_stop.chat.template import own_template
+from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 _LOGGER = logging.getLogger("langchain_llama_stop")
@@ -27,14 +28,16 @@ def _hint(tokenizer: Any) -> _Hint:
     return _Hint(control_tokens(tokenizer, template) if template else None)
 
 
-def hint_at_template(tokenizer: Any, prompts: list[str]) -> None:
-    """Says, once a tokenizer, that a prompt holds nothing of the chat template that there is."""
+def hint_at_template(tokenizer: Any, prompts: list[str], options: GenerationOptions) -> None:
+    """Says, once a tokenizer, that a prompt holds nothing of the chat template that there is.
+
+    A BOS at its beginning tells nothing. With stop strings a text is continued on purpose.
+    """
     hint = _hint(tokenizer)
-    if hint.marks is None:
+    if hint.marks is None or options.stop:
         return
-    common = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
     for prompt in prompts:
-        if common.issuperset(hint.marks.findall(prompt)):
+        if not hint.marks.search(prompt.removeprefix(tokenizer.bos_token or "")):
             hint.marks = None
             _LOGGER.warning(
                 "The model has a chat template, but the prompt was not made by it: the model "

@@ -84,6 +84,34 @@ def test_each_call_says_it(call, pipeline, caplog):
     assert "ChatLlamaStop applies the template" in caplog.text
 
 
+def chatml_with_bos(tokenizer):
+    """SmolLM2's way: the marks of its template are its BOS and EOS."""
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+
+
+def llama_2(tokenizer):
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize("family", [lambda tokenizer: None, chatml_with_bos, llama_2])
+def test_a_prompt_of_the_template_and_one_with_stops_are_left_in_peace(family, pipeline, caplog):
+    family(pipeline.tokenizer)
+    pipeline.model.resize_token_embeddings(len(pipeline.tokenizer))
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = pipeline.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    llm = LlamaStopLLM(pipeline=pipeline, max_new_tokens=2)
+    llm.invoke(prompt)
+    llm.invoke("Question: Hi\nThought:", stop=["\nObservation:"])
+    assert "template" not in caplog.text
+    llm.invoke(f"{pipeline.tokenizer.bos_token or ''}Hi")
+    assert "template" in caplog.text
+
+
 def test_a_base_model_is_left_in_peace(caplog):
     pipeline = tiny()
     pipeline.tokenizer = copy.deepcopy(pipeline.tokenizer)
