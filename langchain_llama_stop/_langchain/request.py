@@ -114,12 +114,16 @@ def build_request(
     )
     end = detokenizer(pipeline.tokenizer).decode(prompt_ids[-16:], special=True)
     thought = opened_thought(end)
-    eos = eos_token_ids(pipeline, options)
-    vocabulary = {t: i for t, i in pipeline.tokenizer.get_added_vocab().items() if i not in eos}
-    known = is_known_format(template) or not knows_tools(template)
-    if tools and (must_call or options.json_schema is not None or known):
+    if tools and (
+        must_call
+        or options.json_schema is not None
+        or is_known_format(template)
+        or not knows_tools(template)
+    ):
         several = parallel and knows_tools(template)
-        fmt = tool_format(template, vocabulary)
+        eos = eos_token_ids(pipeline, options)
+        added = pipeline.tokenizer.get_added_vocab().items()
+        fmt = tool_format(template, {token: i for token, i in added if i not in eos})
         grammar = _grammar_of(tools, fmt, choice, several, options.json_schema, thought)
         options = options.replaced(json_schema=None, grammar=grammar)
     parameters: dict[str, Any] = {}

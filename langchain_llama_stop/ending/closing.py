@@ -35,9 +35,8 @@ def close_text(text: str, following: str | None = None) -> str:
     if text.endswith("\n"):
         owed = owed.removeprefix("\n")  # a fence needs a line of its own, and has one
     closings = [owed]
-    if "}" in owed and _CODE.search(
-        text
-    ):  # code without a fence: its braces close on a line of their own
+    if "}" in owed and _CODE.search(text):
+        # Code without a fence: its braces close on a line of their own.
         closings = [owed if json_values(text)[1] or text.endswith("\n") else "\n" + owed]
     elif _AFTER_WORD.search(text):  # a full stop after anything else would end nothing
         outside, inside = owed + ".", "." + owed  # (a cat). but "A cat."
