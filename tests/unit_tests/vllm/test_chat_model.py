@@ -281,6 +281,22 @@ def test_structured_output(chat, server, method):
     assert server.asked[0]["structured_outputs"]["json"]["properties"]["x"]
 
 
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "array", "items": {"enum": ["é", 1]}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"x": {}}}}},
+    ],
+)
+def test_a_server_is_given_schemas_and_no_lark(chat, server, schema, method):
+    value = [1] if schema.get("type") == "array" else {}
+    server.answers = [answer(json.dumps(value))]
+    assert chat.with_structured_output(schema, method=method).invoke("Hi") == value
+    assert server.asked[0]["structured_outputs"] == {"json": schema}
+
+
 def test_structured_output_by_a_call(chat, server):
     call = {"id": "c", "type": "function", "function": {"name": "Point", "arguments": '{"x": 3}'}}
     server.answers = [answer("", calls=[call])]
