@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -11,11 +12,15 @@ import llguidance.numpy
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
+from langchain_llama_stop.grammar.read_lark import UnknownLark, lark_parser
+from langchain_llama_stop.grammar.rules import Parser
 from langchain_llama_stop.grammar.vocabulary import Vocabulary
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("langchain_llama_stop")
 
 MAX_COMPLETION = 4096
 """Most tokens of a completion where no budget is known yet. Not tuned: longer answers are rare, and
@@ -35,6 +40,7 @@ class GrammarTokens:
         size: The number of the tokenizer's tokens.
         compiled: Gives a grammar's matcher, to be copied before use; None if the grammar cannot be
             compiled.
+        parser: Gives the parser of a grammar that a user wrote; None if it is not known.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -44,6 +50,7 @@ class GrammarTokens:
         pieces = [self._tokenizer.greedy_tokenize(chr(i)) for i in (*range(32, 127), 10)]
         self._characters = [piece[0] for piece in pieces if len(piece) == 1]
         self.compiled = lru_cache(maxsize=32)(self._compile)  # a matcher takes some 50 KB
+        self.parser = lru_cache(maxsize=32)(self._parser)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -53,6 +60,13 @@ class GrammarTokens:
     def _compile(self, lark: str) -> LLMatcher | None:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
         return None if matcher.is_error() else matcher
+
+    def _parser(self, lark: str) -> Parser | None:
+        try:
+            return lark_parser(lark, self.vocabulary.special)
+        except UnknownLark as problem:
+            logger.debug("Short completions are searched: a grammar holds %s.", problem)
+            return None
 
     def mask(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Returns which tokens may come next, as bits of 32-bit words, (words,)."""

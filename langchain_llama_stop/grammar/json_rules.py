@@ -42,7 +42,8 @@ from langchain_llama_stop.grammar.regex import (
     no,
     repeat,
 )
-from langchain_llama_stop.grammar.rules import Rules, Terminal, regex_terminal, text_terminal
+from langchain_llama_stop.grammar.rules import Rules
+from langchain_llama_stop.grammar.terminal import Terminal, regex_terminal, text_terminal
 
 _MOST_COUNTED = 1000
 """Items or characters that a rule counts; a larger bound is checked after the answer."""

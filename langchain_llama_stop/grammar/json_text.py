@@ -27,7 +27,7 @@ from langchain_llama_stop.grammar.regex import (
     without,
 )
 from langchain_llama_stop.grammar.rewrite import alternatives_of, map_chars, parts_of
-from langchain_llama_stop.grammar.rules import Terminal, regex_terminal
+from langchain_llama_stop.grammar.terminal import Terminal, regex_terminal
 
 MOST_DIGITS = 64
 """Most digits before and after the point of a number. Not tuned: nobody needs more, and a model in

@@ -7,6 +7,8 @@ import re
 import sys
 import unicodedata
 
+from typing_extensions import override
+
 from langchain_llama_stop.grammar.regex import (
     EMPTY,
     EVERY,
@@ -33,9 +35,11 @@ _CLASSES = {
 _LINE_ENDS = ((10, 10), (13, 13), (0x2028, 0x2029))
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7, "e": 27}
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d+)(?:(,)(\d*))?\})[?+]?")
-_CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]+)\}")
+_CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|[ux]\{([0-9a-fA-F]+)\}")
 _CATEGORY = re.compile(r"\{(?:(?:gc|General_Category)=)?(\w+)\}")
 _MOST_NESTED = 50
+_LAST_WITH_CASES = 0x1E943
+"""The last character of Unicode 16 that has an upper and a lower case."""
 
 
 class UnknownPattern(ValueError):
@@ -67,14 +71,27 @@ def parse_pattern(pattern: str) -> Regex:
     return quotient(whole.after(_BEGIN), _END)
 
 
+def parse_expression(expression: str, flags: str = "") -> Regex:
+    """Reads an expression that a whole text has to match, as Rust's `regex` spells it.
+
+    Raises:
+        UnknownPattern: As `parse_pattern`.
+    """
+    reader = _RustReader(f"(?{flags}){expression}" if flags else expression)
+    found = reader.alternatives(EMPTY, 0)
+    if reader.rest:
+        raise UnknownPattern(f"an unmatched {reader.rest[0]!r}")
+    return found
+
+
 class _Reader:
-    """Reads a pattern from left to right."""
+    """Reads a pattern from left to right; `.` is no one of `line_ends`."""
+
+    line_ends: Ranges = _LINE_ENDS
 
     def __init__(self, pattern: str) -> None:
-        flags = re.match(r"\(\?([imsux]+)\)", pattern)
-        self.flags = flags[1] if flags else ""
-        if set(self.flags) - set("isu"):
-            raise UnknownPattern(f"the flags (?{self.flags})")
+        flags = re.match(r"\(\?([a-z]+)\)", pattern)
+        self.flags = _known(flags[1]) if flags else ""
         self.rest = pattern[flags.end() :] if flags else pattern
 
     def take(self, text: str) -> bool:
@@ -136,8 +153,12 @@ class _Reader:
     def atom(self, depth: int) -> Regex:
         """One character, class, group or anchor."""
         if self.take("("):
-            if name := re.match(r"\?(?::|P?<(?![=!])\w+>)", self.rest):
+            if name := re.match(r"\?(?:([a-z]*):|P?<(?![=!])\w+>)", self.rest):
                 self.rest = self.rest[name.end() :]
+                before, self.flags = self.flags, self.flags + _known(name[1] or "")
+                part = self.closed(depth)
+                self.flags = before
+                return part
             elif self.rest.startswith("?"):
                 raise UnknownPattern(f"the group '({self.rest[:3]}'")
             return self.closed(depth)
@@ -149,7 +170,7 @@ class _Reader:
         if first == "$":
             return chars([(_END, _END)])
         if first == ".":
-            return chars(EVERY) if "s" in self.flags else chars(without(EVERY, _LINE_ENDS))
+            return chars(EVERY) if "s" in self.flags else chars(without(EVERY, self.line_ends))
         if first in "*+?":
             raise UnknownPattern(f"a {first!r} after nothing")
         if first != "\\":
@@ -163,15 +184,18 @@ class _Reader:
     def one_of(self, ranges: Ranges) -> Regex:
         """One character of some ranges, of either case under the flag `i`."""
         if "i" in self.flags:
-            both_cases = [
-                (ord(c), ord(c))
+            others = [
+                (other, other)
                 for low, high in ranges
                 for point in range(low, min(high, low + 500) + 1)
-                for c in (chr(point).lower(), chr(point).upper())
-                if len(c) == 1
+                for other in _cases().get(_folded(point), ())
             ]
-            return chars([*ranges, *both_cases])
+            return chars([*ranges, *others])
         return chars(ranges)
+
+    def named_class(self, sign: str) -> Ranges:
+        r"""The characters of `\d`, `\w` or `\s`."""
+        return _CLASSES[sign]
 
     def escape(self, inside: bool) -> Ranges:
         """What follows a backslash."""
@@ -189,7 +213,7 @@ class _Reader:
             found = _category(name[1])
             return found if sign == "p" else without(EVERY, found)
         if sign.lower() in _CLASSES:
-            found = _CLASSES[sign.lower()]
+            found = self.named_class(sign.lower())
             return found if sign.islower() else without(EVERY, found)
         if inside and sign == "b":
             return ((8, 8),)
@@ -223,6 +247,42 @@ class _Reader:
         """One character or escape in a class."""
         first, self.rest = self.rest[0], self.rest[1:]
         return self.escape(inside=True) if first == "\\" else ((ord(first), ord(first)),)
+
+
+class _RustReader(_Reader):
+    """Reads what Rust's `regex` reads, where classes are those of Unicode."""
+
+    line_ends = ((10, 10),)
+
+    @override
+    def named_class(self, sign: str) -> Ranges:
+        if sign == "s":
+            return (*without(_CLASSES["s"], ((0xFEFF, 0xFEFF),)), (0x85, 0x85))
+        names = ("Nd",) if sign == "d" else ("L", "M", "Nl", "Nd", "Pc")
+        return tuple(r for name in names for r in _category(name))
+
+
+def _known(flags: str) -> str:
+    """Flags, if all of them are known."""
+    if set(flags) - set("isu"):
+        raise UnknownPattern(f"the flags (?{flags})")
+    return flags
+
+
+def _folded(point: int) -> int:
+    """The character that stands for a character in all of its cases."""
+    upper = chr(point).upper()
+    lower = (upper if len(upper) == 1 else chr(point)).lower()
+    return ord(lower) if len(lower) == 1 else point
+
+
+@functools.cache
+def _cases() -> dict[int, list[int]]:
+    """All cases of each character that has several, by the one that stands for them."""
+    found: dict[int, list[int]] = {}
+    for point in range(_LAST_WITH_CASES + 1):
+        found.setdefault(_folded(point), []).append(point)
+    return {folded: points for folded, points in found.items() if len(points) > 1}
 
 
 @functools.lru_cache(maxsize=64)

@@ -78,13 +78,10 @@ class Regex:
 
     def following(self, low: int = 0, high: int = LAST) -> Iterator[tuple[int, Regex]]:
         """One character of each class between two code points, and the state after it."""
-        starts = [low, *(c for c in self.cuts if low < c <= high)]
-        for start, end in zip(starts, [*starts[1:], high + 1], strict=True):
-            if 0xD800 <= start < 0xE000:  # no characters
-                start = 0xE000
-            state = self.after(start) if start < end else NOTHING
+        for point in one_of_each([self], low, high):
+            state = self.after(point)
             if state is not NOTHING:
-                yield next((c for c in _READABLE if start <= c < end), start), state
+                yield point, state
 
     @property
     def shortest(self) -> bytes | None:
@@ -114,7 +111,7 @@ class Regex:
 _known: WeakValueDictionary[tuple[object, ...], Regex] = WeakValueDictionary()
 
 
-def _one(kind: Any, *parts: Any) -> Any:
+def _one(kind: Any, *parts: Any) -> Regex:
     """The one object of an expression."""
     key = (kind, *parts)
     found = _known.get(key)
@@ -315,8 +312,7 @@ def cat(*parts: Regex) -> Regex:
             return rest if first is EMPTY else first
         if isinstance(first, Cat):
             return cat(first.first, cat(first.rest, rest))
-        found: Regex = _one(Cat, first, rest)
-        return found
+        return _one(Cat, first, rest)
 
     return reduce(joined, reversed(parts), EMPTY)
 
@@ -347,8 +343,7 @@ def _joined(kind: Any, parts: Iterable[Regex], neutral: Regex, final: Regex) -> 
         return final
     if len(flat) < 2:
         return next(iter(flat), neutral)
-    found: Regex = _one(kind, *sorted(flat, key=lambda part: part._number))
-    return found
+    return _one(kind, *sorted(flat, key=lambda part: part._number))
 
 
 def no(part: Regex) -> Regex:
@@ -359,8 +354,7 @@ def no(part: Regex) -> Regex:
         return ANYTHING
     if part is ANYTHING:
         return NOTHING
-    found: Regex = _one(Not, part)
-    return found
+    return _one(Not, part)
 
 
 def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
@@ -373,8 +367,7 @@ def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
         return part
     if part.nullable:
         fewest = 0
-    found: Regex = _one(Repeat, part, fewest, most)
-    return found
+    return _one(Repeat, part, fewest, most)
 
 
 ANYTHING: Regex = _one(Repeat, chars(EVERY), 0, None)
@@ -382,8 +375,16 @@ ANYTHING: Regex = _one(Repeat, chars(EVERY), 0, None)
 
 def multiple_of(modulus: int, places: int, rest: int = 0, place: int | None = None) -> Regex:
     """A number without exponent that is a multiple of `modulus / 10**places`, given as digits."""
-    found: Regex = _one(Multiple, modulus, places, rest % modulus, place)
-    return found
+    return _one(Multiple, modulus, places, rest % modulus, place)
+
+
+def one_of_each(states: Iterable[Regex], low: int = 0, high: int = LAST) -> Iterator[int]:
+    """One character of each class that some states tell apart, between two code points."""
+    cuts = sorted({c for state in states for c in state.cuts if low < c <= high})
+    for start, end in itertools.pairwise([low, *cuts, high + 1]):
+        first = 0xE000 if 0xD800 <= start < 0xE000 else start
+        if first < end:
+            yield next((c for c in _READABLE if first <= c < end), first)
 
 
 def without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> Ranges:

@@ -13,6 +13,7 @@ from langchain_llama_stop.grammar.regex import (
     And,
     Cat,
     Chars,
+    Multiple,
     Not,
     Ranges,
     Regex,
@@ -67,6 +68,28 @@ def map_chars(part: Regex, change: Callable[[Ranges], Regex]) -> Regex:
 def plain(part: Regex) -> Regex:
     """An expression without code points that are no characters."""
     return map_chars(part, lambda ranges: chars(r for r in ranges if r[1] <= LAST))
+
+
+def detour(part: Regex) -> int:
+    """The most bytes by which one character may lengthen the shortest way to the end of a text.
+
+    Under `&` and `~` it is an estimate.
+    """
+    longest = 0
+    while isinstance(part, Cat):
+        longest, part = max(longest, detour(part.first)), part.rest
+    if isinstance(part, Alt):
+        longest = max(longest, *(o.least + detour(o) - part.least for o in part.options))
+    elif isinstance(part, And):
+        longest = max(longest, sum(map(detour, part.parts)))
+    elif isinstance(part, Not):
+        longest = max(longest, detour(part.part))
+    elif isinstance(part, Repeat):
+        once = 0 if part.fewest == part.most else part.part.least
+        longest = max(longest, once + detour(part.part))
+    elif isinstance(part, Multiple):
+        longest = max(longest, len(str(part.modulus)) + part.places)
+    return longest
 
 
 def lark_terminal(part: Regex) -> str:

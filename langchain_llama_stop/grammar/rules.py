@@ -7,10 +7,11 @@ below 256 is a byte, and 256 + id is a special token.
 
 from __future__ import annotations
 
-import json
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 from langchain_llama_stop.grammar.regex import (
     EMPTY,
@@ -20,54 +21,10 @@ from langchain_llama_stop.grammar.regex import (
     either,
     literal,
     no,
+    one_of_each,
 )
-from langchain_llama_stop.grammar.rewrite import lark_terminal
-
-Kind = Literal["", "key", "name", "text"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Terminal:
-    """A piece of text, or one special token.
-
-    Attributes:
-        regex: What the text matches; NOTHING for a special token.
-        lark: How llguidance writes it.
-        token: The id of the special token.
-        is_rule: Whether llguidance takes `lark` in rules alone.
-        kind: "key" for any key of an object, "name" for one of some keys, "text" for text that is
-            no JSON.
-    """
-
-    regex: Regex
-    lark: str
-    token: int | None = None
-    is_rule: bool = False
-    kind: Kind = ""
-
-    @property
-    def shortest(self) -> str | None:
-        """Its shortest text, in symbols; None if there is none."""
-        if self.token is not None:
-            return chr(256 + self.token)
-        text = self.regex.shortest
-        return None if text is None else text.decode("latin-1")
-
-
-def text_terminal(text: str) -> Terminal:
-    """A text that stands as it is."""
-    return Terminal(literal(text), json.dumps(text))
-
-
-def regex_terminal(regex: Regex, kind: Kind = "") -> Terminal:
-    """A text that matches an expression."""
-    return Terminal(regex, lark_terminal(regex), kind=kind)
-
-
-def token_terminal(token: int) -> Terminal:
-    """A special token."""
-    return Terminal(NOTHING, f"<[{token}]>", token)
-
+from langchain_llama_stop.grammar.rewrite import detour
+from langchain_llama_stop.grammar.terminal import Terminal, after_symbol, characters, shortest_end
 
 Sequences = tuple[int | Terminal, ...]
 
@@ -127,10 +84,13 @@ class Parser:
         has_keys: Whether an object may have keys that are not listed.
         has_names: Whether there may be no more of them after some.
         has_lists: Whether there may be a list.
+        overlap: Whether a terminal may take what is meant for the one after it.
+        detour: Symbols by which one more may lengthen the way to the end of a terminal.
     """
 
-    def __init__(self, rules: Rules, start: int) -> None:
+    def __init__(self, rules: Rules, start: int, *, overlap: bool = False) -> None:
         """Works out the shortest texts, and leaves out what no answer can use."""
+        self.overlap = overlap
         shortest = _shortest_texts(rules.alternatives)
 
         def can(symbol: int | Terminal) -> bool:
@@ -156,6 +116,7 @@ class Parser:
         self.has_keys = "key" in kinds or self.has_names
         self.has_lists = any(terminal.lark == '"["' for terminal in terminals)
         self._rests: dict[tuple[int, int], str] = {}
+        self.detour = max((detour(terminal.regex) for terminal in terminals), default=0)
 
     def lark(self) -> str:
         """The rules in llguidance's Lark form."""
@@ -202,6 +163,9 @@ class _Scan(NamedTuple):
     begun: bytes
 
 
+_MOST_PLACES = 1_000
+"""Places that a search may visit. Not tuned: it takes some tenths of a second."""
+_UNKNOWN = "?"
 _WHOLE = -1
 """The number of the rule that is the whole answer."""
 
@@ -209,7 +173,8 @@ _WHOLE = -1
 class Place:
     """Where an answer stands: everything that the rules allow there.
 
-    Places are made as they are reached; one inside a terminal is found again.
+    Places are made as they are reached; one inside a terminal is found again. As in llguidance, a
+    terminal goes on as long as it can.
 
     Attributes:
         accepting: Whether the answer is complete here.
@@ -219,13 +184,14 @@ class Place:
     def __init__(
         self, parser: Parser, inside: dict[frozenset[_Scan], Place], scans: list[_Scan]
     ) -> None:
-        """Begins with the terminals that are being read."""
+        """Begins with the terminals that are being read; `close` adds those that may come next."""
         self.accepting = False
         self.parser, self._inside, self._scans = parser, inside, scans
+        self._next_scans: list[_Scan] = []
         self._waiting: dict[int, list[_Item]] = {}
         self._after: dict[int, Place | None] = {}
         self._ends: dict[int, str] | None = None
-        self._completion: str | None = None
+        self._completion: str | None = _UNKNOWN
 
     def close(self, items: list[_Item]) -> None:
         """Adds items, what they predict and what they complete."""
@@ -243,7 +209,7 @@ class Place:
                 continue
             symbol, after = item.symbols[item.dot], item._replace(dot=item.dot + 1)
             if isinstance(symbol, Terminal):
-                self._scans.append(_Scan(after, symbol, symbol.regex, b""))
+                self._next_scans.append(_Scan(after, symbol, symbol.regex, b""))
                 empty = symbol.regex.nullable
             else:
                 if symbol not in self._waiting:
@@ -268,23 +234,15 @@ class Place:
         return place
 
     def _next(self, symbol: int) -> Place | None:
-        scans, items = list[_Scan](), list[_Item]()
-        for scan in self._scans:
-            if scan.terminal.token is not None:
-                if symbol == 256 + scan.terminal.token:
-                    items.append(scan.item)
-                continue
-            state, begun = _step(scan.state, scan.begun, symbol)
-            if state is not NOTHING and state is not EMPTY:
-                scans.append(_Scan(scan.item, scan.terminal, state, begun))
-            if state.nullable and not begun:
-                items.append(scan.item)
+        scans, items = _read(self._scans, symbol)
         if not scans and not items:
-            return None
+            scans, items = _read(self._next_scans, symbol)
         if items:
             place = Place(self.parser, self._inside, scans)
             place.close(items)
             return place
+        if not scans:
+            return None
         key = frozenset(scans)
         if key not in self._inside:
             self._inside[key] = Place(self.parser, self._inside, scans)
@@ -292,27 +250,64 @@ class Place:
 
     @property
     def completion(self) -> str | None:
-        """The shortest text that completes the answer, in symbols; None if there is none."""
-        if self._completion is None and not self.accepting:
-            texts = [
-                text + self.parser.rest(item.symbols, item.dot) + item.origin.end(item.rule)
-                for item, terminal, state, begun in self._scans
-                if (text := _shortest(terminal, state, begun)) is not None
-            ]
-            self._completion = min(texts, key=len, default=None)
-        return "" if self.accepting else self._completion
+        """The shortest text that completes the answer, in symbols; None if none is found."""
+        if not self.parser.overlap or self.accepting:
+            return self._nearest
+        if self._completion is _UNKNOWN:
+            self._completion = self._search()
+        return self._completion
+
+    @cached_property
+    def _nearest(self) -> str | None:
+        """The completion, if every terminal ends where that is best."""
+        texts = [
+            text + self.parser.rest(item.symbols, item.dot) + item.origin.end(item.rule)
+            for item, terminal, state, begun in self._scans + self._next_scans
+            if (text := shortest_end(terminal, state, begun)) is not None
+        ]
+        return "" if self.accepting else min(texts, key=len, default=None)
+
+    def _search(self) -> str | None:
+        """The completion, if terminals go on as long as they can. A*, by the nearest one."""
+        paths: list[tuple[int, int, str, Place]] = [(0, 0, "", self)]
+        for number in range(_MOST_PLACES):
+            if not paths:
+                break
+            _, _, text, place = heapq.heappop(paths)
+            if place.accepting:
+                return text
+            if (near := place._nearest) is None:
+                continue
+            end = place.after(near)
+            if end is not None and end.accepting:
+                heapq.heappush(paths, (len(text + near), -number, text + near, end))
+                continue
+            for symbols in place._symbols():
+                after = place.after(symbols)
+                if after is not None and (rest := after._nearest) is not None:
+                    longer = text + symbols
+                    heapq.heappush(paths, (len(longer + rest), -number, longer, after))
+        return None
+
+    def _symbols(self) -> set[str]:
+        """What may come next: one character of each class, and special tokens."""
+        scans = self._scans + self._next_scans
+        tokens = {chr(256 + s.terminal.token) for s in scans if s.terminal.token is not None}
+        begun = next((s.begun for s in scans if s.begun), b"")
+        points = one_of_each((s.state for s in scans), *characters(begun))
+        return tokens | {chr(p).encode()[len(begun) :].decode("latin-1") for p in points}
 
     @property
     def in_text(self) -> bool:
         """Whether what comes next may be text that is no JSON."""
-        return any(scan.terminal.kind == "text" for scan in self._scans)
+        return any(s.terminal.kind == "text" for s in self._scans + self._next_scans)
 
     def other_key(self, taken: Iterable[str]) -> str | None:
         """The shortest end of the key that is open, but for those that are taken."""
         others = no(either(*(literal(t.encode("latin-1").decode(errors="replace")) for t in taken)))
         texts = [
             text.decode("latin-1")
-            for _, terminal, state, begun in self._scans
+            for _, terminal, state, begun in self._scans + self._next_scans
             if terminal.kind in ("key", "name")
             and not begun
             and (text := both(state, others).shortest) is not None
@@ -343,47 +338,18 @@ class Place:
         return self._ends[rule]
 
 
-def _shortest(terminal: Terminal, state: Regex, begun: bytes) -> str | None:
-    """The shortest text that ends a terminal, in symbols; None if there is none."""
-    if terminal.token is not None:
-        return terminal.shortest
-    if not begun:
-        text = state.shortest
-        return None if text is None else text.decode("latin-1")
-    texts = [
-        chr(point).encode()[len(begun) :] + after.shortest
-        for point, after in state.following(*_characters(begun))
-        if after.shortest is not None
-    ]
-    return min(texts, key=len).decode("latin-1") if texts else None
-
-
-def _step(state: Regex, begun: bytes, symbol: int) -> tuple[Regex, bytes]:
-    """The state of a terminal after a byte, and the bytes of the character that it begins."""
-    if symbol < 128 and not begun:
-        return state.after(symbol), b""
-    if symbol > 255:
-        return NOTHING, b""
-    begun += bytes([symbol])
-    try:
-        return state.after(ord(begun.decode())), b""
-    except (UnicodeDecodeError, TypeError):
-        low, high = _characters(begun)
-        possible = any(True for _ in state.following(low, high)) if low <= high else False
-        return (state, begun) if possible else (NOTHING, b"")
-
-
-def _characters(begun: bytes) -> tuple[int, int]:
-    """The least and the last code point that begins with some bytes of UTF-8."""
-    first = begun[0]
-    size = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4
-    if not 0xC2 <= first < 0xF5 or len(begun) >= size:
-        return 1, 0
-    value = first & (0x7F >> size)
-    for byte in begun[1:]:
-        if not 0x80 <= byte < 0xC0:
-            return 1, 0
-        value = value << 6 | byte & 0x3F
-    bits = 6 * (size - len(begun))
-    least = {2: 0x80, 3: 0x800, 4: 0x10000}[size]
-    return max(value << bits, least), min((value + 1 << bits) - 1, 0x10FFFF)
+def _read(scans: Iterable[_Scan], symbol: int) -> tuple[list[_Scan], list[_Item]]:
+    """The terminals that are still being read after a symbol, and the items of those that end."""
+    still, items = list[_Scan](), list[_Item]()
+    for item, terminal, state, begun in scans:
+        if terminal.token is not None:
+            if symbol == 256 + terminal.token:
+                items.append(item)
+            continue
+        state, begun = after_symbol(state, begun, symbol)
+        ends = state.nullable and not begun
+        if ends:
+            items.append(item)
+        if state is not NOTHING and state is not EMPTY and not (ends and terminal.lazy):
+            still.append(_Scan(item, terminal, state, begun))
+    return still, items

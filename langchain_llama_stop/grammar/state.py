@@ -38,13 +38,13 @@ def begin(tokens: GrammarTokens, grammar: Grammar, limit: int) -> State | None:
     if matcher is None:
         return None
     matcher = matcher.deep_copy()
-    if grammar.parser is None:
+    parser = grammar.parser or tokens.parser(grammar.lark)
+    if parser is None:
         start = tokens.short_completion(matcher, MAX_COMPLETION)
-        return _Walked(tokens, matcher, limit, limit, start)
-    parts = [tokens.vocabulary.length(text) for text in grammar.parser.texts if text is not None]
-    margin = max(parts) + _MARGIN
-    place = grammar.parser.begin()
-    return _Parsed(tokens, matcher, place, Keys(), Items(), margin, limit, first=True)
+        return _Walked(tokens, matcher, len(start) + _MARGIN, limit, start)
+    parts = {parser.rest(symbols, 0) for rule in parser.alternatives for symbols in rule}
+    margin = max(map(tokens.vocabulary.length, parts), default=0) + parser.detour + _MARGIN
+    return _Parsed(tokens, matcher, parser.begin(), Keys(), Items(), margin, limit, first=True)
 
 
 class State:

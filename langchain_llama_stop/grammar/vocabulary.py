@@ -29,6 +29,7 @@ class Vocabulary:
     """The tokens of a tokenizer.
 
     Attributes:
+        special: Gives the id of a special token's text; None if there is none.
         texts: The text of each id; "" for ids that are no text to a grammar.
         quoting: The ids of tokens with two quotes in them, and maybe a whole key.
         continuing: The ids of tokens with a comma in them.
@@ -42,6 +43,12 @@ class Vocabulary:
             else tokenizer.decode_bytes([i]).decode("latin-1")
             for i in range(tokenizer.vocab_size)
         ]
+        names = {
+            tokenizer.decode_bytes([i]).decode(errors="replace"): i
+            for i, text in enumerate(self.texts)
+            if text == chr(256 + i)
+        }
+        self.special = names.get
         self.quoting = [i for i, text in enumerate(self.texts) if text.count('"') > 1]
         self.continuing = [i for i, text in enumerate(self.texts) if "," in text]
         self._ids = {text: i for i, text in reversed(list(enumerate(self.texts))) if text}

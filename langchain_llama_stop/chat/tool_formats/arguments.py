@@ -28,8 +28,8 @@ from langchain_llama_stop.grammar.regex import (
     without,
 )
 from langchain_llama_stop.grammar.rewrite import alternatives_of, parts_of
-from langchain_llama_stop.grammar.rules import (
-    Rules,
+from langchain_llama_stop.grammar.rules import Rules
+from langchain_llama_stop.grammar.terminal import (
     Terminal,
     regex_terminal,
     text_terminal,

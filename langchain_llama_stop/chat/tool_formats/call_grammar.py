@@ -27,14 +27,14 @@ from langchain_llama_stop.grammar.regex import (
     no,
     repeat,
 )
-from langchain_llama_stop.grammar.rules import (
-    Rules,
+from langchain_llama_stop.grammar.rules import Rules
+from langchain_llama_stop.grammar.schema import Grammar, add_schema, tool_argument
+from langchain_llama_stop.grammar.terminal import (
     Terminal,
     regex_terminal,
     text_terminal,
     token_terminal,
 )
-from langchain_llama_stop.grammar.schema import Grammar, add_schema, tool_argument
 
 _BLANKS = repeat(chars([(ord(c), ord(c)) for c in " \n\t\r"]))
 

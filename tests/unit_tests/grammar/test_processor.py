@@ -263,3 +263,20 @@ def test_control_tokens_of_a_prompt_are_text_on_demand():
         for value in (None, True)
     ]
     assert counts[1] > counts[0]
+
+
+@pytest.mark.parametrize("pattern", ["^(no|y[0-9]{60})$", "^a?(b{30})?$", "^(x|(ab){20}c)+$"])
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_choice_inside_a_pattern_is_made_only_if_it_fits(pattern, name, seed):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"pattern": pattern, "type": "string"}},
+        "required": ["a"],
+    }
+    for budget in (14, 24, 45):
+        options = {"json_schema": schema, "max_new_tokens": budget, "seed": seed}
+        options["temperature"] = 1.5 * (seed % 2)
+        response = generate(pipeline(name, seed), ["go"], GenerationOptions.parse(options))[0]
+        assert response.finish_reason == "stop", response.text
+        jsonschema.validate(json.loads(response.text), schema)
