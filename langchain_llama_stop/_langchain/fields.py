@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 OBJECTS = tuple(option.name for option in OPTIONS.values() if option.is_object)
 """Options that are objects of the user's, of which nothing can be written as JSON."""
 
+_TOKENIZER = ("chat_template", "model_max_length", "truncation_side", "add_bos_token")
+"""What users change of a tokenizer that was loaded."""
+
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
 
 
@@ -162,7 +165,7 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
 
     def _everything(self, pipeline: Any) -> dict[str, Any]:
         """Everything that changes an answer."""
-        model = pipeline.model
+        model, tokenizer = pipeline.model, pipeline.tokenizer
         options = self._options()
         return {
             # A model that came from no file is known by itself alone.
@@ -177,6 +180,10 @@ class OptionFields(ParsedOptionsMixin, ModelOptions):
                 for name, config in getattr(model, "peft_config", {}).items()
             },
             "active_adapters": adapter_state(model),
+            "tokenizer": [
+                tokenizer.name_or_path or _object_key(tokenizer),
+                *(getattr(tokenizer, name, None) for name in _TOKENIZER),
+            ],
             "pipeline": [
                 {k: _argument_key(v) for k, v in sorted(arguments.items()) if k != "tokenizer"}
                 for arguments in (

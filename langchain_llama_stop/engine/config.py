@@ -28,15 +28,21 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
         options: The options; their `pipeline_kwargs` may name `eos_token_id`.
 
     Raises:
-        ValueError: If none of them names any.
+        ValueError: If none of them names any, or one names what is no id.
     """
     for value in (
         _settings(pipeline, options)[1].get("eos_token_id"),
         pipeline.model.generation_config.eos_token_id,
         pipeline.tokenizer.eos_token_id,
     ):
-        if value is not None and value != []:  # an empty list is as good as none
-            return [value] if isinstance(value, int) else [int(i) for i in value]
+        ids = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if any(not isinstance(i, int) for i in ids):
+            raise ValueError(
+                f"`eos_token_id` has to be an int or a list of them, but is {value!r}: correct it "
+                "in `pipeline_kwargs`, the pipeline or `model.generation_config`."
+            )
+        if ids:  # an empty list is as good as none
+            return ids
     raise ValueError(
         "`eos_token_id` has to be known, but neither the generation config nor the tokenizer "
         "names one: set `model.generation_config.eos_token_id`."
@@ -45,7 +51,10 @@ def eos_token_ids(pipeline: Any, options: GenerationOptions) -> list[int]:
 
 def vocabulary_size(model: Any) -> int:
     """Counts the tokens that a model has embeddings for."""
-    return int(model.get_input_embeddings().num_embeddings)
+    embeddings = model.get_input_embeddings()
+    # An adapter of the embeddings has them inside.
+    sizes = (m.num_embeddings for m in embeddings.modules() if hasattr(m, "num_embeddings"))
+    return int(next(sizes, model.config.get_text_config().vocab_size))
 
 
 def context_window(model: Any) -> int | None:
@@ -144,8 +153,10 @@ def refusals(pipeline: Any, options: GenerationOptions) -> Iterator[Refusal]:
 
 def _settings(pipeline: Any, options: GenerationOptions) -> tuple[GenerationConfig, dict[str, Any]]:
     """A generation config, and the settings to put into it: the pipeline's, then the call's."""
-    kwargs = dict(pipeline._generate_kwargs)
-    given, config = kwargs.pop("generation_config", None), _CallConfig()  # type: ignore[no-untyped-call]
+    config = _CallConfig()  # type: ignore[no-untyped-call]
+    later = {n: v for n, v in pipeline._forward_params.items() if n in vars(config)}
+    kwargs = {**pipeline._generate_kwargs, **later}
+    given = kwargs.pop("generation_config", None)
     own = given.to_diff_dict() if given else {}
     own = {name: value for name, value in own.items() if hasattr(config, name)}
     return config, {**copy.deepcopy(own), **kwargs, **options.pipeline_kwargs}
@@ -297,7 +308,14 @@ def check_settings(options: GenerationOptions) -> None:
 
 
 def _update(config: GenerationConfig, settings: Mapping[str, Any]) -> None:
-    if unknown := config.update(**settings):  # type: ignore[no-untyped-call]
+    try:
+        unknown = config.update(**settings)  # type: ignore[no-untyped-call]
+    except TypeError as error:  # a value of a wrong form
+        raise ValueError(
+            f"`pipeline_kwargs` and the pipeline's settings have to be what transformers takes, "
+            f"but {error}: correct that setting."
+        ) from error
+    if unknown:
         raise ValueError(
             f"`pipeline_kwargs` has to hold settings of transformers' GenerationConfig, but holds "
             f"{', '.join(map(repr, sorted(unknown)))}."

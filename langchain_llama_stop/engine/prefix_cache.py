@@ -54,8 +54,8 @@ class PrefixCache:
     """The prefixes kept for one model, bounded in tokens; the least recently used go first.
 
     Attributes:
-        epoch: How many times the weights have changed. What was computed in two of them is of no
-            use in either.
+        epoch: How many times what the model computes with has changed. What was computed in two of
+            them is of no use in either.
     """
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class PrefixCache:
         self._adapters = ""
 
     def refresh(self, model: PreTrainedModel) -> None:
-        """Drops all entries if the model's adapters or weights have changed.
+        """Drops all entries if what the model computes with has changed, or may have.
 
-        That takes about a millisecond, because every parameter is looked at.
+        Every module and tensor is looked at: that takes longer the more there are, however large.
         """
         self.watch_adapters(model)
-        weights = fingerprint(model)
+        weights = fingerprint(model, self._weights)
         if self._weights is None or not weights.same_as(self._weights):
             self._start_epoch()
         self._weights = weights

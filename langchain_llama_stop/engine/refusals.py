@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextGenerationPipeline
 from transformers.generation.configuration_utils import GenerationMode
 
 
@@ -70,11 +70,17 @@ _OUTPUT: dict[str, tuple[bool, Callable[[dict[str, Any]], bool]]] = {
 }
 """Arguments about the answer's text: what they have to be, and whether they are something else."""
 
+_STEPS = ("preprocess", "_forward", "postprocess")
+"""Methods of a pipeline that the engine stands in for."""
+
 _MODES = (
     *("constraints", "force_words_ids", "num_beams", "penalty_alpha", "dola_layers", "use_mtp"),
     *("prompt_lookup_num_tokens", "assistant_early_exit"),
 )
 """Generation settings that ask for another way of decoding."""
+
+_SILENT = {"num_beams": 1, "penalty_alpha": 0, "use_mtp": False}
+"""Their values that do not, besides None; even 0 or an empty list asks for it elsewhere."""
 
 _CACHES = ("dynamic", "dynamic_full", "static", "sliding_window", "hybrid", "hybrid_chunked")
 """Values of `cache_implementation` that neither change answers nor save memory."""
@@ -112,6 +118,17 @@ def refused_arguments(pipeline: Any, return_full_text: bool) -> Iterator[Refusal
             "The pipeline's `tokenizer` has to be transformers' own, but is mistral-common's",
             "load it with `AutoTokenizer.from_pretrained(…, mistral_format=False)`",
         )
+    for name in _STEPS:
+        if getattr(getattr(pipeline, name), "__func__", None) is not getattr(
+            TextGenerationPipeline, name
+        ):
+            yield Refusal(
+                name,
+                f"The pipeline's `{name}` has to be that of transformers' TextGenerationPipeline, "
+                f"but {type(pipeline).__name__} has its own",
+                "build the pipeline without `pipeline_class`, and change prompts and answers "
+                "outside of it",
+            )
     given = {"assistant_tokenizer": pipeline.assistant_tokenizer, **before, **forward}
     for name, fix in _ARGUMENTS.items():
         value = given.get(name)
@@ -171,7 +188,7 @@ def refused_settings(
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         given = ((name, getattr(config, name, None)) for name in _MODES)
-        name = next(n for n, value in given if value and (n, value) != ("num_beams", 1))
+        name = next(n for n, value in given if value is not None and _SILENT.get(n) != value)
         yield Refusal(
             name,
             "The generation mode has to be greedy search or sampling, but "

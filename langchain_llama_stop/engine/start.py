@@ -80,7 +80,14 @@ def start(
         "stopping_criteria": criteria,
         "custom_generate": prepared,
     }
-    made = model.generate(**arguments)
+    try:
+        made = model.generate(**arguments)
+    except (TypeError, LookupError, AttributeError) as error:  # a value of a wrong form
+        raise ValueError(
+            "The generation settings have to be what transformers' `generate` takes, but it "
+            f"raises {error!r}: correct `pipeline_kwargs`, the pipeline's settings or "
+            "`model.generation_config`."
+        ) from error
     # 3. What chooses the tokens
     unbatchable = config.use_cache is False or not can_batch(model, prompt_length + max_new_tokens)
     generator = None

@@ -13,6 +13,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    TrainableTokensConfig,
     get_peft_model,
 )
 from transformers import (
@@ -122,6 +123,25 @@ WRAPPED = {
             LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
         ).eval(),
         "hada",
+    ),
+    "lora of the embeddings": lambda: adapted(
+        task_type="CAUSAL_LM", target_modules=["embed_tokens", "lm_head"]
+    ),
+    "lora with tokens": lambda: randomized(
+        get_peft_model(
+            tiny_llama(len(TOKENIZER)),
+            LoraConfig(
+                target_modules=["q_proj"], trainable_token_indices=[97], task_type="CAUSAL_LM"
+            ),
+        ).eval(),
+        "token",
+    ),
+    "trained tokens": lambda: randomized(
+        get_peft_model(
+            tiny_llama(len(TOKENIZER)),
+            TrainableTokensConfig(token_indices=[97, 98, 32], task_type="CAUSAL_LM"),
+        ).eval(),
+        "token",
     ),
     "compiled": lambda: torch.compile(tiny_llama(len(TOKENIZER)), backend="eager"),
     "compiled lora": lambda: torch.compile(

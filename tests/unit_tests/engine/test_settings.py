@@ -2,12 +2,17 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer, WatermarkingConfig
+from transformers import (
+    GenerationConfig,
+    TextGenerationPipeline,
+    TextIteratorStreamer,
+    WatermarkingConfig,
+)
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop.engine.config import with_pipeline_stops
 from langchain_llama_stop.engine.generate import generate
-from tests.fakes import TOKENIZERS, byte_characters, make_pipeline, tiny_llama
+from tests.fakes import TOKENIZERS, byte_bpe_tokenizer, byte_characters, make_pipeline, tiny_llama
 from tests.fakes.generation import options, scripted, tiny
 
 TOKENIZER = TOKENIZERS["byte_bpe"]
@@ -88,6 +93,49 @@ def test_what_is_not_honoured_is_refused_when_the_model_is_given(name):
             make(pipeline=pipeline)
 
 
+@pytest.mark.parametrize(
+    "later", [{"repetition_penalty": 2.0}, {"max_new_tokens": 3}, {"suppress_tokens": WORDS}]
+)
+def test_what_is_changed_in_a_pipeline_later_is_in_force(later):
+    pipeline = given({}, do_sample=False, max_new_tokens=12)
+    pipeline._forward_params.update(later)
+    plain = [pipeline(p, return_full_text=False)[0]["generated_text"] for p in PROMPTS]
+    assert LlamaStopLLM(pipeline=pipeline, eos_reward=False).batch(PROMPTS) == plain
+
+
+class OwnPipeline(TextGenerationPipeline):
+    def preprocess(self, text, **kwargs):
+        return super().preprocess("Instruction: " + text, **kwargs)
+
+
+class OwnAnswers(TextGenerationPipeline):
+    def postprocess(self, output, **kwargs):
+        return [{"generated_text": r["generated_text"].upper()} for r in output]
+
+
+class OwnPass(TextGenerationPipeline):
+    def _forward(self, inputs, **kwargs):
+        return super()._forward(inputs, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "name"),
+    [(OwnPipeline, "preprocess"), (OwnAnswers, "postprocess"), (OwnPass, "_forward")],
+)
+def test_a_pipeline_of_ones_own_is_refused_by_what_it_does_itself(made_by, name):
+    pipeline = made_by(model=given({}).model, tokenizer=TOKENIZER)
+    for make in (LlamaStopLLM, ChatLlamaStop):
+        with pytest.raises(ValueError, match=rf"`{name}`.*{made_by.__name__}.*outside"):
+            make(pipeline=pipeline)
+
+
+def test_a_step_replaced_in_one_pipeline_is_refused_too():
+    pipeline = given({})
+    pipeline.preprocess = lambda text, **kwargs: pipeline.tokenizer(text)
+    with pytest.raises(ValueError, match="`preprocess`"):
+        llm(pipeline)
+
+
 def test_the_option_may_ask_for_the_full_text_as_the_pipeline_does():
     pipeline = given({}, return_full_text=True)
     assert llm(pipeline, return_full_text=True).invoke("Hello").startswith("Hello")
@@ -99,6 +147,11 @@ CHECKPOINTS = [
     {"penalty_alpha": 0.6, "top_k": 4},
     {"dola_layers": "high"},
     {"force_words_ids": [[[70]]]},
+    {"force_words_ids": []},
+    {"num_beams": 0},
+    {"prompt_lookup_num_tokens": 0},
+    {"assistant_early_exit": 0},
+    {"dola_layers": []},
     {"constraints": [1]},
     {"prompt_lookup_num_tokens": 3},
     {"assistant_early_exit": 1},
@@ -114,6 +167,28 @@ def test_what_a_checkpoint_asks_for_and_is_not_done_is_refused_by_name(settings)
     name = next(iter(settings))
     with pytest.raises(ValueError, match=f"`{name}`.*model's generation config.*{name}|batch"):
         llm(given(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": "258"},
+        {"eos_token_id": [None]},
+        {"eos_token_id": [1.5, 2]},
+        {"eos_token_id": torch.tensor([70])},
+        {"exponential_decay_length_penalty": (3,)},
+        {"watermarking_config": {"ngram_len": 5, "keys": [1, 2]}},
+    ],
+    ids=str,
+)
+def test_a_value_of_a_wrong_form_is_a_value_error_that_says_where(settings):
+    with pytest.raises(ValueError, match=r"model\.generation_config"):
+        llm(given(settings)).invoke("Hello")
+
+
+def test_so_is_one_of_a_call():
+    with pytest.raises(ValueError, match=r"`pipeline_kwargs`.*ngram_len"):
+        llm(given({}), pipeline_kwargs={"watermarking_config": {"ngram_len": 5, "keys": [1]}})
 
 
 def test_a_call_may_override_what_a_checkpoint_asks_for():
@@ -155,6 +230,24 @@ def test_pipelines_that_differ_have_different_cache_keys(arguments):
     other = make_pipeline(pipeline.model, TOKENIZER, **arguments)
     keys = [str(llm(p)._identifying_params) for p in (pipeline, pipeline, other)]
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"truncation_side": "left"},
+        {"model_max_length": 7},
+        {"chat_template": "{{ messages }}"},
+    ],
+    ids=str,
+)
+def test_tokenizers_that_differ_make_different_cache_keys(change):
+    pipeline, tokenizer = given({}), byte_bpe_tokenizer()
+    tokenizer.name_or_path = "some-model"
+    before = str(llm(make_pipeline(pipeline.model, tokenizer))._identifying_params)
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    assert before != str(llm(make_pipeline(pipeline.model, tokenizer))._identifying_params)
 
 
 # --- odd texts

@@ -1,5 +1,8 @@
 """What was computed under other weights is not used again."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -81,9 +84,22 @@ def hook(model):
     layer(model).register_forward_hook(lambda module, given, out: (out[0] * 2, *out[1:]))
 
 
+def patched(model):
+    mlp = model.model.layers[0].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: own(x) * 2
+
+
+def other_class(model):
+    mlp = model.model.layers[0].mlp
+    mlp.__class__ = type("Doubled", (type(mlp),), {"forward": lambda self, x: self.up_proj(x) @ W})
+
+
 def buffer(model):
     model.model.rotary_emb.inv_freq.mul_(0.5)
 
+
+W = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
 
 CHANGES = {
     "through data": lambda m: layer(m).k_proj.weight.data.add_(0.5),
@@ -101,6 +117,18 @@ CHANGES = {
     "attention scaling": lambda m: setattr(layer(m), "scaling", 3.0),
     "a hook": hook,
     "frequencies": buffer,
+    "a module without weights": lambda m: setattr(m.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+    "a number of a leaf": lambda m: setattr(
+        m.model.layers[0].input_layernorm, "variance_epsilon", 5.0
+    ),
+    "scaling of the frequencies": lambda m: setattr(m.model.rotary_emb, "attention_scaling", 3.0),
+    "another forward": patched,
+    "another class": other_class,
+    "the order of the layers": lambda m: setattr(
+        m.model, "layers", torch.nn.ModuleList(m.model.layers[::-1])
+    ),
+    "another layer": lambda m: m.model.layers.__setitem__(0, tiny_llama(9, seed=7).model.layers[0]),
+    "the attention": lambda m: m.set_attn_implementation("eager"),
 }
 
 
@@ -116,6 +144,96 @@ def test_no_change_of_weights_goes_unnoticed(change):
     )
     if change in ("through data", "through numpy", "a new layer"):
         assert expected != before
+
+
+class Steered(torch.nn.Module):
+    """Adds a vector to what a layer gives: an attribute, no parameter or buffer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.strength = layer, 0.0
+        self.vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, *args, **kwargs):
+        return self.layer(*args, **kwargs) + self.strength * self.vector
+
+
+def by_hook(model, state):
+    model.model.layers[0].register_forward_hook(lambda module, given, out: out + state["vector"])
+
+
+def by_pre_hook(model, state):
+    model.model.layers[0].register_forward_pre_hook(
+        lambda module, given: (given[0] + state["vector"], *given[1:])
+    )
+
+
+def by_forward(model, state):
+    own = model.model.layers[0].forward
+    model.model.layers[0].forward = lambda *a, **k: own(*a, **k) + state["vector"]
+
+
+@pytest.mark.parametrize("steer", [by_hook, by_pre_hook, by_forward])
+def test_hooks_and_functions_with_a_state_of_their_own_are_never_trusted(steer):
+    pipeline, state = tiny(), {"vector": torch.zeros(32)}
+    steer(pipeline.model, state)
+    before = generate(pipeline, [PROMPT], OPTIONS)
+    for scale in (1.0, 3.0):
+        state["vector"] = torch.full((32,), scale)
+        expected = generate(pipeline, [PROMPT], UNCACHED)
+        assert generate(pipeline, [PROMPT], OPTIONS) == expected != before
+
+
+def test_an_attribute_of_a_module_of_ones_own_is_looked_at():
+    pipeline = tiny()
+    layers = pipeline.model.model.layers
+    layers[0] = Steered(layers[0])
+    before = generate(pipeline, [PROMPT], OPTIONS)
+    for change in (
+        lambda: setattr(layers[0], "strength", 20.0),
+        lambda: layers[0].vector.data.mul_(-3),
+        lambda: setattr(layers[0], "vector", torch.ones(32)),
+    ):
+        change()
+        expected = generate(pipeline, [PROMPT], UNCACHED)
+        assert generate(pipeline, [PROMPT], OPTIONS) == expected != before
+        before = expected
+
+
+def test_equal_numbers_are_no_change_and_others_at_the_same_place_are():
+    model = tiny().model
+    norm = model.model.norm
+    norm.variance_epsilon = float("1e-3")
+    seen = fingerprint(model)
+    norm.variance_epsilon = float("1e-3")  # another object
+    assert fingerprint(model, seen).same_as(seen)
+    for number in range(50):  # freed numbers leave their places to others
+        norm.variance_epsilon = number + 0.5
+        now = fingerprint(model, seen)
+        assert not now.same_as(seen)
+        seen = now
+
+
+def test_modules_that_took_the_places_of_others_are_others():
+    model = tiny().model
+    seen = fingerprint(model)
+    for kind in (torch.nn.ReLU, torch.nn.GELU, torch.nn.ReLU, torch.nn.ReLU):
+        model.model.layers[0].mlp.act_fn = kind()
+        model.model.layers[0].mlp.act_fn = kind()
+        now = fingerprint(model, seen)
+        assert not now.same_as(seen)
+        seen = now
+
+
+def test_a_fingerprint_keeps_no_part_of_the_model():
+    model = tiny().model
+    seen = fingerprint(model)
+    layer = weakref.ref(model.model.layers[0])
+    other = tiny_llama(9).lm_head.weight.clone()
+    torch.utils.swap_tensors(model.lm_head.weight, torch.nn.Parameter(other))  # refuses references
+    model.model.layers = model.model.layers[1:]
+    gc.collect()
+    assert layer() is None and seen.parts.gone
 
 
 ADAPTERS = {
