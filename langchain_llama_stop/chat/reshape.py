@@ -166,8 +166,8 @@ def developer_as_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def system_first(messages: Sequence[Message]) -> list[Message]:
-    """Keeps one system message, the first; those after it are told by the user."""
-    count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    """Keeps the first system messages; those after others are told by the user."""
+    count = next((n for n, m in enumerate(messages) if m["role"] not in _SYSTEMS), len(messages))
     return merged([*messages[:count], *map(_by_user, messages[count:])])
 
 
@@ -177,7 +177,7 @@ def system_in_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _by_user(message: Message) -> Message:
-    is_system = message["role"] == "system"
+    is_system = message["role"] in _SYSTEMS
     return {"role": "user", "content": message["content"]} if is_system else message
 
 
