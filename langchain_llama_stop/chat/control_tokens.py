@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _NAMED = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{2,20}\]|<</?[A-Z]{2,9}>>|</?[a-z_]{1,12}>")
 _WORD_AND_SIGN = re.compile(r"(?=.*[^\W\d_])(?=.*[^\w\s])", re.DOTALL)
+_WHOLE = 5
+"""Pieces of an answer that begins with a whole thought: both tags, and what is around them."""
 _PRIVATE = range(0xF0000, 0xFFFFE)
 """Code points that no standard gives a character."""
 
@@ -92,8 +94,11 @@ class Guard:
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of a message that may be rendered; its role is a word of ours."""
         guarded: dict[str, Any] = self.value({**message, "role": ""}) | {"role": message["role"]}
-        if message["role"] == "assistant":  # a template may take out what stands in these tags
+        if message["role"] == "assistant":
+            # A template may take out what stands in its tags; a whole thought is the model's own.
             pieces = thought_pieces(message["content"], self._tags)
+            if len(pieces) == 1 and len(whole := thought_pieces(message["content"])) == _WHOLE:
+                pieces = whole
             guarded["content"] = "".join(
                 piece if number % 2 else self.text(piece) for number, piece in enumerate(pieces)
             )

@@ -75,6 +75,7 @@ class Rendering:
         settings: What the template is given besides.
         tools: Tools in OpenAI's form.
         no_tools: What the template is given where there are none: None, or [] if it demands a list.
+        in_blocks: Whether contents are lists of blocks, for templates that take no strings.
         problem: Why it did not take the messages that it was last asked about.
     """
 
@@ -83,20 +84,20 @@ class Rendering:
     settings: Mapping[str, Any]
     tools: Sequence[Mapping[str, Any]]
     no_tools: list[Any] | None = None
+    in_blocks: bool = False
     problem: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Asks whether the template does without tools."""
-        user = [{"role": "user", "content": "a"}]
-        if not self.tools and not self._renders(user):
-            self.no_tools = []
-            if not self._renders(user):
-                self.no_tools = None
+        """Asks in which form the template takes contents, and whether it does without tools."""
+        forms: list[tuple[bool, list[Any] | None]] = [(False, None), (False, []), (True, None)]
+        for self.in_blocks, self.no_tools in (*forms, forms[0]):
+            if self._tells(["qzx0xzq"], [{"role": "user", "content": "qzx0xzq"}]):
+                break
 
     def render(self, messages: Sequence[Message], begin_answer: bool) -> str:
         """The text that the template makes of messages; it raises whatever it likes."""
         text = self.tokenizer.apply_chat_template(
-            list(messages),
+            [*map(_in_blocks, messages)] if self.in_blocks else list(messages),
             tools=list(self.tools) or self.no_tools,  # type: ignore[arg-type]
             chat_template=self.template,
             add_generation_prompt=begin_answer,
@@ -148,21 +149,18 @@ class Rendering:
             return self.takes(probe) or self.takes(text_arguments(probe))
         return True
 
-    def _renders(self, messages: Sequence[Message]) -> bool:
-        """Whether the template renders messages without an error."""
-        try:
-            self.render(messages, True)
-        except Exception:  # templates raise errors of any type
-            return False
-        return True
-
     def tells_tools(self) -> bool:
         """Whether the template tells a model of its tools."""
+        names = [tool["function"]["name"] for tool in self.tools]
+        return self._tells(names, [{"role": "user", "content": "a"}])
+
+    def _tells(self, words: Sequence[str], messages: Sequence[Message]) -> bool:
+        """Whether all words come out where the template renders messages."""
         try:
-            text = self.render([{"role": "user", "content": "a"}], True)
+            text = self.render(messages, True)
         except Exception:  # templates raise errors of any type
             return False
-        return all(tool["function"]["name"] in text for tool in self.tools)
+        return all(word in text for word in words)
 
     def in_known_role(self, message: Message) -> Message:
         """A message in a role that the template knows; what a stranger says is told by the user."""
@@ -211,3 +209,8 @@ class Rendering:
             return "system" in self.render([system, user], False).partition("qzx1xzq")[0]
         except Exception:  # templates raise errors of any type
             return False
+
+
+def _in_blocks(message: Message) -> Message:
+    """A message whose content is a list of one block of text."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}

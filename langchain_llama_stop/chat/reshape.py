@@ -20,6 +20,7 @@ Change = Callable[[list[Message]], list[Message]]
 
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _GO_ON = "Go on."
+_SYSTEMS = ("system", "developer")
 
 
 def shapes(messages: list[Message], *, answer_next: bool) -> Iterator[list[Message]]:
@@ -38,8 +39,8 @@ def shapes(messages: list[Message], *, answer_next: bool) -> Iterator[list[Messa
     if answer_next and messages[-1]["role"] == "assistant":
         changes.insert(0, with_last_user)
     changes += [merged, without_empty_answers, with_first_user]
-    if any(message["role"] == "system" for message in messages):
-        changes += [system_first, system_in_user]
+    if any(message["role"] in _SYSTEMS for message in messages):
+        changes += [developer_as_system, system_first, system_in_user]
     changes = [change for change in changes if _may_help(change, messages)]
     tried: list[list[Message]] = []
     for number in range(2 ** len(changes)):
@@ -159,9 +160,14 @@ def with_last_user(messages: Sequence[Message]) -> list[Message]:
     return [*messages, {"role": "user", "content": _GO_ON}]
 
 
+def developer_as_system(messages: Sequence[Message]) -> list[Message]:
+    """Lets the system tell what a developer says."""
+    return [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+
+
 def system_first(messages: Sequence[Message]) -> list[Message]:
-    """Keeps one system message, the first; those after it are told by the user."""
-    count = next((n for n, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    """Keeps the first system messages; those after others are told by the user."""
+    count = next((n for n, m in enumerate(messages) if m["role"] not in _SYSTEMS), len(messages))
     return merged([*messages[:count], *map(_by_user, messages[count:])])
 
 
@@ -171,7 +177,7 @@ def system_in_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _by_user(message: Message) -> Message:
-    is_system = message["role"] == "system"
+    is_system = message["role"] in _SYSTEMS
     return {"role": "user", "content": message["content"]} if is_system else message
 
 
@@ -181,6 +187,25 @@ def with_system(messages: Sequence[Message], text: str) -> list[Message]:
         content = "\n\n".join(filter(None, (text, messages[0]["content"])))
         return [{**messages[0], "content": content}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+def described(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools (in OpenAI's form) with an empty description and no arguments where none are given."""
+
+    def told(schema: Mapping[str, Any]) -> dict[str, Any]:
+        return {"description": "", **schema}
+
+    described_tools = []
+    for tool in tools:
+        function = told(tool["function"])
+        parameters = function["parameters"]
+        properties = {
+            name: told(schema) if isinstance(schema, Mapping) else schema
+            for name, schema in parameters.get("properties", {}).items()
+        }
+        function["parameters"] = {**parameters, "properties": properties}
+        described_tools.append({**tool, "function": function})
+    return described_tools
 
 
 def as_text(messages: Sequence[Message], write: Callable[[Any], str]) -> list[Message]:
@@ -208,6 +233,7 @@ def as_text(messages: Sequence[Message], write: Callable[[Any], str]) -> list[Me
 
 _ORDER: list[Change] = [
     without_empty_answers,
+    developer_as_system,
     system_first,
     system_in_user,
     ids_of_nine,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop.chat.control_tokens import Guard, control_ids
 from langchain_llama_stop.chat.rendering import Rendering
-from langchain_llama_stop.chat.reshape import Message, as_text, shapes, with_system
+from langchain_llama_stop.chat.reshape import Message, as_text, described, shapes, with_system
 from langchain_llama_stop.chat.thoughts import opened_thought
 from langchain_llama_stop.chat.tool_formats import tool_format
 from langchain_llama_stop.tokens.encoding import encode
@@ -119,6 +119,8 @@ def chat_ids(
     """
     rendering = Rendering(tokenizer, template, template_kwargs, tools)
     fmt = tool_format(template)
+    if tools and knows_tools(template) and not rendering.tells_tools():
+        rendering = replace(rendering, tools=described(tools))
     if tools and not (knows_tools(template) and rendering.tells_tools()):
         _log.debug("The chat template knows no tools: a system message describes %d", len(tools))
         messages = with_system(messages, fmt.tools_text(tools))
@@ -176,8 +178,8 @@ def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[st
     """
     answer = "\ue000"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    before, _, after = str(text).partition(answer)
+    text = Rendering(tokenizer, template, {}, ()).render(messages, False)
+    before, _, after = text.partition(answer)
     return before, after
 
 

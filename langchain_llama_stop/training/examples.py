@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
+from langchain_llama_stop.chat.rendering import Rendering
 from langchain_llama_stop.chat.template import around_answer, chat_ids
 from langchain_llama_stop.tokens.encoding import common_length
 from langchain_llama_stop.training.data import Conversation
@@ -63,11 +64,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         ValueError: If they do, as templates of reasoning models with their thoughts.
     """
     question = [{"role": "user", "content": "?"}]
-    prompt = str(
-        tokenizer.apply_chat_template(
-            question, chat_template=template, add_generation_prompt=True, tokenize=False
-        )
-    ).rstrip()
+    prompt = Rendering(tokenizer, template, {}, ()).render(question, True).rstrip()
     before = around_answer(tokenizer, template)[0]
     if not before.startswith(prompt) or before[len(prompt) :].strip():
         raise ValueError(

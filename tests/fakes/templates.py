@@ -87,6 +87,17 @@ OURS = {
         "{% elif m.role == 'tool' %}{{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}"
         "{% else %}" + _TURN + "{% endif %}"
     ),
+    "contents in blocks": _each(
+        _TURN.replace("+ m.content +", "}}{% for b in m.content %}{{ b.text }}{% endfor %}{{")
+    ),
+    "one block of text": _each(_TURN.replace("m.content", "m.content[0]['text'] | trim")),
+    "a developer first": _each(
+        "{% if m.role not in ['system', 'developer'] or loop.first %}" + _TURN + "{% endif %}"
+    ),
+    "a list of tools": "{% for t in tools %}{{ t | tojson }}{% endfor %}" + _each(_TURN),
+    "described tools": "{% for t in tools or [] %}{{ '<' + t.function.name + '>' }}"
+    "{{ t.function.description + '\n' }}{% for n, a in t.function.parameters.properties.items() %}"
+    "{{ n + ': ' + a.description }}{% endfor %}{% endfor %}" + _each(_TURN),
 }
 """Templates by their rule, of one line each, as Jinja would print other line ends."""
 

@@ -1,7 +1,8 @@
 """The demo model, converted once and loaded once per process of tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -28,13 +29,29 @@ def converted_models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -
 
 
 @pytest.fixture(scope="session")
-def demo_pipeline(converted_models: str) -> TextGenerationPipeline:
-    return load_pipeline("demo", quantization="nf4")
+def demo_pipelines(converted_models: str) -> Callable[[str], TextGenerationPipeline]:
+    """Load the demo model in NF4 or in a dtype, each once."""
+
+    @cache
+    def load(dtype: str) -> TextGenerationPipeline:
+        how = {"quantization": "nf4"} if dtype == "nf4" else {"dtype": dtype}
+        return load_pipeline("demo", **how)
+
+    return load
 
 
 @pytest.fixture(scope="session")
-def demo_pipeline_float32(converted_models: str) -> TextGenerationPipeline:
-    return load_pipeline("demo", dtype="float32")
+def demo_pipeline(
+    demo_pipelines: Callable[[str], TextGenerationPipeline],
+) -> TextGenerationPipeline:
+    return demo_pipelines("nf4")
+
+
+@pytest.fixture(scope="session")
+def demo_pipeline_float32(
+    demo_pipelines: Callable[[str], TextGenerationPipeline],
+) -> TextGenerationPipeline:
+    return demo_pipelines("float32")
 
 
 QUESTIONS = ["What can I do in Paris?", "Why is the sky blue?", "How do I cook rice?"]

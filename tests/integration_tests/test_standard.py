@@ -1,5 +1,9 @@
-"""LangChain's standard tests for chat models, on the demo model."""
+"""LangChain's standard tests for chat models, on the demo model.
 
+In NF4; LLAMA_STOP_LONG=1 takes float32 and bfloat16 too.
+"""
+
+import os
 from typing import Any
 
 import pytest
@@ -8,11 +12,14 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_llama_stop import ChatLlamaStop
 
+DTYPES = ["nf4", "float32", "bfloat16"] if os.environ.get("LLAMA_STOP_LONG") else ["nf4"]
 
+
+@pytest.mark.parametrize("dtype", DTYPES, scope="session")
 class TestStandard(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
-    def shared(self, demo_pipeline: Any) -> None:
-        self.pipeline = demo_pipeline
+    def shared(self, dtype: str, demo_pipelines: Any) -> None:
+        self.pipeline = demo_pipelines(dtype)
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

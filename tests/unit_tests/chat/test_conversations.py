@@ -16,6 +16,10 @@ def system(text):
     return {"role": "system", "content": text}
 
 
+def developer(text):
+    return {"role": "developer", "content": text}
+
+
 def user(text):
     return {"role": "user", "content": text}
 
@@ -59,11 +63,15 @@ SHAPES = {
     "no result": [user("Ask."), answer("", OSLO), user("More?")],
     "a result alone": [user("Ask."), result(3, "Cold.")],
     "a result first": [result(3, "Cold."), user("Ask.")],
+    "a developer": [developer("Brief."), user("Ask.")],
+    "a developer after the system": [system("Kind."), developer("Brief."), user("Ask.")],
+    "a developer in the middle": [user("Ask."), answer("Said."), developer("Brief."), user("So?")],
 }
 TOOLS = [
     {"type": "function", "function": tool_of()["function"] | {"name": f"look{n}"}} for n in (1, 2)
 ]
 NEW_USER = "Go on."
+OTHERS = ("tool", "developer")
 
 all_templates = pytest.mark.parametrize("name", [*OURS, *REAL])
 
@@ -79,13 +87,29 @@ def ids_of(tokenizer, messages, **given):
     return chat_ids(tokenizer, messages, template=tokenizer.chat_template, **given)
 
 
-def reference(tokenizer, messages):
+def reference(tokenizer, messages, told=None):
     """The text of `apply_chat_template`; None if it refuses the messages or drops a text."""
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception:  # templates raise errors of any type
         return None
-    return text if all(said in text for said in texts_of(messages)) else None
+    return text if all(said in text for said in texts_of(told or messages)) else None
+
+
+def form_of(tokenizer):
+    """How the template takes messages: as they are, or with their contents in blocks."""
+
+    def in_blocks(message):
+        return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+    for form in (dict, in_blocks):
+        if reference(tokenizer, [form(user("qzx"))], [user("qzx")]):
+            return form
+    return dict
+
+
+def encoded(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_the_real_templates_are_there():
@@ -103,11 +127,10 @@ def test_a_conversation_is_told_as_it_is_wherever_the_template_takes_it(name, sh
     unknown_role = wanted and (
         ("\nsystem" in wanted or ">system" in wanted)
         and "system" not in text
-        or any(m["role"] == "tool" for m in messages)
-        and "'tool'" not in template_of(name)
+        or any(f"'{m['role']}'" not in template_of(name) for m in messages if m["role"] in OTHERS)
     )
     if wanted is not None and not unknown_role and NEW_USER not in text:
-        assert text == tokenizer.decode(tokenizer(wanted, add_special_tokens=False)["input_ids"])
+        assert text == tokenizer.decode(encoded(tokenizer, wanted))
     if NEW_USER in text:  # no answer begins after an answer there
         assert messages[-1]["role"] == "assistant"
 
@@ -123,13 +146,13 @@ def test_harmless_contents_are_what_the_template_makes_of_them(name, texts):
     controls = control_texts(tokenizer, tokenizer.chat_template)
     if any(token in text for token in controls for text in texts):
         return
-    roles = (system, user, answer, user)
+    roles, form = (system, user, answer, user), form_of(tokenizer)
     for first in (0, 1):  # with and without a system message
         messages = [role(text) for role, text in zip(roles[first:], texts[first:], strict=True)]
         for tools in (None, []):  # some templates demand a list
             try:
                 wanted = tokenizer.apply_chat_template(
-                    messages, tools=tools, add_generation_prompt=True
+                    [*map(form, messages)], tools=tools, add_generation_prompt=True
                 )
             except Exception:  # templates raise errors of any type
                 continue
@@ -139,14 +162,41 @@ def test_harmless_contents_are_what_the_template_makes_of_them(name, texts):
 
 @all_templates
 def test_old_thoughts_are_told_as_the_template_tells_them(name):
-    tokenizer = tokenizer_of(template_of(name))
-    for said in ("<think>\nTwo.\n</think>\n\n4", "Two.\n</think>\n\n4", "<think></think>4"):
+    template = template_of(name)
+    tokenizer = tokenizer_of(template)
+    thoughts = ["<think>\nTwo.\n</think>\n\n4", "<think></think>4", "[THINK]Two.[/THINK]4"]
+    if "split('</think>')" in template or 'split("</think>")' in template:
+        thoughts.append("Two.\n</think>\n\n4")
+    for said in thoughts:
         messages = [user("2+2?"), answer(said), user("3+3?")]
-        if "</think>" in template_of(name).replace("\\n</think>", "") and (
-            "split('</think>')" in template_of(name) or 'split("</think>")' in template_of(name)
-        ):
-            wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-            assert ids_of(tokenizer, messages) == list(wanted["input_ids"])
+        wanted = reference(tokenizer, messages, [user("2+2?"), user("3+3?")])
+        if wanted is not None:
+            assert ids_of(tokenizer, messages) == encoded(tokenizer, wanted)
+
+
+@all_templates
+def test_every_template_ends_answers_and_takes_tools(name):
+    tokenizer = tokenizer_of(template_of(name))
+    turn_end_ids(tokenizer, tokenizer.chat_template)
+    text = tokenizer.decode(ids_of(tokenizer, [user("Ask.")], tools=TOOLS))
+    assert all(said in text for said in ("look1", "look2", "Ask."))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object"},
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {"city": {"type": "string"}}},
+        {"type": "object", "properties": {"city": True}},
+    ],
+)
+def test_a_tool_without_a_description_is_told_in_the_form_of_the_template(parameters):
+    tokenizer = tokenizer_of(OURS["described tools"])
+    tools = [tool_of(name="look1", parameters=parameters)]
+    text = tokenizer.decode(ids_of(tokenizer, [user("Ask.")], tools=tools))
+    in_words = any(not isinstance(s, dict) for s in parameters.get("properties", {}).values())
+    assert text.startswith("<look1>") is not in_words
 
 
 @pytest.mark.parametrize("shape", ["turns", "system in the middle", "a text and a call"])
