@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,10 +29,6 @@ from langchain_llama_stop.engine.refusals import truncated
 from langchain_llama_stop.grammar.schema import Grammar
 from langchain_llama_stop.options import GenerationOptions
 from langchain_llama_stop.tokens.detokenizer import detokenizer
-
-_MOST_KEPT = 16
-"""Grammars of tools that are kept."""
-_kept: dict[tuple[Any, ...], Grammar] = {}
 
 
 class ChatRequest(NamedTuple):
@@ -124,7 +121,8 @@ def build_request(
         eos = eos_token_ids(pipeline, options)
         added = pipeline.tokenizer.get_added_vocab().items()
         fmt = tool_format(template, {token: i for token, i in added if i not in eos})
-        grammar = _grammar_of(tools, fmt, choice, several, options.json_schema, thought)
+        given = json.dumps([tools, options.json_schema])
+        grammar = _grammar_of(given, fmt, choice, several, thought)
         options = options.replaced(json_schema=None, grammar=grammar)
     parameters: dict[str, Any] = {}
     for function in (tool["function"] for tool in tools):
@@ -134,25 +132,13 @@ def build_request(
     return ChatRequest(prompt_ids, options, parameters, parallel, thought_of_answer)
 
 
+@functools.lru_cache(maxsize=16)
 def _grammar_of(
-    tools: Sequence[Mapping[str, Any]],
-    fmt: ToolFormat,
-    choice: str | None,
-    several: bool,
-    schema: Mapping[str, Any] | None,
-    thought: str,
+    given: str, fmt: ToolFormat, choice: str | None, several: bool, thought: str
 ) -> Grammar:
-    """The grammar of calls, made once for tools that are given with each call."""
-    key = (json.dumps([tools, schema]), repr(fmt), choice, several, thought)
-    grammar = _kept.get(key)
-    if grammar is None:
-        grammar = call_grammar(
-            tools, fmt, choice=choice, several=several, schema=schema, thought=thought
-        )
-        _kept[key] = grammar
-        for oldest in list(_kept)[:-_MOST_KEPT]:
-            _kept.pop(oldest, None)
-    return grammar
+    """The grammar of calls of [tools, schema of other answers], given as JSON; 16 are kept."""
+    tools, schema = json.loads(given)
+    return call_grammar(tools, fmt, choice=choice, several=several, schema=schema, thought=thought)
 
 
 def conversation_ids(

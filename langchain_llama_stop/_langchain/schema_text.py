@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_llama_stop.grammar.read_schema import resolve
+from langchain_llama_stop.grammar.references import prepared, resolve
 
 _INLINE = 200
 """Characters of a definition that is told wherever it is used; a longer one is told once. Not
@@ -52,6 +52,7 @@ def schema_text(schema: Mapping[str, Any]) -> str:
     Returns:
         The text. It grows with the schema's length, also where parts are used many times.
     """
+    schema = prepared(schema)
     told, about = _Told(schema), str(schema.get("description") or "").strip()
     form = told.form(schema) + (f" ({about})" if about else "")
     return "\n".join([_ASK, form, *told.definitions()])

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from langchain_llama_stop.grammar.pattern import parse_pattern
+from langchain_llama_stop.grammar.json_text import FORMATS, format_regex
+from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
+from langchain_llama_stop.grammar.regex import Regex, both, literal, no
 
 MOST_ALTERNATIVES = 256
 
@@ -25,6 +27,7 @@ class Facets:
         values: The values that are allowed; None allows all.
         forbidden: Values that are not allowed.
         low, low_excluded, high, high_excluded, multiples: Of a number.
+        fractional: Whether a number may not be an integer.
         patterns, other_than, formats, fewest_chars, most_chars: Of a string; patterns of
             `other_than` do not match it.
         named: Whether the schema names properties, maybe none.
@@ -35,7 +38,7 @@ class Facets:
         names: Schemas of the names.
         fewest_properties, most_properties: Their number.
         prefix: Schemas of the first items, each a list of them.
-        items: Schemas of the items after these.
+        items: Schemas of the items after these; None if the schema does not say.
         contains: Schemas that at least one item fits.
         fewest_items, most_items: Their number.
         unchecked: Keywords that decoding does not enforce.
@@ -49,6 +52,7 @@ class Facets:
     high: Decimal | None = None
     high_excluded: bool = False
     multiples: tuple[Decimal, ...] = ()
+    fractional: bool = False
     patterns: tuple[str, ...] = ()
     other_than: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
@@ -63,7 +67,7 @@ class Facets:
     fewest_properties: int = 0
     most_properties: int | None = None
     prefix: tuple[tuple[Schema, ...], ...] = ()
-    items: tuple[Schema, ...] = ()
+    items: tuple[Schema, ...] | None = None
     contains: tuple[Schema, ...] = ()
     fewest_items: int = 0
     most_items: int | None = None
@@ -97,12 +101,36 @@ def product(some: list[Facets], others: list[Facets]) -> list[Facets]:
 def overlap(branches: list[list[Facets]]) -> bool:
     """Whether a value may fit two of several schemas."""
     return any(
-        merge(a, b) is not None
+        _may_fit(merge(a, b))
         for i, branch in enumerate(branches)
         for other in branches[i + 1 :]
         for a in branch
         for b in other
     )
+
+
+def _may_fit(facets: Facets | None) -> bool:
+    """Whether a value may fit."""
+    if facets is None or facets.types != {"string"} or facets.values is not None:
+        return facets is not None
+    text = both(*text_regexes(facets)[0])
+    return text.shortest is not None or text.is_large
+
+
+def text_regexes(facets: Facets) -> tuple[list[Regex], dict[str, UnknownPattern]]:
+    """What a string's text has to match, and the patterns that cannot be read."""
+    found = [format_regex(name) for name in facets.formats if name in FORMATS]
+    unknown = dict[str, UnknownPattern]()
+    given = [(p, False) for p in facets.patterns] + [(p, True) for p in facets.other_than]
+    for pattern, negated in given:
+        try:
+            regex = parse_pattern(pattern)
+        except UnknownPattern as problem:
+            unknown[pattern] = problem
+        else:
+            found.append(no(regex) if negated else regex)
+    found += [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
+    return found, unknown
 
 
 def merge(a: Facets, b: Facets) -> Facets | None:
@@ -136,6 +164,7 @@ def merge(a: Facets, b: Facets) -> Facets | None:
         high=high,
         high_excluded=not high_excluded,
         multiples=a.multiples + b.multiples,
+        fractional=a.fractional or b.fractional,
         patterns=_joined(a.patterns, b.patterns),
         other_than=_joined(a.other_than, b.other_than),
         formats=_joined(a.formats, b.formats),
@@ -155,7 +184,8 @@ def merge(a: Facets, b: Facets) -> Facets | None:
         fewest_properties=max(a.fewest_properties, b.fewest_properties),
         most_properties=_least(a.most_properties, b.most_properties),
         prefix=tuple(_schemas(item_schemas(a, i) + item_schemas(b, i)) for i in range(length)),
-        items=_schemas(a.items + b.items),
+        items=None if a.items is None and b.items is None
+        else _schemas((a.items or ()) + (b.items or ())),
         contains=a.contains + b.contains,
         fewest_items=max(a.fewest_items, b.fewest_items),
         most_items=_least(a.most_items, b.most_items),
@@ -176,7 +206,7 @@ def property_schemas(facets: Facets, name: str) -> tuple[Schema, ...]:
 
 def item_schemas(facets: Facets, index: int) -> tuple[Schema, ...]:
     """The schemas of an item."""
-    return facets.prefix[index] if index < len(facets.prefix) else facets.items
+    return facets.prefix[index] if index < len(facets.prefix) else facets.items or ()
 
 
 def _joined(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,22 +15,19 @@ from langchain_llama_stop.grammar.facets import (
     item_schemas,
     property_schemas,
     subsets,
+    text_regexes,
     type_of,
 )
-from langchain_llama_stop.grammar.json_text import (
-    FORMATS,
-    format_regex,
-    number_terminal,
-    string_regex,
-)
-from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
+from langchain_llama_stop.grammar.json_text import number_terminal, string_regex
+from langchain_llama_stop.grammar.multiple import is_enforceable
+from langchain_llama_stop.grammar.pattern import parse_pattern
 from langchain_llama_stop.grammar.read_schema import (
     ANNOTATIONS,
     fitting,
     read,
     require_shallow,
-    resolve,
 )
+from langchain_llama_stop.grammar.references import prepared, resolve
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
     EVERY,
@@ -78,8 +75,8 @@ class JsonRules:
             ValueError: If a keyword cannot be read, or cannot be enforced at all; it is named.
         """
         require_shallow(schema)
-        self._root, self._known = schema, {}
-        number = self._value(schema)
+        self._root, self._known = prepared(schema), {}
+        number = self._value(self._root)
         self._add_waiting()
         return number
 
@@ -126,12 +123,14 @@ class JsonRules:
         self.unchecked.update(dict.fromkeys(sorted(facets.unchecked)))
         if facets.values is not None:
             return [self._constant(v) for v in facets.values if self._fits(v, facets)]
+        if any(isinstance(v, list | dict) and type_of(v) & facets.types for v in facets.forbidden):
+            self.unchecked["not"] = None
         found: list[_Alternative] = []
         for value in (None, True, False):
             if type_of(value) & facets.types and not forbids(facets, value):
                 found.append([self._literal(value)])
         for kind in ("integer", "number"):
-            if kind in facets.types:
+            if kind in facets.types and not (facets.fractional and kind == "integer"):
                 found.append([self._number(facets, integer=kind == "integer")])
         if "string" in facets.types:
             found.append(self._string(facets))
@@ -152,9 +151,11 @@ class JsonRules:
     def _number(self, facets: Facets, *, integer: bool) -> Terminal:
         if any("number" in type_of(v) for v in facets.forbidden):
             self.unchecked["not"] = None
-        multiples = facets.multiples
-        if len(multiples) > 1:
+        multiples = [m for m in facets.multiples if is_enforceable(m, integer)]
+        if len(multiples) > 1 or len(multiples) < len(facets.multiples):
             self.unchecked["multipleOf"] = None
+        if multiples and facets.fractional:
+            self.unchecked["not"] = None
         settings: dict[str, Any] = {
             "integer": integer,
             "low": facets.low,
@@ -162,6 +163,7 @@ class JsonRules:
             "high": facets.high,
             "high_excluded": facets.high_excluded,
             "multiple": max(multiples, default=None),
+            "fractional": facets.fractional and not multiples,
         }
         key = tuple(settings.values())
         if key not in self._terminals:
@@ -175,15 +177,9 @@ class JsonRules:
 
     def _patterns(self, facets: Facets) -> list[Regex]:
         """What a string's text has to match."""
-        parts = [format_regex(name) for name in facets.formats if name in FORMATS]
-        given = [(p, False) for p in facets.patterns] + [(p, True) for p in facets.other_than]
-        for pattern, negated in given:
-            try:
-                regex = parse_pattern(pattern)
-                parts.append(no(regex) if negated else regex)
-            except UnknownPattern as problem:
-                self.unchecked[f"pattern {pattern!r} ({problem})"] = None
-        return parts + [no(literal(v)) for v in facets.forbidden if isinstance(v, str)]
+        parts, unknown = text_regexes(facets)
+        self.unchecked |= {f"pattern {p!r} ({problem})": None for p, problem in unknown.items()}
+        return parts
 
     def _constant(self, value: Any) -> _Alternative:
         """A value as JSON, in the pieces in which other values are written."""
@@ -201,7 +197,10 @@ class JsonRules:
         return [self._literal(value)]
 
     def _literal(self, value: Any) -> Terminal:
-        return self._text(json.dumps(value, ensure_ascii=False))
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, float) and text.endswith(".0"):  # 1.0 is 1
+            return self._regex(either(literal(text), literal(text[:-2])))
+        return self._text(text)
 
     def _string(self, facets: Facets) -> _Alternative:
         lengths = (facets.fewest_chars, facets.most_chars)
@@ -247,8 +246,8 @@ class JsonRules:
             if facets.prefix or most is not None or fewest > 1:
                 self.unchecked["contains"] = None
             else:
-                item = self._all(facets.items)
-                certain = self._all((*facets.items, *facets.contains))
+                item = self._all(facets.items or ())
+                certain = self._all((*(facets.items or ()), *facets.contains))
                 before = self._rules.new()
                 self._rules.alternatives[before] = [(), (before, item, comma)]
                 return [[begin, before, certain, self._more(item, [comma]), end]]
@@ -257,7 +256,7 @@ class JsonRules:
         items = [self._all(item_schemas(facets, i)) for i in range(counted)]
         rest: int | None = None
         if most is None:
-            rest = self._more(self._all(facets.items), [comma])
+            rest = self._more(self._all(facets.items or ()), [comma])
         for i in range(counted - 1, max(fewest, 1) - 1, -1):
             one: _Alternative = [comma, items[i], *([rest] if rest is not None else [])]
             rest = self._rules.new([], one)
@@ -266,7 +265,7 @@ class JsonRules:
         if not fewest:
             found.append([begin, end])
         if counted or most is None:
-            first = items[0] if items else self._all(facets.items)
+            first = items[0] if items else self._all(facets.items or ())
             needed = [piece for item in items[1:fewest] for piece in (comma, item)]
             found.append([begin, first, *needed, *tail, end])
         return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable
-from decimal import Decimal
-from math import gcd
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
+from langchain_llama_stop.grammar.multiple import endings, in_digits, multiple_of
 from langchain_llama_stop.grammar.pattern import parse_pattern
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
@@ -21,7 +21,6 @@ from langchain_llama_stop.grammar.regex import (
     chars,
     either,
     literal,
-    multiple_of,
     no,
     repeat,
     without,
@@ -167,6 +166,7 @@ def number_terminal(
     high: Decimal | None = None,
     high_excluded: bool = False,
     multiple: Decimal | None = None,
+    fractional: bool = False,
 ) -> Terminal:
     """A JSON number.
 
@@ -176,21 +176,24 @@ def number_terminal(
         low_excluded: Whether `low` itself is none of them.
         high: No number is more.
         high_excluded: Whether `high` itself is none of them.
-        multiple: All are multiples of it.
+        multiple: All are multiples of it, which `is_enforceable`.
+        fractional: Whether none is an integer.
     """
-    if low is None and high is None and multiple is None:
+    low, high = _writable(low, ROUND_CEILING), _writable(high, ROUND_FLOOR)
+    if low is None and high is None and multiple is None and not fractional:
         return regex_terminal(_free_number(integer))
+    if fractional:
+        integral = cat(repeat(literal("-"), 0, 1), repeat(_DIGIT, 1),
+                       repeat(cat(_POINT, repeat(literal("0"))), 0, 1))  # fmt: skip
+        within = _range(False, low, low_excluded, high, high_excluded)
+        return regex_terminal(both(within, no(integral)))
     if multiple is None:
         return regex_terminal(_range(integer, low, low_excluded, high, high_excluded))
-    places = max(-int(multiple.normalize().as_tuple().exponent), 0)
-    modulus = int(multiple * 10**places)
-    if integer or not places:
-        integer, modulus, places = True, modulus // gcd(modulus, 10**places), 0
-    if modulus == 1 and not places:
-        return regex_terminal(_range(True, low, low_excluded, high, high_excluded))
-    if 10**places % modulus == 0:  # the decimal places alone decide
-        within = _range(False, low, low_excluded, high, high_excluded)
-        return regex_terminal(both(within, _with_places(modulus, places)))
+    modulus, places = in_digits(multiple, integer)
+    integer = not places
+    if (last := endings(modulus)) is not None:
+        within = _range(integer, low, low_excluded, high, high_excluded)
+        return regex_terminal(both(within, _ending_in(last, places)))
     limit = Decimal(_MOST_OF_MULTIPLE)
     low, high = -limit if low is None else low, limit if high is None else high
     words = {
@@ -211,14 +214,36 @@ def number_terminal(
     return Terminal(found, f"%json {json.dumps(words)}", is_rule=True)
 
 
-def _with_places(modulus: int, places: int) -> Regex:
-    """Numbers whose decimal places are a multiple of a number that divides a power of ten."""
-    zeros = repeat(literal("0"), 0, MOST_DIGITS)
-    texts = {f"{n:0{places}}".rstrip("0") for n in range(0, 10**places, modulus)}
-    endings = [cat(literal(text), zeros) if text else repeat(literal("0"), 1, MOST_DIGITS)
-               for text in sorted(texts)]  # fmt: skip
-    whole = cat(repeat(literal("-"), 0, 1), repeat(_DIGIT, 1, MOST_DIGITS))
-    return cat(whole, repeat(cat(_POINT, either(*endings)), 0, 1))
+def _ending_in(last: list[str], places: int) -> Regex:
+    """Numbers whose digits, with all decimal places, end in one of some texts."""
+    size, zeros = len(last[0]), repeat(literal("0"), 0, MOST_DIGITS)
+    sign, digits = repeat(literal("-"), 0, 1), repeat(_DIGIT, 1, MOST_DIGITS)
+    if not places:
+        short = either(*(literal(str(int(text or 0))) for text in last))
+        return cat(sign, either(short, cat(digits, either(*map(literal, last)))))
+    before = places - size  # decimal places that may be anything
+    some_zeros = zeros if before else repeat(literal("0"), 1, MOST_DIGITS)
+    texts = dict.fromkeys(text.rstrip("0") for text in last)
+    ends = either(*(cat(literal(text), zeros if text else some_zeros) for text in texts))
+    fraction = cat(repeat(_DIGIT, before, before), ends)
+    if before:
+        fraction = either(fraction, cat(repeat(_DIGIT, 1, before), zeros))
+    return cat(sign, digits, repeat(cat(_POINT, fraction), 0, 1))
+
+
+def _writable(bound: Decimal | None, rounding: str) -> Decimal | None:
+    """A bound in the digits that numbers may have; None if it bounds none of them."""
+    if bound is None:
+        return None
+    limit = Decimal(10) ** MOST_DIGITS
+    if bound >= limit:
+        return limit if rounding == ROUND_CEILING else None
+    if bound <= -limit:
+        return None if rounding == ROUND_CEILING else -limit
+    if -int(bound.as_tuple().exponent) <= MOST_DIGITS:
+        return bound
+    with localcontext(prec=4 * MOST_DIGITS):
+        return bound.quantize(Decimal(10) ** -MOST_DIGITS, rounding)
 
 
 def _plain_number(number: Decimal) -> int | float:

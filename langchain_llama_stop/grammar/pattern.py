@@ -34,7 +34,7 @@ _CLASSES = {
 }  # fmt: skip
 _LINE_ENDS = ((10, 10), (13, 13), (0x2028, 0x2029))
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7, "e": 27}
-_QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d+)(?:(,)(\d*))?\})[?+]?")
+_QUANTIFIER = re.compile(r"(?:([*+?])|\{(?=\d|,\d)(\d*)(?:(,)(\d*))?\})[?+]?")
 _CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|[ux]\{([0-9a-fA-F]+)\}")
 _CATEGORY = re.compile(r"\{(?:(?:gc|General_Category)=)?(\w+)\}")
 _MOST_NESTED = 50
@@ -137,10 +137,11 @@ class _Reader:
             if sign:
                 part = repeat(part, *{"*": (0, None), "+": (1, None), "?": (0, 1)}[sign])
             else:
-                last = int(most) if most else (None if comma else int(fewest))
-                if last is not None and last < int(fewest):
+                first = int(fewest or 0)  # `{,3}` is Python's
+                last = int(most) if most else (None if comma else first)
+                if last is not None and last < first:
                     raise UnknownPattern(f"the bounds of {quantifier[0]!r}")
-                part = repeat(part, int(fewest), last)
+                part = repeat(part, first, last)
         return "term", part
 
     def closed(self, depth: int) -> Regex:
@@ -204,6 +205,12 @@ class _Reader:
         if code := _CODE.match(self.rest):
             self.rest = self.rest[code.end() :]
             point = int(code[1] or code[2] or code[3], 16)
+            low = re.match(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})", self.rest)
+            if 0xD800 <= point < 0xDC00 and low:  # the two halves of one character
+                self.rest = self.rest[low.end() :]
+                point = 0x10000 + (point - 0xD800 << 10) + int(low[1], 16) - 0xDC00
+            if 0xD800 <= point < 0xE000:
+                raise UnknownPattern(f"half of a character, {code[0]!r}")
             return ((point, point),)
         sign, self.rest = self.rest[0], self.rest[1:]
         if sign in "pP" and (
@@ -229,12 +236,14 @@ class _Reader:
     def char_class(self) -> Ranges:
         """A class after its opening bracket."""
         negated, ranges = self.take("^"), list[tuple[int, int]]()
+        if not negated and self.rest[:1] == "]" and "]" in self.rest[1:]:
+            ranges += self.class_atom()  # as Python reads it: elsewhere nothing would match
         while not self.take("]"):
             if not self.rest:
                 raise UnknownPattern("an unmatched '['")
             first = self.class_atom()
-            if self.rest[:1] == "-" and self.rest[1:2] not in ("]", "") and len(first) == 1:
-                low = first[0][0]
+            low = first[0][0] if len(first) == 1 else -1
+            if self.rest[:1] == "-" and self.rest[1:2] not in ("]", "") and first == ((low, low),):
                 self.take("-")
                 last = self.class_atom()
                 if len(last) != 1 or last[0][0] != last[0][1] or last[0][0] < low:

@@ -16,6 +16,8 @@ from langchain_llama_stop.grammar.facets import (
     overlap,
     product,
 )
+from langchain_llama_stop.grammar.json_text import FORMATS, format_regex
+from langchain_llama_stop.grammar.references import ANY_OF_SEVERAL, resolve, without_nulls
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MOST_REFERENCES = 64
@@ -67,6 +69,9 @@ def read(schema: Schema, root: Schema, references: tuple[str, ...] = ()) -> list
     for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
         if keyword in schema:
             reference = str(schema[keyword])
+            if reference == ANY_OF_SEVERAL:
+                found = [_unchecked(f, keyword) for f in found]
+                continue
             if reference in references or len(references) > _MOST_REFERENCES:
                 raise ValueError(f"`{keyword}: {reference}` leads back to itself")
             target = resolve(reference, root)
@@ -103,34 +108,20 @@ def read(schema: Schema, root: Schema, references: tuple[str, ...] = ()) -> list
     return [_closed(f, schema) for f in found]
 
 
-def resolve(reference: str, root: Schema) -> Schema:
-    """The schema that a reference points to (`#`, `#/$defs/a`, `#anchor`, an `$id`)."""
-    base, _, pointer = reference.partition("#")
-    target: Any = root
-    if base and (found := _with(root, ("$id", "id"), base)) is not None:
-        target = found
-    elif base:
-        raise ValueError(f"`$ref: {reference}` points out of the schema")
-    if pointer and not pointer.startswith("/"):
-        target = _with(target, ("$anchor", "$dynamicAnchor"), pointer)
-    for key in pointer.split("/")[1:] if pointer.startswith("/") else ():
-        key = key.replace("~1", "/").replace("~0", "~").replace("%25", "%").replace("%22", '"')
-        if isinstance(target, Mapping) and key in target:
-            target = target[key]
-        elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
-            target = target[int(key)]
-        else:
-            target = None
-    if not isinstance(target, Mapping | bool):
-        raise ValueError(f"`$ref: {reference}` points to nothing")
-    return target
-
-
 def validator(schema: Schema) -> Any:
-    """What `jsonschema` checks values with: of the draft whose words a schema uses."""
-    from jsonschema import Draft4Validator, Draft201909Validator, Draft202012Validator
+    """What `jsonschema` checks values with: of the draft whose words a schema uses.
+
+    Formats count as far as decoding enforces them, so that `oneOf` can tell them apart.
+    """
+    from jsonschema import (
+        Draft4Validator,
+        Draft201909Validator,
+        Draft202012Validator,
+        ValidationError,
+    )
     from jsonschema.validators import extend, validator_for
 
+    schema = without_nulls(schema)
     text = json.dumps(schema)
     if '"exclusiveMinimum": true' in text or '"exclusiveMaximum": true' in text:
         kind = Draft4Validator
@@ -146,13 +137,17 @@ def validator(schema: Schema) -> Any:
 
         return check
 
-    return extend(kind, {keyword: or_null(keyword) for keyword in ("type", "enum")})(schema)
+    def has_format(_: Any, name: Any, value: Any, __: Any) -> Any:
+        if name in FORMATS and isinstance(value, str) and not format_regex(name).matches(value):
+            yield ValidationError(f"{value!r} is no {name!r}")
+
+    checks = {keyword: or_null(keyword) for keyword in ("type", "enum")}
+    return extend(kind, {**checks, "format": has_format})(schema)
 
 
 def fitting(schema: Mapping[str, Any], values: Iterable[Any], root: Any) -> tuple[Any, ...]:
     """Those of some values that fit a schema of a document."""
-    named = {k: v for k, v in dict(root).items() if k in ("$defs", "definitions")}
-    check = validator({**named, **schema})
+    check = validator(root).evolve(schema=schema)
     return tuple(value for value in values if check.is_valid(value))
 
 
@@ -168,32 +163,19 @@ def require_shallow(schema: Any) -> None:
         level = [inner for part in parts for inner in part]
 
 
-def _with(root: Schema, keywords: tuple[str, ...], name: str) -> Schema:
-    """The part of a schema that has a name in one of some keywords."""
-    parts = [root]
-    for part in parts:  # grows as it is read
-        if isinstance(part, Mapping):
-            if any(part.get(keyword) == name for keyword in keywords):
-                return part
-            parts += part.values()
-        elif isinstance(part, list):
-            parts += part
-    return None
-
-
 def _own(schema: Mapping[str, Any]) -> Facets:
     """What a schema's own keywords ask, without those that hold alternatives."""
     get = schema.get
     unchecked = {k for k in ("minContains", "maxContains") if k in schema and "contains" in schema}
-    if get("minContains") == 0:
-        unchecked = set()
+    if get("minContains") in (0, 1):
+        unchecked.discard("minContains")
     if get("uniqueItems") is True:
         unchecked.add("uniqueItems")
     low, low_excluded = _bound(schema, "minimum", "exclusiveMinimum", max)
     high, high_excluded = _bound(schema, "maximum", "exclusiveMaximum", min)
-    prefix, items = get("prefixItems", ()), get("items", True)
+    prefix, items = get("prefixItems", ()), get("items")
     if isinstance(items, list | tuple):  # as drafts before 2020 write it
-        prefix, items = items, get("additionalItems", True)
+        prefix, items = items, get("additionalItems")
     values: tuple[Any, ...] | None = tuple(schema["enum"]) if "enum" in schema else None
     if "const" in schema:
         values = (schema["const"],)
@@ -225,7 +207,7 @@ def _own(schema: Mapping[str, Any]) -> Facets:
         fewest_properties=_count(schema, "minProperties") or 0,
         most_properties=_count(schema, "maxProperties"),
         prefix=tuple((part,) for part in prefix),
-        items=() if items is True else (items,),
+        items=None if items is None else () if items is True else (items,),
         contains=(schema["contains"],) if "contains" in schema and get("minContains") != 0 else (),
         fewest_items=_count(schema, "minItems") or 0,
         most_items=_count(schema, "maxItems"),
@@ -299,8 +281,11 @@ def _closed(facets: Facets, schema: Mapping[str, Any]) -> Facets:
     """`unevaluatedProperties` and `unevaluatedItems`, which see what other keywords have named."""
     if "unevaluatedProperties" in schema and facets.others is None:
         facets = replace(facets, others=(schema["unevaluatedProperties"],))
-    if "unevaluatedItems" in schema and not facets.items:
+    if "unevaluatedItems" in schema and facets.items is None:
         facets = replace(facets, items=(schema["unevaluatedItems"],))
+    for keyword in schema.keys() & {"unevaluatedProperties", "unevaluatedItems"}:
+        if schema.keys() & {"not", "if"}:  # what these name counts as evaluated or not
+            facets = _unchecked(facets, keyword)
     return facets
 
 
@@ -332,9 +317,7 @@ def _negations(schema: Schema, root: Schema, references: tuple[str, ...]) -> lis
             found.append(Facets(forbidden=tuple(value) if keyword == "enum" else (value,)))
         elif keyword == "type":
             types = _types(schema)
-            if "integer" in types:
-                return None
-            found.append(Facets(types=every - types))
+            found.append(Facets(types=every - types, fractional="integer" in types))
         elif keyword == "required":
             found += [Facets(types=objects, properties={str(n): (False,)}) for n in value]
         elif keyword == "properties":

@@ -42,8 +42,10 @@ class Regex:
         nullable: Whether the empty text matches.
         least: No match has fewer bytes of UTF-8.
         cuts: Code points at which classes of characters begin that lead to one state each.
+        is_large: Whether the search for the shortest text was given up.
     """
 
+    is_large: bool = False
     nullable: bool = False
     least: int = 0
     cuts: tuple[int, ...] = ()
@@ -105,13 +107,14 @@ class Regex:
                     longer = text + chr(point).encode()
                     rank = len(longer) + after.least
                     heapq.heappush(paths, (rank, next(number), longer, after))
+        self.is_large = len(seen) > _MOST_STATES
         return None
 
 
 _known: WeakValueDictionary[tuple[object, ...], Regex] = WeakValueDictionary()
 
 
-def _one(kind: Any, *parts: Any) -> Regex:
+def one(kind: Any, *parts: Any) -> Regex:
     """The one object of an expression."""
     key = (kind, *parts)
     found = _known.get(key)
@@ -247,36 +250,6 @@ class Repeat(Regex):
         return f"(?:{self.part.lark()}){{{self.fewest},{most}}}"
 
 
-class Multiple(Regex):
-    """A decimal number without exponent that is a multiple of `modulus / 10**places`.
-
-    `rest` is the remainder of the digits so far; `place` counts decimal places, None before the
-    point.
-    """
-
-    cuts = tuple(ord(c) + i for c in "-./0123456789" for i in (0, 1))
-
-    def __init__(self, modulus: int, places: int, rest: int = 0, place: int | None = None) -> None:
-        """Takes its parts."""
-        super().__init__()
-        self.modulus, self.places, self.rest, self.place = modulus, places, rest, place
-        missing = places - (place or 0)
-        self.nullable = rest * 10**missing % modulus == 0
-
-    @override
-    def derive(self, point: int) -> Regex:
-        if chr(point) == "-":
-            return self
-        if chr(point) == "." and self.place is None:
-            return multiple_of(self.modulus, self.places, self.rest, 0)
-        if not 48 <= point <= 57 or (self.place == self.places and point != 48):
-            return NOTHING
-        if self.place == self.places:
-            return self
-        place = None if self.place is None else self.place + 1
-        return multiple_of(self.modulus, self.places, (self.rest * 10 + point - 48), place)
-
-
 def _cuts(parts: Iterable[Regex]) -> tuple[int, ...]:
     return tuple(sorted({c for part in parts for c in part.cuts}))
 
@@ -293,7 +266,7 @@ def chars(ranges: Iterable[tuple[int, int]]) -> Regex:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:
             merged.append((low, high))
-    found: Regex = _one(Chars, tuple(merged)) if merged else NOTHING
+    found: Regex = one(Chars, tuple(merged)) if merged else NOTHING
     return found
 
 
@@ -312,7 +285,7 @@ def cat(*parts: Regex) -> Regex:
             return rest if first is EMPTY else first
         if isinstance(first, Cat):
             return cat(first.first, cat(first.rest, rest))
-        return _one(Cat, first, rest)
+        return one(Cat, first, rest)
 
     return reduce(joined, reversed(parts), EMPTY)
 
@@ -343,7 +316,7 @@ def _joined(kind: Any, parts: Iterable[Regex], neutral: Regex, final: Regex) -> 
         return final
     if len(flat) < 2:
         return next(iter(flat), neutral)
-    return _one(kind, *sorted(flat, key=lambda part: part._number))
+    return one(kind, *sorted(flat, key=lambda part: part._number))
 
 
 def no(part: Regex) -> Regex:
@@ -354,7 +327,7 @@ def no(part: Regex) -> Regex:
         return ANYTHING
     if part is ANYTHING:
         return NOTHING
-    return _one(Not, part)
+    return one(Not, part)
 
 
 def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
@@ -367,15 +340,10 @@ def repeat(part: Regex, fewest: int = 0, most: int | None = None) -> Regex:
         return part
     if part.nullable:
         fewest = 0
-    return _one(Repeat, part, fewest, most)
+    return one(Repeat, part, fewest, most)
 
 
-ANYTHING: Regex = _one(Repeat, chars(EVERY), 0, None)
-
-
-def multiple_of(modulus: int, places: int, rest: int = 0, place: int | None = None) -> Regex:
-    """A number without exponent that is a multiple of `modulus / 10**places`, given as digits."""
-    return _one(Multiple, modulus, places, rest % modulus, place)
+ANYTHING: Regex = one(Repeat, chars(EVERY), 0, None)
 
 
 def one_of_each(states: Iterable[Regex], low: int = 0, high: int = LAST) -> Iterator[int]:

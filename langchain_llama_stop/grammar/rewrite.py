@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from langchain_llama_stop.grammar.multiple import Multiple
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
     LAST,
@@ -13,7 +14,6 @@ from langchain_llama_stop.grammar.regex import (
     And,
     Cat,
     Chars,
-    Multiple,
     Not,
     Ranges,
     Regex,

@@ -180,11 +180,13 @@ def violation(schema: Mapping[str, Any], value: Any, argument: str) -> str:
     Returns:
         What `jsonschema` says about the first violation; "" if there is none.
     """
+    from referencing.exceptions import Unresolvable
+
     if not json_grammar(schema, argument).unchecked:
         return ""
     try:
         found = next(validator(schema).iter_errors(value), None)
-    except re.error:  # a pattern that Python does not know
+    except (re.error, Unresolvable):  # a pattern or a reference that `jsonschema` does not know
         return ""
     return "" if found is None else str(found.message)
 

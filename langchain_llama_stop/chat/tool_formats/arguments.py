@@ -201,7 +201,7 @@ class ArgumentRules(JsonRules):
         self.add(schema)  # which checks it
         arguments = self._rules.new()
         self._outside = True
-        for facets in read(schema, schema):
+        for facets in read(self._root, self._root):
             found = self._object(facets) if "object" in facets.types else []
             self._rules.alternatives[arguments] += [tuple(a) for a in found]
         self._outside = False

@@ -58,7 +58,7 @@ class ToolFormat:
     is_bare: bool = False
     element: Element | None = None
     plain: bool = False
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
     thoughts: tuple[tuple[str, str], ...] = TAGS[:1]
 
     def write(self, calls: Sequence[Call]) -> str:

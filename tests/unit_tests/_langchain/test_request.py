@@ -1,5 +1,7 @@
 """The grammar of tools is made once for tools that are given again."""
 
+import json
+
 import pytest
 
 from langchain_llama_stop._langchain.request import _grammar_of
@@ -14,7 +16,7 @@ def tool(name, **properties):
 
 def grammar(tools=None, fmt=HERMES, choice="any", several=True, schema=None, thought=""):
     tools = tools or [tool("f", a={"type": "string"})]
-    return _grammar_of(tools, fmt, choice, several, schema, thought)
+    return _grammar_of(json.dumps([tools, schema]), fmt, choice, several, thought)
 
 
 def test_the_same_tools_share_a_grammar():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from langchain_llama_stop.grammar.multiple import multiple_of
 from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
@@ -17,7 +18,6 @@ from langchain_llama_stop.grammar.regex import (
     chars,
     either,
     literal,
-    multiple_of,
     no,
     repeat,
 )
