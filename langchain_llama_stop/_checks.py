@@ -40,6 +40,7 @@ _ELSEWHERE = {
     "load_in_4bit": "quantization",
     "load_in_8bit": "quantization",
     "device": "device_map",
+    **dict.fromkeys(("lora_r", "lora_rank", "rank"), "r"),
 }
 """What other libraries call our options."""
 

@@ -24,7 +24,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpcore2
@@ -89,6 +89,7 @@ class ServerCall:
     wait: Wait
     max_retries: int
     order: Order
+    _begin: int = field(default=0, init=False)
 
     def post(self, own: httpx2.Client | None) -> bytes:
         """Returns the whole body of the answer.

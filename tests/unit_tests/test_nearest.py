@@ -1,10 +1,13 @@
 """An unknown name comes with the one that was meant, before the list of all."""
 
+from dataclasses import fields
+
 import pytest
 
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop._checks import nearest
 from langchain_llama_stop.options import ALIASES, OPTIONS
+from langchain_llama_stop.training.options import FinetuneOptions
 from tests.fakes.generation import tiny
 
 MEANT = {
@@ -36,6 +39,11 @@ def test_the_nearest_option_comes_first(kind, name):
 @pytest.mark.parametrize("name", ["xyz", "q", "", "🦙", "wwwwwwww"])
 def test_nothing_is_near(name):
     assert nearest(name, [*OPTIONS, *ALIASES]) == []
+
+
+@pytest.mark.parametrize("name", ["lora_r", "lora_rank", "rank"])
+def test_the_rank_of_lora_is_found(name):
+    assert nearest(name, [f.name for f in fields(FinetuneOptions)]) == ["r"]
 
 
 def test_a_name_with_one_letter_less_is_found():
