@@ -249,7 +249,7 @@ def _object_key(item: Any) -> str:
     return key
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _kept_object_key(same: _Is) -> str:
     """The same for one that allows no weak reference: it is kept, as long as it is among these."""
     return _new_key(same.item)

@@ -38,4 +38,4 @@ def test_objects_without_weak_references_are_kept_in_a_bounded_number():
     for _ in range(1000):
         fields._object_key(Slotted())
     gc.collect()
-    assert sum(type(item) is Slotted for item in gc.get_objects()) <= 256
+    assert sum(type(item) is Slotted for item in gc.get_objects()) <= 32
