@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_OWN_STATE = {"ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA"}
+_OWN_STATE = {"ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA"}
 """Kinds of PEFT that do more in a pass than to change weights."""
 
 

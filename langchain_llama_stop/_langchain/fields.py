@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -27,6 +28,7 @@ _TOKENIZER = ("chat_template", "model_max_length", "truncation_side", "add_bos_t
 """What users change of a tokenizer that was loaded."""
 
 _OBJECT_KEYS: dict[int, tuple[Callable[[], Any], str]] = {}
+"""Weak references to objects and their names, by id."""
 
 
 _Last = tuple[Callable[[], Any], Any, GenerationOptions]  # whose, of what, the options
@@ -44,7 +46,8 @@ class _Is:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Is) and other.item is self.item
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return id(self.item)
 
 
 _DEEPEST = 100
@@ -233,14 +236,27 @@ def _argument_key(value: Any) -> Any:
 
 def _object_key(item: Any) -> str:
     """Names an object, as no other object is named in this process or another."""
-    known, key = _OBJECT_KEYS.get(id(item), (None, ""))
-    if known is None or known() is not item:  # an id is used again once its object is gone
-        key = f"{type(item).__name__} {uuid.uuid4().hex}"
-        try:
-            _OBJECT_KEYS[id(item)] = (ref(item), key)
-        except TypeError:  # no weak references to it: keep it, so that its id stays its own
-            _OBJECT_KEYS[id(item)] = (lambda: item, key)
+    number = id(item)  # used again once the object is gone
+    known = _OBJECT_KEYS.get(number)
+    if known is not None and known[0]() is item:
+        return known[1]
+    try:
+        reference = ref(item, lambda _: _OBJECT_KEYS.pop(number, None))
+    except TypeError:
+        return _kept_object_key(_Is(item))
+    key = _new_key(item)
+    _OBJECT_KEYS[number] = (reference, key)
     return key
+
+
+@lru_cache(maxsize=32)
+def _kept_object_key(same: _Is) -> str:
+    """The same for one that allows no weak reference: it is kept, as long as it is among these."""
+    return _new_key(same.item)
+
+
+def _new_key(item: Any) -> str:
+    return f"{type(item).__name__} {uuid.uuid4().hex}"
 
 
 def model_profile(name: str, pipeline: Any) -> dict[str, Any]:

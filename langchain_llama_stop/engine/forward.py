@@ -108,6 +108,12 @@ def forward(
 
 
 @cached_per_object
+def keeps_state(model: Any) -> bool:
+    """Whether a model keeps the state of a text in its own modules, as RecurrentGemma does."""
+    return any(hasattr(module, "_setup_cache") for module in model.modules())
+
+
+@cached_per_object
 def _takes_positions(model: Any) -> bool:
     """Whether `position_ids` reach the forward pass of the transformers model inside a wrapper."""
     inside: Any = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)

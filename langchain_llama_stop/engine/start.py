@@ -21,7 +21,7 @@ from langchain_llama_stop.engine.config import (
     vocabulary_size,
 )
 from langchain_llama_stop.engine.decode import Decoder, prepared
-from langchain_llama_stop.engine.forward import can_batch
+from langchain_llama_stop.engine.forward import can_batch, keeps_state
 from langchain_llama_stop.engine.outbox import Outbox
 from langchain_llama_stop.engine.request import Request
 from langchain_llama_stop.engine.sequence import Sequence
@@ -111,7 +111,7 @@ def start(
         outbox,
         context,
         until=inside.until,
-        max_rows=options.batch_size,
+        max_rows=1 if keeps_state(model) else options.batch_size,
         prefix_cache=0 if unbatchable else options.prefix_cache,
         unbatchable=unbatchable,
         model_kwargs=made.model_kwargs if unbatchable else {},

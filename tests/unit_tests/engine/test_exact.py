@@ -8,8 +8,10 @@ import pytest
 import torch
 from peft import (
     IA3Config,
+    LilyConfig,
     LoHaConfig,
     LoraConfig,
+    PolyConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -29,6 +31,8 @@ from transformers import (
     MptForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from langchain_llama_stop.engine.config import check_options, context_window, eos_token_ids
@@ -177,6 +181,14 @@ def test_adapters_that_add_tokens_are_refused_by_name(kind):
             check_options(make_pipeline(wrapped, TOKENIZER), settings())
 
 
+@pytest.mark.parametrize("kind", [LilyConfig, PolyConfig])
+def test_adapters_that_look_at_a_whole_pass_are_refused_by_name(kind):
+    config = kind(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_llama(len(TOKENIZER)), config)
+    with pytest.raises(ValueError, match=f"'default' is {kind.__name__[:4].upper()}"):
+        check_options(make_pipeline(model, TOKENIZER), settings())
+
+
 def test_an_activated_lora_is_refused_by_name():
     model = adapted(
         task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[1, 2]
@@ -189,6 +201,18 @@ OTHERS = {
     "bloom": lambda: BloomForCausalLM(
         BloomConfig(vocab_size=len(TOKENIZER), hidden_size=32, n_layer=2, n_head=4)
     ),
+    "recurrent gemma": lambda: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=len(TOKENIZER),
+            intermediate_size=64,
+            num_key_value_heads=2,
+            lru_width=32,
+            attention_window_size=16,
+            block_types=("recurrent", "attention"),
+            initializer_range=0.1,
+            **SHAPE,
+        )
+    ),
     "mpt": lambda: MptForCausalLM(
         MptConfig(vocab_size=len(TOKENIZER), d_model=32, n_layers=2, n_heads=4)
     ),
@@ -198,8 +222,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "shares"), [("bloom", True), ("mpt", False), ("bart", False)])
-def test_models_that_take_no_positions(kind, shares):
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [("bloom", True), ("mpt", False), ("bart", False), ("recurrent gemma", False)],
+)
+def test_models_that_take_no_positions_or_keep_states(kind, shares):
     torch.manual_seed(0)
     model = OTHERS[kind]().eval()
     for parameter in model.parameters():
@@ -209,6 +236,7 @@ def test_models_that_take_no_positions(kind, shares):
     expected = [alone(pipeline, ask) for ask in ASKS]
     assert [answers(pipeline, [ask])[0] for ask in ASKS] == expected
     assert together(pipeline, ASKS) == expected
+    assert answers(pipeline, ASKS) == expected
 
 
 # --- RoPE

@@ -123,7 +123,7 @@ class OwnPass(TextGenerationPipeline):
     [(OwnPipeline, "preprocess"), (OwnAnswers, "postprocess"), (OwnPass, "_forward")],
 )
 def test_a_pipeline_of_ones_own_is_refused_by_what_it_does_itself(made_by, name):
-    pipeline = made_by(model=given({}).model, tokenizer=TOKENIZER)
+    pipeline = made_by(model=given({}).model, tokenizer=TOKENIZER, task="text-generation")
     for make in (LlamaStopLLM, ChatLlamaStop):
         with pytest.raises(ValueError, match=rf"`{name}`.*{made_by.__name__}.*outside"):
             make(pipeline=pipeline)

@@ -12,6 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from langchain_llama_stop.engine.fingerprint import fingerprint
 from langchain_llama_stop.engine.generate import generate, stream_generate
 from langchain_llama_stop.engine.prefix_cache import prefix_cache_of
+from langchain_llama_stop.engine.thread import engine_of
 from tests.fakes import TOKENIZERS, make_pipeline, tiny_llama
 from tests.fakes.generation import options, tiny
 
@@ -280,7 +281,8 @@ def test_a_running_stream_and_new_calls_survive_another_dtype():
     pipeline = tiny()
     stream = stream_generate(pipeline, PROMPT, options(max_new_tokens=30, eos_reward=False))
     next(stream)
-    pipeline.model.to(torch.float64)
+    with engine_of(pipeline.model).stepping:  # not in the midst of a pass
+        pipeline.model.to(torch.float64)
     assert generate(pipeline, ["other"], OPTIONS) == generate(pipeline, ["other"], UNCACHED)
     assert list(stream)[-1].response.token_ids
 
