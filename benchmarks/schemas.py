@@ -10,7 +10,7 @@ seconds), or *cut* at the budget.
 The 100 schemas in `schemas.jsonl` always run: as Pydantic, zod, MCP servers and OpenAPI write them,
 each with a value that the model must be able to write. Two public suites run where their files are:
 
---suite FOLDER   JSON-Schema-Test-Suite: a folder of `*.json`, each a list of groups with `schema`
+--suite FOLDER   JSON-Schema-Test-Suite: folders of `*.json`, each a list of groups with `schema`
                  and `tests` (`data`, `valid`), such as `tests/draft2020-12` of a clone
 --bench FOLDER   JSONSchemaBench: a folder that is searched for `*.json`, each a schema, or an
                  object with a `schema` and maybe `tests`, such as `data/Github_medium` of a clone
@@ -159,7 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", type=Path, metavar="FOLDER", help="JSON-Schema-Test-Suite")
+    parser.add_argument(
+        "--suite", type=Path, metavar="FOLDER", nargs="+", default=[], help="JSON-Schema-Test-Suite"
+    )
     parser.add_argument("--bench", type=Path, metavar="FOLDER", help="JSONSchemaBench")
     parser.add_argument("--budget", type=int, default=256, help="tokens, that is bytes")
     parser.add_argument("--seeds", type=int, default=1, help="answers under each schema")
@@ -171,7 +173,7 @@ def main() -> None:
     rows = []
     for title, found in (
         ("our own", own()),
-        ("JSON-Schema-Test-Suite", suite(args.suite) if args.suite else ()),
+        *((f"JSON-Schema-Test-Suite, {folder.name}", suite(folder)) for folder in args.suite),
         ("JSONSchemaBench", bench(args.bench) if args.bench else ()),
     ):
         cases = [case for case in found if args.only in case.name]

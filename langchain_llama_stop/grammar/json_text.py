@@ -103,6 +103,11 @@ FORMATS = {
     "uri": f"[A-Za-z][A-Za-z0-9+.-]*:(?:(?://)?[A-Za-z0-9]|[+]){_PATH}*|file:///{_PATH}*",
 }
 """Formats that are enforced, as patterns of whole texts; other formats are annotations."""
+FORMATS |= {  # as Pydantic names the versions of UUIDs
+    f"uuid{n}": "-".join(["[0-9A-Fa-f]{8}", "[0-9A-Fa-f]{4}", f"{n}[0-9A-Fa-f]{{3}}",
+                          "[89ABab][0-9A-Fa-f]{3}", "[0-9A-Fa-f]{12}"])
+    for n in range(1, 9)
+}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)

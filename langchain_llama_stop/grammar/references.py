@@ -59,15 +59,15 @@ def prepared(schema: Any) -> Any:
     for words, _, base in parts:
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
             reference = words.get(keyword)
-            pointer = pointer_of(reference, base) if isinstance(reference, str) else None
-            if pointer is None:
+            place = pointer_of(reference, base) if isinstance(reference, str) else None
+            if place is None:
                 continue
-            target = _at(root, pointer)
+            target = _at(root, place)
             anchor = {"$dynamicRef": "$dynamicAnchor", "$recursiveRef": "$recursiveAnchor"}
             name = target.get(anchor.get(keyword)) if isinstance(target, Mapping) else None
             is_dynamic = name is True or (name and str(reference).endswith(f"#{name}"))
             several = is_dynamic and dynamic[str(name)] > 1
-            words[keyword] = ANY_OF_SEVERAL if several else f"#{pointer}"
+            words[keyword] = ANY_OF_SEVERAL if several else f"#{place}"
     return root
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
 from langchain_llama_stop.grammar.multiple import multiple_of
+from langchain_llama_stop.grammar.pattern import UnknownPattern, parse_pattern
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
     EMPTY,
