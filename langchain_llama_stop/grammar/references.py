@@ -79,7 +79,8 @@ def resolve(reference: str, root: Any) -> Any:
     """
     if not reference.startswith("#"):
         raise ValueError(f"`$ref: {reference}` points out of the schema")
-    target = _at(root, reference[1:])
+    is_pointer = reference == "#" or reference.startswith("#/")
+    target = _at(root, reference[1:]) if is_pointer else None
     if not isinstance(target, Mapping | bool):
         raise ValueError(f"`$ref: {reference}` points to nothing")
     return target
