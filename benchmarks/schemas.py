@@ -18,6 +18,7 @@ each with a value that the model must be able to write. Two public suites run wh
 
 import argparse
 import collections
+import functools
 import json
 import random
 import re
@@ -36,6 +37,7 @@ from tests.fakes.generation import hashed
 OUTCOMES = ("valid", "told", "refused", "large", "wrong", "cut")
 SECONDS = 30
 ARGUMENT = "`json_schema`"
+model = functools.cache(hashed)
 
 
 class Case(NamedTuple):
@@ -115,7 +117,7 @@ def judged(case: Case, budget: int, seeds: int) -> tuple[str, str]:
     for seed in range(seeds):
         options = {"json_schema": case.schema, "max_new_tokens": budget, "eos_reward": False}
         try:
-            response = generate(hashed(seed), ["x"], GenerationOptions.parse(options))[0]
+            response = generate(model(seed), ["x"], GenerationOptions.parse(options))[0]
         except ValueError as error:
             return "large" if "`max_new_tokens` has to be" in str(error) else "refused", str(error)
         if response.finish_reason == "length":

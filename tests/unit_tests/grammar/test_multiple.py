@@ -61,18 +61,21 @@ def test_llguidance_follows_every_multiple_that_is_enforced(modulus):
 
 
 @pytest.mark.parametrize(
-    ("modulus", "last"),
+    ("modulus", "places", "last"),
     [
-        (1, [""]),
-        (5, ["0", "5"]),
-        (250, ["000", "250", "500", "750"]),
-        (10**9, ["000000000"]),
-        (3, None),
-        (4096, None),
+        (1, 0, [""]),
+        (1, 8, [""]),
+        (5, 0, ["0", "5"]),
+        (5, 2, ["0", "5"]),
+        (250, 0, ["000", "250", "500", "750"]),
+        (25, 1, None),
+        (10**9, 0, ["000000000"]),
+        (3, 0, None),
+        (4096, 0, None),
     ],
 )
-def test_endings(modulus, last):
-    assert endings(modulus) == last
+def test_endings(modulus, places, last):
+    assert endings(modulus, places) == last
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,6 @@ def test_endings(modulus, last):
         (0.05, ["0.15", "0.1", "-2.50", "3"], ["0.12"]),
         (1000000, ["0", "3000000", "-1000000"], ["3", "100000", "1000001"]),
         (250, ["0", "250", "1750", "1000"], ["25", "1001"]),
-        (2.5, ["2.5", "5", "7.50"], ["2", "3.5"]),
     ],
 )
 def test_multiples_that_their_last_digits_decide(multiple, right, wrong):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -263,3 +264,16 @@ def test_control_tokens_of_a_prompt_are_text_on_demand():
         for value in (None, True)
     ]
     assert counts[1] > counts[0]
+
+
+def test_a_grammar_on_which_llguidance_gives_up_is_an_error_and_no_wrong_answer():
+    schema = {"type": "integer"}
+    words = {**schema, "multipleOf": 99991}  # too many states for its lexer
+    lark = f"start: r0\nr0: t0\nt0: %json {json.dumps(words)}"
+    grammar = replace(json_grammar(schema), lark=lark)
+    tokenizer = TOKENIZERS["bytes"]
+    make = {"prompt_length": 1, "max_new_tokens": 40, "eos_token_ids": [tokenizer.eos_token_id]}
+    processor = GrammarProcessor(tokenizer, grammar, **make)
+    with pytest.raises(RuntimeError, match="`json_schema` has to be .* llguidance can follow"):
+        for digits in ("", "7", "73", "731", "7319", "73190"):
+            processor(torch.tensor([[0, *digits.encode()]]), torch.zeros(1, len(tokenizer)))

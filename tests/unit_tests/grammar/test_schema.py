@@ -355,6 +355,20 @@ def test_two_halves_in_a_pattern_are_one_character(pattern, right, wrong):
     assert fits(schema, right) and not fits(schema, wrong)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        (r"^[\d-x]$", "5-x", "a,"),
+        (r"^[\w-.]$", "a-.", " +"),
+        (r"^[a-z\s-_]$", "- _b", "A"),
+    ],
+)
+def test_a_hyphen_after_a_class_is_one(pattern, right, wrong):
+    schema = {"type": "string", "pattern": pattern}
+    assert all(fits(schema, f'"{c}"') for c in right)
+    assert not any(fits(schema, f'"{c}"') for c in wrong)
+
+
 def test_half_a_character_in_a_pattern_is_told():
     grammar = json_grammar({"type": "string", "pattern": r"^[\ud800-\udbff]+$"})
     assert "half of a character" in grammar.unchecked[0]
