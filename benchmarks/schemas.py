@@ -10,7 +10,7 @@ seconds), or *cut* at the budget.
 The 100 schemas in `schemas.jsonl` always run: as Pydantic, zod, MCP servers and OpenAPI write them,
 each with a value that the model must be able to write. Two public suites run where their files are:
 
---suite FOLDER   JSON-Schema-Test-Suite: a folder of `*.json`, each a list of groups with `schema`
+--suite FOLDER   JSON-Schema-Test-Suite: folders of `*.json`, each a list of groups with `schema`
                  and `tests` (`data`, `valid`), such as `tests/draft2020-12` of a clone
 --bench FOLDER   JSONSchemaBench: a folder that is searched for `*.json`, each a schema, or an
                  object with a `schema` and maybe `tests`, such as `data/Github_medium` of a clone
@@ -18,6 +18,7 @@ each with a value that the model must be able to write. Two public suites run wh
 
 import argparse
 import collections
+import functools
 import json
 import random
 import re
@@ -36,6 +37,7 @@ from tests.fakes.generation import hashed
 OUTCOMES = ("valid", "told", "refused", "large", "wrong", "cut")
 SECONDS = 30
 ARGUMENT = "`json_schema`"
+model = functools.cache(hashed)
 
 
 class Case(NamedTuple):
@@ -115,7 +117,7 @@ def judged(case: Case, budget: int, seeds: int) -> tuple[str, str]:
     for seed in range(seeds):
         options = {"json_schema": case.schema, "max_new_tokens": budget, "eos_reward": False}
         try:
-            response = generate(hashed(seed), ["x"], GenerationOptions.parse(options))[0]
+            response = generate(model(seed), ["x"], GenerationOptions.parse(options))[0]
         except ValueError as error:
             return "large" if "`max_new_tokens` has to be" in str(error) else "refused", str(error)
         if response.finish_reason == "length":
@@ -159,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", type=Path, metavar="FOLDER", help="JSON-Schema-Test-Suite")
+    parser.add_argument(
+        "--suite", type=Path, metavar="FOLDER", nargs="+", default=[], help="JSON-Schema-Test-Suite"
+    )
     parser.add_argument("--bench", type=Path, metavar="FOLDER", help="JSONSchemaBench")
     parser.add_argument("--budget", type=int, default=256, help="tokens, that is bytes")
     parser.add_argument("--seeds", type=int, default=1, help="answers under each schema")
@@ -171,7 +175,7 @@ def main() -> None:
     rows = []
     for title, found in (
         ("our own", own()),
-        ("JSON-Schema-Test-Suite", suite(args.suite) if args.suite else ()),
+        *((f"JSON-Schema-Test-Suite, {folder.name}", suite(folder)) for folder in args.suite),
         ("JSONSchemaBench", bench(args.bench) if args.bench else ()),
     ):
         cases = [case for case in found if args.only in case.name]

@@ -31,6 +31,7 @@ from langchain_llama_stop.grammar.terminal import Terminal, regex_terminal
 MOST_DIGITS = 64
 """Most digits before and after the point of a number. Not tuned: nobody needs more, and a model in
 a loop writes digits until its budget is spent."""
+_LIMIT = Decimal(10) ** MOST_DIGITS
 _MOST_OF_MULTIPLE = 10**15 - 1
 """The largest number with `multipleOf`: llguidance computes with floats there."""
 
@@ -103,6 +104,11 @@ FORMATS = {
     "uri": f"[A-Za-z][A-Za-z0-9+.-]*:(?:(?://)?[A-Za-z0-9]|[+]){_PATH}*|file:///{_PATH}*",
 }
 """Formats that are enforced, as patterns of whole texts; other formats are annotations."""
+FORMATS |= {  # as Pydantic names the versions of UUIDs
+    f"uuid{n}": "-".join(["[0-9A-Fa-f]{8}", "[0-9A-Fa-f]{4}", f"{n}[0-9A-Fa-f]{{3}}",
+                          "[89ABab][0-9A-Fa-f]{3}", "[0-9A-Fa-f]{12}"])
+    for n in range(1, 9)
+}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,6 +185,8 @@ def number_terminal(
         multiple: All are multiples of it, which `is_enforceable`.
         fractional: Whether none is an integer.
     """
+    if (low is not None and low >= _LIMIT) or (high is not None and high <= -_LIMIT):
+        return regex_terminal(NOTHING)
     low, high = _writable(low, ROUND_CEILING), _writable(high, ROUND_FLOOR)
     if low is None and high is None and multiple is None and not fractional:
         return regex_terminal(_free_number(integer))
@@ -191,7 +199,7 @@ def number_terminal(
         return regex_terminal(_range(integer, low, low_excluded, high, high_excluded))
     modulus, places = in_digits(multiple, integer)
     integer = not places
-    if (last := endings(modulus)) is not None:
+    if (last := endings(modulus, places)) is not None:
         within = _range(integer, low, low_excluded, high, high_excluded)
         return regex_terminal(both(within, _ending_in(last, places)))
     limit = Decimal(_MOST_OF_MULTIPLE)
@@ -233,13 +241,8 @@ def _ending_in(last: list[str], places: int) -> Regex:
 
 def _writable(bound: Decimal | None, rounding: str) -> Decimal | None:
     """A bound in the digits that numbers may have; None if it bounds none of them."""
-    if bound is None:
+    if bound is None or abs(bound) >= _LIMIT:
         return None
-    limit = Decimal(10) ** MOST_DIGITS
-    if bound >= limit:
-        return limit if rounding == ROUND_CEILING else None
-    if bound <= -limit:
-        return None if rounding == ROUND_CEILING else -limit
     if -int(bound.as_tuple().exponent) <= MOST_DIGITS:
         return bound
     with localcontext(prec=4 * MOST_DIGITS):

@@ -9,8 +9,9 @@ from typing_extensions import override
 
 from langchain_llama_stop.grammar.regex import NOTHING, Regex, one
 
-_MOST_STATES = 100_000
-"""The largest multiple that llguidance counts: one state for each remainder, half a second."""
+_MOST_STATES = 5_000
+"""The largest multiple that llguidance counts: it has states for all remainders, and gave up in
+the middle of answers at 9,973."""
 _MOST_ENDINGS = 1000
 """Endings of numbers that are written one by one."""
 
@@ -70,9 +71,9 @@ def _missing(modulus: int, places: int, rest: int, place: int | None) -> int | N
     return min(counts, default=None)
 
 
-def endings(modulus: int) -> list[str] | None:
-    """The last digits of all multiples, if these alone decide, and are few."""
-    for size in range(len(str(modulus)) + 2):
+def endings(modulus: int, places: int) -> list[str] | None:
+    """The last digits of all multiples, or last decimal places, if they decide, and are few."""
+    for size in range(1 + (places or len(str(modulus)) + 1)):
         if 10**size % modulus == 0 and 10**size // modulus <= _MOST_ENDINGS:
             return [f"{n:0{size}}" if size else "" for n in range(0, 10**size, modulus)]
     return None
@@ -88,7 +89,7 @@ def in_digits(multiple: Decimal, integer: bool) -> tuple[int, int]:
 def is_enforceable(multiple: Decimal, integer: bool) -> bool:
     """Whether decoding can hold numbers to a multiple."""
     modulus, places = in_digits(multiple, integer)
-    if endings(modulus) is not None:
+    if endings(modulus, places) is not None:
         return True
     number, scale = float(multiple), 0  # as llguidance reads it: 0.07 * 10 is no 0.7 there
     while number != int(number) and scale <= places:

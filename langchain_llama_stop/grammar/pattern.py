@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-import sys
 import unicodedata
 
 from typing_extensions import override
@@ -12,6 +12,7 @@ from typing_extensions import override
 from langchain_llama_stop.grammar.regex import (
     EMPTY,
     EVERY,
+    LAST,
     Ranges,
     Regex,
     both,
@@ -30,8 +31,16 @@ _CLASSES = {
     "d": ((48, 57),),
     "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
     "s": ((9, 13), (32, 32), (160, 160), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
-          (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+          (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)),
 }  # fmt: skip
+"""What belongs to a class by ECMA 262, Python and Rust (Pydantic) alike."""
+_MORE = {
+    "d": ("Nd",),
+    "w": ("L", "N", "M", "Pc"),
+    "s": (),
+}
+"""Categories of what belongs to it by one of them. `\\D`, `\\W` and `\\S` hold none of it."""
+_SPACES = ((28, 31), (0x85, 0x85), (0xFEFF, 0xFEFF))
 _LINE_ENDS = ((10, 10), (13, 13), (0x2028, 0x2029))
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7, "e": 27}
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(?=\d|,\d)(\d*)(?:(,)(\d*))?\})[?+]?")
@@ -194,12 +203,12 @@ class _Reader:
             return chars([*ranges, *others])
         return chars(ranges)
 
-    def named_class(self, sign: str) -> Ranges:
-        r"""The characters of `\d`, `\w` or `\s`."""
-        return _CLASSES[sign]
+    def named_class(self, sign: str, wide: bool) -> Ranges:
+        r"""The characters of `\d`, `\w` or `\s`, by one dialect or by any."""
+        return _wide(sign) if wide else _CLASSES[sign]
 
-    def escape(self, inside: bool) -> Ranges:
-        """What follows a backslash."""
+    def escape(self, inside: bool, negated: bool = False) -> Ranges:
+        """What follows a backslash, maybe in a negated class."""
         if not self.rest:
             raise UnknownPattern("a '\\' at the end")
         if code := _CODE.match(self.rest):
@@ -219,8 +228,8 @@ class _Reader:
             self.rest = self.rest[name.end() :]
             found = _category(name[1])
             return found if sign == "p" else without(EVERY, found)
-        if sign.lower() in _CLASSES:
-            found = self.named_class(sign.lower())
+        if (kind := sign.lower()) in _CLASSES:
+            found = self.named_class(kind, sign.islower() == negated)
             return found if sign.islower() else without(EVERY, found)
         if inside and sign == "b":
             return ((8, 8),)
@@ -237,25 +246,33 @@ class _Reader:
         """A class after its opening bracket."""
         negated, ranges = self.take("^"), list[tuple[int, int]]()
         if not negated and self.rest[:1] == "]" and "]" in self.rest[1:]:
-            ranges += self.class_atom()  # as Python reads it: elsewhere nothing would match
+            ranges += self.class_atom(negated)  # as Python reads it: elsewhere nothing would match
         while not self.take("]"):
             if not self.rest:
                 raise UnknownPattern("an unmatched '['")
-            first = self.class_atom()
+            first = self.class_atom(negated)
             low = first[0][0] if len(first) == 1 else -1
             if self.rest[:1] == "-" and self.rest[1:2] not in ("]", "") and first == ((low, low),):
                 self.take("-")
-                last = self.class_atom()
+                last = self.class_atom(negated)
                 if len(last) != 1 or last[0][0] != last[0][1] or last[0][0] < low:
                     raise UnknownPattern("a range in brackets that goes backwards")
                 first = ((low, last[0][1]),)
             ranges += first
         return without(EVERY, ranges) if negated else tuple(ranges)
 
-    def class_atom(self) -> Ranges:
+    def class_atom(self, negated: bool) -> Ranges:
         """One character or escape in a class."""
         first, self.rest = self.rest[0], self.rest[1:]
-        return self.escape(inside=True) if first == "\\" else ((ord(first), ord(first)),)
+        if first == "\\":
+            return self.escape(inside=True, negated=negated)
+        return ((ord(first), ord(first)),)
+
+
+def _wide(name: str) -> Ranges:
+    """What belongs to the class `d`, `w` or `s` by ECMA 262, Python or Rust."""
+    more = (part for category in _MORE[name] for part in _category(category))
+    return (*_CLASSES[name], *(_SPACES if name == "s" else ()), *more)
 
 
 class _RustReader(_Reader):
@@ -264,7 +281,7 @@ class _RustReader(_Reader):
     line_ends = ((10, 10),)
 
     @override
-    def named_class(self, sign: str) -> Ranges:
+    def named_class(self, sign: str, wide: bool) -> Ranges:
         if sign == "s":
             return (*without(_CLASSES["s"], ((0xFEFF, 0xFEFF),)), (0x85, 0x85))
         names = ("Nd",) if sign == "d" else ("L", "M", "Nl", "Nd", "Pc")
@@ -299,13 +316,21 @@ def _category(name: str) -> Ranges:
     """The characters of a general category of Unicode, such as `L` or `Lu`."""
     names = {"Letter": "L", "Number": "N", "Punctuation": "P", "Symbol": "S", "Separator": "Z"}
     prefix = names.get(name, name)
-    found: list[tuple[int, int]] = []
-    for point in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(point)).startswith(prefix) and not 0xD800 <= point <= 0xDFFF:
-            if found and found[-1][1] == point - 1:
-                found[-1] = (found[-1][0], point)
-            else:
-                found.append((point, point))
+    found = [r for category, ranges in _categories().items() if category.startswith(prefix)
+             for r in ranges]  # fmt: skip
     if not found:
         raise UnknownPattern(f"the class \\p{{{name}}}")
-    return tuple(found)
+    return tuple(sorted(found))
+
+
+@functools.cache
+def _categories() -> dict[str, list[tuple[int, int]]]:
+    """The ranges of characters of each category of Unicode."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    first = 0
+    for category, same in itertools.groupby(map(unicodedata.category, map(chr, range(LAST + 1)))):
+        size = sum(1 for _ in same)
+        if category != "Cs":
+            found.setdefault(category, []).append((first, first + size - 1))
+        first += size
+    return found

@@ -61,7 +61,7 @@ class GrammarProcessor(LogitsProcessor):
                 tokens.
         """
         self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
-        self.unconstrained = grammar.unconstrained
+        self.unconstrained, self._argument = grammar.unconstrained, grammar.argument
         self._eos = list(eos_token_ids)
         self._tokens = grammar_tokens(tokenizer)
         start = begin(self._tokens, grammar, max_new_tokens - 1)
@@ -90,6 +90,9 @@ class GrammarProcessor(LogitsProcessor):
 
         Returns:
             New scores, (batch, vocab).
+
+        Raises:
+            RuntimeError: If llguidance gives up, since the grammar is too large for it.
         """
         scores = scores.clone()
         states: dict[tuple[int, ...], State] = {}
@@ -150,6 +153,12 @@ class GrammarProcessor(LogitsProcessor):
     def _allowed(self, state: State, size: int) -> torch.Tensor:
         """Which tokens may come next, (size,)."""
         mask = self._tokens.mask(state.matcher)
+        if state.matcher.is_error():  # its limits are met in the middle of an answer
+            problem = state.matcher.get_error().partition("\n")[0]
+            raise RuntimeError(
+                f"{self._argument} has to be a grammar that llguidance can follow, but it gave up "
+                f"({problem}): simplify it."
+            )
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")  # (32 * words,)
         bits = bits[: min(size, self._tokens.size)].view(np.bool_)
         allowed = torch.zeros(size, dtype=torch.bool)

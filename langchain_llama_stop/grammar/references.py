@@ -59,15 +59,15 @@ def prepared(schema: Any) -> Any:
     for words, _, base in parts:
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
             reference = words.get(keyword)
-            found = pointer_of(reference, base) if isinstance(reference, str) else None
-            if found is None:
+            place = pointer_of(reference, base) if isinstance(reference, str) else None
+            if place is None:
                 continue
-            target = _at(root, found)
+            target = _at(root, place)
             anchor = {"$dynamicRef": "$dynamicAnchor", "$recursiveRef": "$recursiveAnchor"}
             name = target.get(anchor.get(keyword)) if isinstance(target, Mapping) else None
             is_dynamic = name is True or (name and str(reference).endswith(f"#{name}"))
             several = is_dynamic and dynamic[str(name)] > 1
-            words[keyword] = ANY_OF_SEVERAL if several else f"#{found}"
+            words[keyword] = ANY_OF_SEVERAL if several else f"#{place}"
     return root
 
 
@@ -79,7 +79,8 @@ def resolve(reference: str, root: Any) -> Any:
     """
     if not reference.startswith("#"):
         raise ValueError(f"`$ref: {reference}` points out of the schema")
-    target = _at(root, reference[1:])
+    is_pointer = reference == "#" or reference.startswith("#/")
+    target = _at(root, reference[1:]) if is_pointer else None
     if not isinstance(target, Mapping | bool):
         raise ValueError(f"`$ref: {reference}` points to nothing")
     return target

@@ -357,12 +357,13 @@ def one_of_each(states: Iterable[Regex], low: int = 0, high: int = LAST) -> Iter
 
 def without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> Ranges:
     """Ranges less others."""
-    left = list(ranges)
-    for a, b in others:
-        left = [
-            piece
-            for low, high in left
-            for piece in ((low, min(high, a - 1)), (max(low, b + 1), high))
-            if piece[0] <= piece[1]
-        ]
-    return tuple(left)
+    found, taken = list[tuple[int, int]](), sorted(others)
+    for low, high in ranges:
+        for first, last in taken:
+            if low < first <= high:
+                found.append((low, first - 1))
+            if first <= high:
+                low = max(low, last + 1)
+        if low <= high:
+            found.append((low, high))
+    return tuple(found)

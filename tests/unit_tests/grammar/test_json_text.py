@@ -127,6 +127,12 @@ WRONG = {
     "duration": ["P", "PT", "1D", "P1H"],
     "uri": ["example", "//x", "http://a b", "http:///x", "x://"],
 }
+for version in range(1, 9):
+    RIGHT[f"uuid{version}"] = [f"123e4567-e89b-{version}2d3-a456-426614174000"]
+    WRONG[f"uuid{version}"] = [
+        f"123e4567-e89b-{(version + 1) % 10}2d3-a456-426614174000",
+        f"123e4567-e89b-{version}2d3-c456-426614174000",
+    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -280,3 +281,17 @@ def test_a_long_choice_inside_a_pattern_is_made_only_if_it_fits(pattern, name, s
         response = generate(pipeline(name, seed), ["go"], GenerationOptions.parse(options))[0]
         assert response.finish_reason == "stop", response.text
         jsonschema.validate(json.loads(response.text), schema)
+
+
+def test_a_grammar_on_which_llguidance_gives_up_is_an_error_and_no_wrong_answer():
+    schema = {"type": "integer"}
+    bounds = {"minimum": -(10**15) + 1, "maximum": 10**15 - 1}
+    words = {**schema, **bounds, "multipleOf": 99991}  # too many states for its lexer
+    lark = f"start: r0\nr0: t0\nt0: %json {json.dumps(words)}"
+    grammar = replace(json_grammar(schema), lark=lark)
+    tokenizer = TOKENIZERS["bytes"]
+    make = {"prompt_length": 1, "max_new_tokens": 40, "eos_token_ids": [tokenizer.eos_token_id]}
+    processor = GrammarProcessor(tokenizer, grammar, **make)
+    with pytest.raises(RuntimeError, match="`json_schema` has to be .* llguidance can follow"):
+        for digits in ("", "7", "73", "731", "7319", "73190"):
+            processor(torch.tensor([[0, *digits.encode()]]), torch.zeros(1, len(tokenizer)))

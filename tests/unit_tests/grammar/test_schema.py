@@ -145,6 +145,29 @@ def test_a_grammar_of_ones_own_is_compiled_at_once():
         ),
         ({"type": "array", "contains": {"const": 2}}, ["[1, 2, 3]", "[2]"], ["[]", "[1]"]),
         ({"not": {"type": "string"}}, ["1", "{}"], ['"a"']),
+        ({"not": {"type": "integer"}}, ["1.5", "-0.25", '"a"', "[]"], ["1", "0", "1.0", "-2.00"]),
+        ({"type": "number", "not": {"type": "integer"}}, ["0.5"], ["5", '"a"']),
+        ({"not": {"type": ["integer", "null"]}, "minimum": 2}, ["2.5", "{}"], ["null", "3", "1.5"]),
+        ({"type": "integer", "not": {"type": "integer", "minimum": 5}}, ["4"], ["5"]),
+        ({"const": 2.0}, ["2.0", "2"], ["3", "2.5"]),
+        ({"enum": [0.5, -1.0, "1.0"]}, ["0.5", "-1", "-1.0", '"1.0"'], ["1", '"1"']),
+        (
+            {"prefixItems": [{"type": "string"}], "items": True, "unevaluatedItems": False},
+            ['["a", 1]'],
+            ["[1]"],
+        ),
+        (
+            {"allOf": [{"prefixItems": [{}]}], "items": {}, "unevaluatedItems": {"type": "null"}},
+            ["[1, 2]"],
+            [],
+        ),
+        (
+            {"oneOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "^b"}]},
+            ['"a"', '"bx"'],
+            ['"c"', "1"],
+        ),
+        ({"type": "number", "maximum": 1e308, "minimum": -1e300}, ["1.5", "-7"], ['"a"']),
+        ({"type": "number", "exclusiveMinimum": 1e-300}, ["0.5"], ["0", "-1"]),
         ({"type": "string", "not": {"enum": ["a", "b"]}}, ['"c"', '"ab"'], ['"a"']),
         ({"type": "string", "not": {"pattern": "^a|b$"}}, ['"c"', '"ba"'], ['"a"', '"cb"']),
         ({"pattern": "a", "not": {"pattern": "aa"}}, ['"aba"'], ['"baa"', '"b"', "1"]),
@@ -267,7 +290,8 @@ def test_a_pattern_that_nobody_knows_is_no_violation():
 
 def test_one_of_that_cannot_overlap_is_enforced():
     tagged = [object_of(kind={"const": kind}, x={"type": "integer"}) for kind in "ab"]
-    for one_of in (tagged, [{"type": "string"}, {"type": "null"}, A]):
+    texts = [{"type": "string", "format": name} for name in ("date", "date-time", "uuid", "email")]
+    for one_of in (tagged, texts, [{"type": "string"}, {"type": "null"}, A]):
         assert json_grammar({"oneOf": one_of}).unchecked == ()
 
 
@@ -286,3 +310,65 @@ def test_a_schema_that_is_nested_too_deeply_is_refused():
         schema = {"type": "object", "properties": {"c": schema}}
     with pytest.raises(ValueError, match="has to be at most 100 levels deep"):
         GenerationOptions.parse({"json_schema": schema})
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword", "right", "wrong"),
+    [
+        ({"contains": {"const": 1}, "minContains": 0, "maxContains": 1}, "maxContains",
+         [1, 2], [1, 1]),
+        ({"contains": {"const": 1}, "minContains": 1, "maxContains": 2}, "maxContains",
+         [1, 1], [1, 1, 1]),
+        ({"not": {"const": {"a": 1}}}, "not", {"a": 2}, {"a": 1}),
+        ({"type": "array", "not": {"enum": [[1], []]}}, "not", [2], [1]),
+        ({"properties": {"a": {}}, "not": {"not": {"properties": {"b": {}}, "required": ["b"]}},
+          "unevaluatedProperties": False}, "unevaluatedProperties", {}, {"a": 1, "b": 1}),
+        ({"prefixItems": [{}], "not": {"not": {"prefixItems": [{}, {}]}},
+          "unevaluatedItems": False}, "unevaluatedItems", [1], [1, 2]),
+        ({"oneOf": [{"type": "string", "format": "date"}, {"type": "string"}]}, "oneOf",
+         "a", "2024-05-31"),
+    ],
+)  # fmt: skip
+def test_what_is_told_is_checked(schema, keyword, right, wrong):
+    assert keyword in json_grammar(schema).unchecked
+    assert violation(schema, wrong, "`x`")
+    if "not" not in schema or keyword == "not":
+        assert violation(schema, right, "`x`") == ""
+
+
+@pytest.mark.parametrize("low", [1e64, 1e300])
+def test_bounds_beyond_the_digits_that_numbers_have(low):
+    with pytest.raises(ValueError, match="some value fits, but none does"):
+        json_grammar({"type": "number", "exclusiveMinimum": low})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        (r"^\ud83d\ude00$", '"😀"', '"😁"'),
+        (r"^[\ud83d\ude00-\ud83d\ude02]$", '"😁"', '"😃"'),
+        (r"^\uD83C\uDF55+x$", '"🍕🍕x"', '"x"'),
+    ],
+)
+def test_two_halves_in_a_pattern_are_one_character(pattern, right, wrong):
+    schema = {"type": "string", "pattern": pattern}
+    assert fits(schema, right) and not fits(schema, wrong)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        (r"^[\d-x]$", "5-x", "a,"),
+        (r"^[\w-.]$", "a-.", " +"),
+        (r"^[a-z\s-_]$", "- _b", "A"),
+    ],
+)
+def test_a_hyphen_after_a_class_is_one(pattern, right, wrong):
+    schema = {"type": "string", "pattern": pattern}
+    assert all(fits(schema, f'"{c}"') for c in right)
+    assert not any(fits(schema, f'"{c}"') for c in wrong)
+
+
+def test_half_a_character_in_a_pattern_is_told():
+    grammar = json_grammar({"type": "string", "pattern": r"^[\ud800-\udbff]+$"})
+    assert "half of a character" in grammar.unchecked[0]
