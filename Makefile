@@ -104,7 +104,7 @@ bench-objects: $(STAMP) ## objects out of short texts, and what a schema costs (
 bench-schemas: $(STAMP) ## what comes of 100 schemas, and of public suites (a minute)
 	@PYTHONPATH=. $(BIN)/python benchmarks/schemas.py $(ARGS)
 
-bench-tool-calls: $(STAMP) ## whether the demo model calls tools, and what leaks of the example (minutes)
+bench-tool-calls: $(STAMP) ## whether the demo model calls tools, and what leaks of the example (ten minutes)
 	@$(BIN)/python benchmarks/tool_calls.py $(ARGS)
 
 # The article's kind of data where it lies beside the clone, else our own short answers.
