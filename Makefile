@@ -11,7 +11,7 @@ EXTRAS := cli,train,examples,bench,test,vllm,docs
 
 .PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit dist test-dist \
 	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
-	bench-termination bench-objects bench-schemas bench-tool-calls bench-serving bench-capacity \
+	bench-termination bench-objects bench-schemas bench-tool-calls bench-conversations bench-serving bench-capacity \
 	finetune-demo clean
 
 help: ## show this list
@@ -104,8 +104,11 @@ bench-objects: $(STAMP) ## objects out of short texts, and what a schema costs (
 bench-schemas: $(STAMP) ## what comes of 100 schemas, and of public suites (a minute)
 	@PYTHONPATH=. $(BIN)/python benchmarks/schemas.py $(ARGS)
 
-bench-tool-calls: $(STAMP) ## whether the demo model calls tools, and what leaks of the example (minutes)
+bench-tool-calls: $(STAMP) ## whether the demo model calls tools, and what leaks of the example (ten minutes)
 	@$(BIN)/python benchmarks/tool_calls.py $(ARGS)
+
+bench-conversations: $(STAMP) ## which conversations reach the model, for ChatHuggingFace and for us (a minute)
+	@$(BIN)/python benchmarks/conversations.py $(ARGS)
 
 # The article's kind of data where it lies beside the clone, else our own short answers.
 DATA ?= $(firstword $(wildcard ../*/data/oa_questions.jsonl) examples/short_answers.jsonl)

@@ -84,36 +84,50 @@ def answers(chat: ChatLlamaStop, work: list[tuple], system: str) -> list:
         return list(pool.map(ask, work))
 
 
+def show(work: list[tuple], found: list[AIMessage]) -> None:
+    """Prints every answer."""
+    for (_, question, _), answer in zip(work, found, strict=True):
+        calls = [(call["name"], call["args"]) for call in answer.tool_calls]
+        print(f"{question!r}: {json.dumps(calls) if calls else repr(answer.content)}", flush=True)
+
+
 def main() -> None:
     """Asks all questions, and prints how many were answered in which way."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "nf4"], default="float32")
+    dtypes = ["float32", "bfloat16", "nf4"]
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=["float32", "nf4"])
+    parser.add_argument("--only", choices=["wanted", "neutral"], help="leave out the other half")
     parser.add_argument("--system", default="", help="a system message before each question")
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--show", action="store_true", help="print every answer")
     args = parser.parse_args()
     assert all(word in str(UNKNOWN.example()) for word in EXAMPLE)
     transformers.logging.set_verbosity_error()
-    how = {"quantization": "nf4"} if args.dtype == "nf4" else {"dtype": args.dtype}
-    chat = ChatLlamaStop(
-        pipeline=load_pipeline("demo", **how), temperature=0, max_tokens=args.max_tokens
-    )
-    neutral = [([get_weather, multiply], question, "") for question in NEUTRAL]
-    called = answers(chat, WANTED, args.system)
-    others = answers(chat, neutral, args.system)
-    if args.show:
-        for (_, question, _), answer in zip([*WANTED, *neutral], [*called, *others], strict=True):
-            calls = [(call["name"], call["args"]) for call in answer.tool_calls]
-            print(f"{question!r}: {json.dumps(calls) if calls else repr(answer.content)}")
-    names = [[call["name"] for call in answer.tool_calls] for answer in called]
-    right = sum(wanted in found for found, (_, _, wanted) in zip(names, WANTED, strict=True))
-    leaks = [a for a in others if any(word in str(a.content) for word in EXAMPLE)]
     machine = f"{platform.machine()}, torch {torch.__version__}"
-    print(f"demo model, {args.dtype}, {machine}, transformers {transformers.__version__}")
-    made = f"{sum(map(bool, names))} of {len(names)}"
-    print(f"calls where one is wanted: {made}, the right tool {right}")
-    print(f"calls where none is wanted: {sum(bool(a.tool_calls) for a in others)} of {len(others)}")
-    print(f"answers that tell of the example: {len(leaks)} of {len(others)}")
+    print(f"demo model, greedy, {machine}, transformers {transformers.__version__}\n")
+    print("| | calls where wanted | the right tool | calls where not | tell of the example |")
+    print("|---|--:|--:|--:|--:|", flush=True)
+    neutral = [([get_weather, multiply], question, "") for question in NEUTRAL]
+    for dtype in args.dtypes:
+        how = {"quantization": "nf4"} if dtype == "nf4" else {"dtype": dtype}
+        pipeline = load_pipeline("demo", **how)
+        chat = ChatLlamaStop(pipeline=pipeline, temperature=0, max_tokens=args.max_tokens)
+        cells = ["–"] * 4
+        if args.only != "neutral":
+            found = answers(chat, WANTED, args.system)
+            names = [[call["name"] for call in answer.tool_calls] for answer in found]
+            right = sum(asked in n for n, (_, _, asked) in zip(names, WANTED, strict=True))
+            cells[:2] = [f"{sum(map(bool, names))} of {len(names)}", f"{right} of {len(names)}"]
+            if args.show:
+                show(WANTED, found)
+        if args.only != "wanted":
+            found = answers(chat, neutral, args.system)
+            leaks = sum(any(word in str(a.content) for word in EXAMPLE) for a in found)
+            calls = sum(bool(answer.tool_calls) for answer in found)
+            cells[2:] = [f"{calls} of {len(found)}", f"{leaks} of {len(found)}"]
+            if args.show:
+                show(neutral, found)
+        print(f"| {dtype} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def format_response(response_format: Any) -> dict[str, Any] | None:
     """Reads a `response_format`.
 
     Args:
-        response_format: In OpenAI's form: a JSON schema, "json_object" or "text"; or a class.
+        response_format: In OpenAI's form: a JSON schema, "json_object" (as others write it, maybe
+            with a schema) or "text"; or a class, which may stand in place of a schema too.
 
     Returns:
         The JSON schema that answers have to fit; None if they may be any text.
@@ -115,7 +116,9 @@ def format_response(response_format: Any) -> dict[str, Any] | None:
         return dict(convert_to_json_schema(response_format))
     fields = response_format if isinstance(response_format, Mapping) else {}
     inner = fields.get("json_schema")
-    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    schema = (inner if isinstance(inner, Mapping) else fields).get("schema")
+    if isinstance(schema, type):
+        return dict(convert_to_json_schema(schema))
     if schema is None and fields.get("type") in ("json_object", "text"):
         return {"type": "object"} if fields["type"] == "json_object" else None
     if not isinstance(schema, dict):

@@ -1,6 +1,7 @@
 """Chats as agents and reasoning models have them: what is asked, and what comes back."""
 
 import json
+from typing import TypedDict
 
 import pytest
 from langchain_core.messages import (
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 
 from langchain_llama_stop import ChatLlamaStop
 from langchain_llama_stop._langchain.messages import answer_fields
-from tests.fakes import ScriptedLlama, hashed_scores, make_pipeline
+from tests.fakes import ScriptedLlama, byte_tokenizer, hashed_scores, make_pipeline
 from tests.fakes.chats import Says
 from tests.fakes.templates import OURS, tokenizer_of
 
@@ -211,7 +212,72 @@ class Place(BaseModel):
     city: str
 
 
+class Spot(TypedDict):
+    """A place."""
+
+    city: str
+
+
 SCHEMA = Place.model_json_schema()
+
+
+@pytest.mark.parametrize(
+    "given", ["json_object", {}, {"type": "xml"}, {"type": "json_schema"}, SCHEMA, {"schema": 5}]
+)
+def test_a_response_format_that_says_nothing_is_refused(given):
+    with pytest.raises(ValueError, match="`response_format` has to be"):
+        chat().invoke("?", response_format=given)
+
+
+@pytest.mark.parametrize("temperature", [0, -0.0, 1e-8, 5e-324, 0.0009, 0.001])
+@pytest.mark.parametrize("bound", [True, False])
+def test_tiny_temperatures_are_greedy(temperature, bound):
+    model = chat().bind(temperature=temperature) if bound else chat(temperature=temperature)
+    answers = {model.invoke("?", max_tokens=8).content for _ in range(3)}
+    assert answers == {chat(temperature=0).invoke("?", max_tokens=8).content}
+
+
+@pytest.mark.parametrize("temperature", [-1e-9, float("nan"), True, "0"])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match="`temperature` has to be 0 .greedy. or more"):
+        chat().invoke("?", temperature=temperature)
+
+
+@pytest.mark.parametrize("parallel", [0, 1, "no", [], {}])
+def test_parallel_tool_calls_is_true_or_false(parallel):
+    with pytest.raises(ValueError, match="`parallel_tool_calls` has to be True or False"):
+        chat().bind_tools([look]).invoke("?", parallel_tool_calls=parallel)
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["s.", ""], b"s.", 5])
+@pytest.mark.parametrize("where", ["constructor", "bind", "call"])
+def test_a_stop_that_is_no_text_is_refused(stop, where):
+    with pytest.raises(ValueError, match="`stop` has to"):
+        model = chat(stop=stop) if where == "constructor" else chat()
+        model = model.bind(stop=stop) if where == "bind" else model
+        model.invoke("?", **({"stop": stop} if where == "call" else {}))
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "unknown-2", "Unknown", 5, b"unknown"])
+@pytest.mark.parametrize("bound", [True, False])
+def test_the_name_of_another_model_is_refused(name, bound):
+    model = chat().bind(model=name) if bound else chat()
+    with pytest.raises(ValueError, match="`model` of a call has to be the name of this model"):
+        model.invoke("?", **({} if bound else {"model": name}))
+
+
+@pytest.mark.parametrize(
+    "said", ["<tool_call_response>", "I look.\n<tool_calls>", "<tool_call/>", "a <tool_call b"]
+)
+def test_a_call_that_is_begun_is_a_call(said):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = OURS["calls and results"]
+    size, eos = len(tokenizer), tokenizer.eos_token_id
+    pipeline = make_pipeline(ScriptedLlama(size, hashed_scores(size, 0), eos, eos), tokenizer)
+    model = ChatLlamaStop(pipeline=pipeline, max_tokens=300, eos_reward=False).bind_tools([look])
+    answer = model.invoke("?", logits_processor=Says(tokenizer, said))
+    assert [call["name"] for call in answer.tool_calls] == ["look"]
+    assert answer.content == said.partition("<tool_call")[0].rstrip()
 
 
 @pytest.mark.parametrize(
@@ -220,6 +286,10 @@ SCHEMA = Place.model_json_schema()
         ({"type": "json_object"}, None),
         ({"type": "json_schema", "json_schema": {"name": "p", "schema": SCHEMA}}, {"city"}),
         (Place, {"city"}),
+        (Spot, {"city"}),
+        ({"type": "json_object", "schema": SCHEMA}, {"city"}),
+        ({"type": "json_schema", "schema": SCHEMA, "strict": True}, {"city"}),
+        ({"type": "json_schema", "json_schema": {"name": "p", "schema": Place}}, {"city"}),
     ],
 )
 @pytest.mark.parametrize("bound", [True, False])

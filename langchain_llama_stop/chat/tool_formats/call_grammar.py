@@ -144,7 +144,7 @@ def _free(rules: Rules, fmt: ToolFormat, calls: Sequence[int | Terminal], though
     if fmt.plain:
         rest = _plain(rules, fmt, begun, thoughts, calls)
     else:
-        text = _text(rules, fmt, fmt.trigger, thoughts, begun)
+        text = _text(rules, fmt, fmt.trigger, thoughts, begun, last=">")
         rest = rules.new([text.inside], [text.whole, *calls])
     if not thought:
         return rest
@@ -176,6 +176,7 @@ def _text(
     end: str,
     thoughts: Sequence[tuple[Pieces, _Text]] = (),
     begun: Regex = NOTHING,
+    last: str = "",
 ) -> _Text:
     """The rules of any text without another one, and up to it.
 
@@ -185,13 +186,16 @@ def _text(
         end: The text that ends it.
         thoughts: How thoughts begin in it, and the rules of what follows.
         begun: How a thought begins whose tag is text.
+        last: What is begun as the end, up to these last characters of it, has to become the end:
+            `<tool_call` becomes no `<tool_call_response>`.
 
     Returns:
         The rules. Between two special tokens there is one piece of text at most: so it is known
         which piece a character belongs to.
     """
     tag = next((token for token in fmt.tokens if end.startswith(token)), end)
-    plain = both(no(contains(tag)), no(cat(begun, ANYTHING)))
+    stem = tag if tag in fmt.tokens else tag.removesuffix(last)
+    plain = both(no(contains(stem)), no(cat(begun, ANYTHING)))
     some = regex_terminal(both(plain, cat(chars(EVERY), ANYTHING)), "text")
     opened = {id_of(opening) for opening, _ in thoughts}
     others = [i for token, i in fmt.tokens.items() if token != tag and i not in opened]
@@ -212,8 +216,9 @@ def _text(
         rest = pieces(rules, fmt.tokens, end)
         rules.alternatives[whole] += [(before, *rest), (before, some, *rest)]
     else:
-        first = up_to(end, no(cat(begun, ANYTHING)))
-        rules.alternatives[whole].append((before, regex_terminal(first, "text")))
+        first = regex_terminal(up_to(stem, no(cat(begun, ANYTHING))), "text")
+        rest = [text_terminal(last)] if stem != tag else []
+        rules.alternatives[whole].append((before, first, *rest))
     return _Text(inside, whole)
 
 
