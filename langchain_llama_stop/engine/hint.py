@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+
+from jinja2 import TemplateError
 
 
 def add_hint(tokenizer: Any, prompt: str, hint: str) -> str:
@@ -13,10 +16,12 @@ def add_hint(tokenizer: Any, prompt: str, hint: str) -> str:
     turn_ends = ["[/INST]"]
     if tokenizer.chat_template:
         question = "\x00"
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        turn_ends.insert(0, rendered.partition(question)[2])
+        asked = [{"role": "user", "content": question}]
+        with contextlib.suppress(TemplateError, TypeError, ValueError):  # it wants tools, or blocks
+            rendered = tokenizer.apply_chat_template(
+                asked, tokenize=False, add_generation_prompt=True
+            )
+            turn_ends.insert(0, rendered.partition(question)[2])
     body = prompt.rstrip()
     for turn_end in map(str.strip, turn_ends):
         if turn_end and body.endswith(turn_end):
