@@ -283,6 +283,8 @@ class Landing:
         text, whole = decode(ids[:count]), decode([*ids[:count], *added])
         if text.endswith("\ufffd"):  # inside a character
             return False
+        if [*ids[count : count + len(added)]] == [*added]:  # the model's own: no true end there
+            return False
         following = self._following(ids, text) or ""
         closing = whole[len(text) :]
         if not can_close(text, closing, following):

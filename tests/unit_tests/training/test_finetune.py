@@ -228,7 +228,7 @@ def test_what_lands_is_distilled():
         ({"max_new_tokens": 1}, "`max_new_tokens` has to be a whole number of 2"),
         (
             {"lora_r": 8},
-            "Unknown option 'lora_r'. Did you mean 'lora_dropout'. Known: batch_size, epochs",
+            r"Unknown option 'lora_r'. Did you mean 'r'\? Known: batch_size, epochs",
         ),
         ({"self_distil": [{"prompt": "Why?"}]}, "Either `data` or `self_distil`"),
         ({"data": None}, "Either `data` or `self_distil`"),
