@@ -377,7 +377,7 @@ def test_the_timeout_is_the_whole_calls(server, way, how):
 
 @pytest.mark.parametrize("way", ["stream", "astream"])
 def test_time_that_the_caller_takes_is_not_counted(server, way):
-    chat = model(server.url, (("timeout", 0.5), ("max_retries", 0)))
+    chat = model(server.url, (("timeout", 2.0), ("max_retries", 0)))
     head, *rest = [
         sse(CHUNKS[0]),
         *(b"data: %s\n\n" % json.dumps(c).encode() for c in CHUNKS[1:-1]),
@@ -388,7 +388,7 @@ def test_time_that_the_caller_takes_is_not_counted(server, way):
         text = ""
         async for chunk in chat.astream("Hi"):
             text += chunk.content
-            time.sleep(0.4)
+            time.sleep(0.8)
         return text
 
     if way == "astream":
@@ -397,7 +397,7 @@ def test_time_that_the_caller_takes_is_not_counted(server, way):
     text = ""
     for chunk in chat.stream("Hi"):
         text += chunk.content
-        time.sleep(0.4)
+        time.sleep(0.8)
     assert text == TEXT
 
 
