@@ -221,16 +221,14 @@ class _Builder:
         self._numbers: dict[str, int] = {}
         self._regexes: dict[str, Regex] = {}
         self._terminals: dict[Regex, Terminal] = {}
-        self._skip: int | None = None
+        self._skip: Sequences = ()
 
     def parser(self) -> Parser:
         """The parser of the whole grammar."""
         if self._reader.ignored:
             skipped = either(*map(self._choice_regex, self._reader.ignored))
-            self._skip = self._rules.new()
-            self._rules.alternatives[self._skip] += [(), (self._skip, self._terminal(skipped))]
-        start = self._named("start")
-        whole = start if self._skip is None else self._rules.new((self._skip, start))
+            self._skip = (self._any_number((self._terminal(skipped),)),)
+        whole = self._rules.new((*self._skip, self._named("start")))
         return Parser(self._rules, whole, overlap=True)
 
     def _terminal(self, regex: Regex, *, lazy: bool = False) -> Terminal:
@@ -296,16 +294,14 @@ class _Builder:
 
     def _lexeme(self, regex: Regex, *, lazy: bool = False) -> Sequences:
         """A terminal, and what may be skipped after it."""
-        skip = () if self._skip is None else (self._skip,)
-        return (self._terminal(regex, lazy=lazy), *skip)
+        return (self._terminal(regex, lazy=lazy), *self._skip)
 
     def _special(self, text: str) -> Sequences:
         number = re.fullmatch(r"<\[(\d+)\]>", text)
         token = int(number[1]) if number else self._token_id(text)
         if token is None:
             raise UnknownLark(f"the token {text!r}")
-        skip = () if self._skip is None else (self._skip,)
-        return (token_terminal(token), *skip)
+        return (token_terminal(token), *self._skip)
 
     def _choice_regex(self, choice: _Choice) -> Regex:
         """The expression of what a terminal consists of."""

@@ -165,7 +165,6 @@ class _Scan(NamedTuple):
 
 _MOST_PLACES = 1_000
 """Places that a search may visit. Not tuned: it takes some tenths of a second."""
-_UNKNOWN = "?"
 _WHOLE = -1
 """The number of the rule that is the whole answer."""
 
@@ -191,7 +190,6 @@ class Place:
         self._waiting: dict[int, list[_Item]] = {}
         self._after: dict[int, Place | None] = {}
         self._ends: dict[int, str] | None = None
-        self._completion: str | None = _UNKNOWN
 
     def close(self, items: list[_Item]) -> None:
         """Adds items, what they predict and what they complete."""
@@ -251,11 +249,7 @@ class Place:
     @property
     def completion(self) -> str | None:
         """The shortest text that completes the answer, in symbols; None if none is found."""
-        if not self.parser.overlap or self.accepting:
-            return self._nearest
-        if self._completion is _UNKNOWN:
-            self._completion = self._search()
-        return self._completion
+        return self._longest if self.parser.overlap and not self.accepting else self._nearest
 
     @cached_property
     def _nearest(self) -> str | None:
@@ -267,7 +261,8 @@ class Place:
         ]
         return "" if self.accepting else min(texts, key=len, default=None)
 
-    def _search(self) -> str | None:
+    @cached_property
+    def _longest(self) -> str | None:
         """The completion, if terminals go on as long as they can. A*, by the nearest one."""
         paths: list[tuple[int, int, str, Place]] = [(0, 0, "", self)]
         for number in range(_MOST_PLACES):
