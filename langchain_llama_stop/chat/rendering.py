@@ -108,6 +108,8 @@ class Rendering:
 
     def takes(self, messages: Sequence[Message], *, answer_next: bool = False) -> bool:
         """Whether the template renders messages of such roles, and leaves none of them out."""
+        if not messages:
+            return False
         words = _Words()
         probe = [words.message(message) for message in messages]
         is_answer = probe[-1]["role"] == "assistant"

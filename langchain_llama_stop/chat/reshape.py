@@ -1,7 +1,6 @@
 """Tells a conversation in turns that a template takes, with as few changes as will do.
 
-Each change is one function. `shapes` tries them from the least to the most invasive, alone and
-together.
+Each change is one function. `fitting` finds those that a template needs.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Message = dict[str, Any]
@@ -23,15 +22,22 @@ _GO_ON = "Go on."
 _SYSTEMS = ("system", "developer")
 
 
-def shapes(messages: list[Message], *, answer_next: bool) -> Iterator[list[Message]]:
-    """The conversation as it is, then with ever more changes.
+def fitting(
+    messages: list[Message], takes: Callable[[list[Message]], bool], *, answer_next: bool
+) -> list[Message] | None:
+    """The conversation in the least changed shape that is taken.
+
+    Changes are added one by one, from the least to the most invasive, until the shape is taken;
+    then each that is not needed is left out again. Where one of them is in the way, all are tried
+    without it.
 
     Args:
         messages: The conversation.
+        takes: Whether a shape is taken; asked a few times per change.
         answer_next: Whether the model is to answer it; then a user's turn may be added to the end.
 
-    Yields:
-        The messages, each time in another shape.
+    Returns:
+        The messages in that shape; None if none is taken.
     """
     changes: list[Change] = [ids_of_nine, text_arguments, content_apart, one_call_at_once]
     if not any(message.get("tool_calls") for message in messages):
@@ -42,15 +48,25 @@ def shapes(messages: list[Message], *, answer_next: bool) -> Iterator[list[Messa
     if any(message["role"] in _SYSTEMS for message in messages):
         changes += [developer_as_system, system_first, system_in_user]
     changes = [change for change in changes if _may_help(change, messages)]
-    tried: list[list[Message]] = []
-    for number in range(2 ** len(changes)):
+
+    def changed(chosen: Sequence[Change]) -> list[Message]:
         shape = messages
-        chosen = [change for bit, change in enumerate(changes) if number >> bit & 1]
         for change in sorted(chosen, key=_ORDER.index):
             shape = change(shape)
-        if shape not in tried:
-            tried.append(shape)
-            yield shape
+        return shape
+
+    if takes(messages):
+        return messages
+    for in_the_way in (None, *changes):
+        able = [change for change in changes if change is not in_the_way]
+        lengths = (n for n in range(1, len(able) + 1) if takes(changed(able[:n])))
+        if count := next(lengths, 0):
+            needed = able[:count]
+            for change in reversed(able[: count - 1]):
+                without = [other for other in needed if other is not change]
+                needed = without if takes(changed(without)) else needed
+            return changed(needed)
+    return None
 
 
 def _may_help(change: Change, messages: list[Message]) -> bool:

@@ -11,11 +11,12 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_llama_stop.chat.control_tokens import Guard, control_ids
 from langchain_llama_stop.chat.rendering import Rendering
-from langchain_llama_stop.chat.reshape import Message, as_text, described, shapes, with_system
+from langchain_llama_stop.chat.reshape import Message, as_text, described, fitting, with_system
 from langchain_llama_stop.chat.thoughts import opened_thought
 from langchain_llama_stop.chat.tool_formats import tool_format
 from langchain_llama_stop.tokens.encoding import encode
@@ -133,15 +134,9 @@ def chat_ids(
     views = [told] if rendering.takes_calls(told) else []
     if not views or any(m["role"] == "tool" or m.get("tool_calls") for m in told):
         views.append(as_text(told, fmt.write))
-    shape = next(
-        (
-            shape
-            for view in views
-            for shape in shapes(view, answer_next=answer_next)
-            if rendering.takes(shape, answer_next=answer_next)
-        ),
-        None,
-    )
+    takes = partial(rendering.takes, answer_next=answer_next)
+    found = (fitting(view, takes, answer_next=answer_next) for view in views)
+    shape = next((shape for shape in found if shape is not None), None)
     if shape is None:
         raise ValueError(
             f"The chat template cannot render these {len(messages)} messages "
@@ -166,18 +161,23 @@ def knows_tools(template: str) -> bool:
     return re.search(r"\btools\b", template) is not None
 
 
-def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+def around_answer(
+    tokenizer: PreTrainedTokenizerBase, template: str, *, turn_follows: bool = False
+) -> tuple[str, str]:
     """Finds what a template (Jinja) writes around the answer to a question, "?".
 
     Args:
         tokenizer: The model's tokenizer.
         template: The chat template.
+        turn_follows: Whether the user's next turn, "!", follows the answer.
 
     Returns:
         The text before the answer, and the text after it.
     """
     answer = "\ue000"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    if turn_follows:
+        messages.append({"role": "user", "content": "!"})
     text = Rendering(tokenizer, template, {}, ()).render(messages, False)
     before, _, after = text.partition(answer)
     return before, after
@@ -186,6 +186,9 @@ def around_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[st
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     """Finds the control token with which the template ends an answer, the special ones first.
 
+    Some templates write none after the last answer: there it is the token that comes between an
+    answer and the user's next words.
+
     Args:
         tokenizer: The model's tokenizer.
         template: The chat template (Jinja).
@@ -193,6 +196,10 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]
     Returns:
         Its id in a list; [] if no such token follows an answer.
     """
-    after = around_answer(tokenizer, template)[1].lstrip()
     ends = control_ids(tokenizer, template)
-    return [i for i in ends if after.startswith(tokenizer.added_tokens_decoder[i].content)][:1]
+    for turn_follows in (False, True):
+        after = around_answer(tokenizer, template, turn_follows=turn_follows)[1].lstrip()
+        for i in ends:
+            if after.startswith(tokenizer.added_tokens_decoder[i].content):
+                return [i]
+    return []

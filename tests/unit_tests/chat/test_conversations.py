@@ -1,5 +1,6 @@
 """Every template takes every history, and nothing but what it refuses is told otherwise."""
 
+import os
 import time
 
 import pytest
@@ -73,6 +74,8 @@ TOOLS = [
 NEW_USER = "Go on."
 OTHERS = ("tool", "developer")
 
+EXAMPLES = 300 if os.environ.get("LLAMA_STOP_LONG") else 6
+
 all_templates = pytest.mark.parametrize("name", [*OURS, *REAL])
 
 
@@ -140,7 +143,7 @@ HARMLESS = st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), min_siz
 
 @all_templates
 @given(texts=st.lists(HARMLESS, min_size=4, max_size=4))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_harmless_contents_are_what_the_template_makes_of_them(name, texts):
     tokenizer = tokenizer_of(template_of(name))
     controls = control_texts(tokenizer, tokenizer.chat_template)
@@ -158,6 +161,36 @@ def test_harmless_contents_are_what_the_template_makes_of_them(name, texts):
                 continue
             assert ids_of(tokenizer, messages, answer_next=True) == list(wanted["input_ids"])
             break
+
+
+TURNS = [
+    [system("Brief.")],
+    [developer("Kind.")],
+    [user("Ask.")],
+    [answer("Said.")],
+    [answer("")],
+    [answer("", OSLO), result(1, "Cold.")],
+    [answer("Said.", OSLO, BONN), result(2, "Warm."), result(1, "Cold.")],
+    [result(3, "Lost.")],
+]
+
+
+@all_templates
+@given(turns=st.lists(st.sampled_from(TURNS), min_size=1, max_size=24))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_any_history_is_told_whole_in_a_few_tries(name, turns):
+    tokenizer, tries = tokenizer_of(template_of(name)), []
+    render = tokenizer.apply_chat_template
+
+    def counted(*given, **more):
+        tries.append(given)
+        return render(*given, **more)
+
+    tokenizer.apply_chat_template = counted
+    messages = [message for turn in turns for message in turn]
+    text = tokenizer.decode(ids_of(tokenizer, messages, answer_next=True))
+    assert all(said in text for said in texts_of(messages))
+    assert len(tries) < 150  # eleven changes in every mixture would be thousands
 
 
 @all_templates

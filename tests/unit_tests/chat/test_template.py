@@ -129,6 +129,24 @@ def test_the_end_of_a_turn_is_known(name):
     )
 
 
+BEGINS = "{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+
+
+@pytest.mark.parametrize(
+    ("turn", "end"),
+    [
+        (BEGINS, "<|im_start|>"),  # as in GLM, a turn ends where the next one begins
+        (BEGINS + "{% if not loop.last %}{{ '<|im_end|>' }}{% endif %}", "<|im_end|>"),
+        (BEGINS + "{% if not loop.last %}{{ ' \\n' + eos_token }}{% endif %}", "</s>"),
+        ("{{ m.role + ': ' + m.content + '\\n' }}", None),
+    ],
+)
+def test_an_end_that_is_written_only_before_the_next_turn_is_known(turn, end):
+    tokenizer, template = TOKENIZERS["bytes"], "{% for m in messages %}" + turn + "{% endfor %}"
+    ids = turn_end_ids(tokenizer, template)
+    assert ids == ([tokenizer.convert_tokens_to_ids(end)] if end else [])
+
+
 def test_a_conversation_that_cannot_be_rendered_is_refused():
     template = "{{ raise_exception('Roles must alternate.') }}"
     with pytest.raises(ValueError, match="cannot render these 4 messages .*alternate"):
