@@ -2,7 +2,8 @@
 
 The demo model fills 24 small objects whose right values are known, greedy, in float32 and in NF4:
 by `with_structured_output`, by llguidance's own JSON grammar with the same prompt and no search for
-an end within the budget, and as free text with a JSON parser. What the model is told of a schema
+an end within the budget, and as free text with a JSON parser. That parser closes what is cut, so
+objects that the budget cut are told apart. What the model is told of a schema
 was tuned on the first of each two tasks; the others are counted by themselves. Then one step under
 a schema is timed beside a free one.
 """
@@ -18,6 +19,7 @@ import llguidance.hf
 import llguidance.torch
 import torch
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
 from langchain_core.utils.json import parse_json_markdown
 from llguidance import LLMatcher
 from measuring import alternate, compare, table
@@ -301,24 +303,33 @@ class LLGuidance(LogitsProcessor):
         return scores
 
 
-def validated(task: Task, text: str) -> BaseModel | None:
-    """The object that a text holds; None if it holds none."""
+class Found(NamedTuple):
+    """What a method made of a task: the object, None if it made none, and whether it was cut."""
+
+    answer: BaseModel | None
+    cut: bool
+
+
+def found_in(task: Task, raw: AIMessage) -> Found:
+    """The object that an answer holds, also where LangChain's parser has to close it."""
+    cut = raw.response_metadata["finish_reason"] != "stop"
     try:
-        return task.kind.model_validate(parse_json_markdown(text))
+        return Found(task.kind.model_validate(parse_json_markdown(raw.text)), cut)
     except (OutputParserException, ValueError):
-        return None
+        return Found(None, cut)
 
 
-def ours(chat: ChatLlamaStop, task: Task) -> BaseModel | None:
+def ours(chat: ChatLlamaStop, task: Task) -> Found:
     """`with_structured_output`."""
-    return chat.with_structured_output(task.kind, include_raw=True).invoke(task.text)["parsed"]
+    asked = chat.with_structured_output(task.kind, include_raw=True)
+    return found_in(task, asked.invoke(task.text)["raw"])
 
 
-def as_schema(chat: ChatLlamaStop, task: Task) -> BaseModel | None:
+def as_schema(chat: ChatLlamaStop, task: Task) -> Found:
     """The same, where the model is told the JSON schema as it is."""
     told = f"Answer with JSON that fits this schema:\n{json.dumps(task.kind.model_json_schema())}"
     asked = chat.with_structured_output(task.kind, method="json_mode", include_raw=True)
-    return asked.invoke([("system", told), ("human", task.text)])["parsed"]
+    return found_in(task, asked.invoke([("system", told), ("human", task.text)])["raw"])
 
 
 def asked(task: Task) -> list[tuple[str, str]]:
@@ -326,28 +337,36 @@ def asked(task: Task) -> list[tuple[str, str]]:
     return [("system", schema_text(task.kind.model_json_schema())), ("human", task.text)]
 
 
-def masked(tokenizer: Any, chat: ChatLlamaStop, task: Task) -> BaseModel | None:
+def masked(tokenizer: Any, chat: ChatLlamaStop, task: Task) -> Found:
     """The masks of llguidance's own JSON grammar."""
     masks = LLGuidance(tokenizer, task.kind.model_json_schema())
-    return validated(task, chat.invoke(asked(task), logits_processor=[masks]).text)
+    return found_in(task, chat.invoke(asked(task), logits_processor=[masks], eos_reward=False))
 
 
-def free(chat: ChatLlamaStop, task: Task) -> BaseModel | None:
+def free(chat: ChatLlamaStop, task: Task) -> Found:
     """Free text, parsed."""
-    return validated(task, chat.invoke(asked(task)).text)
+    return found_in(task, chat.invoke(asked(task), eos_reward=False))
 
 
-def share(
-    name: str, how: Callable[..., BaseModel | None], chat: ChatLlamaStop, verbose: bool
-) -> list[bool]:
-    """Answers all tasks at once; returns which are right."""
+def share(name: str, how: Callable[..., Found], chat: ChatLlamaStop, verbose: bool) -> list[str]:
+    """Answers all tasks at once; returns of each whether it is right, right but cut, or wrong."""
     with ThreadPoolExecutor(len(TASKS)) as pool:
         found = list(pool.map(partial(how, chat), TASKS))
-    right = [is_right(task, answer) for task, answer in zip(TASKS, found, strict=True)]
-    if verbose:
-        for task, answer, good in zip(TASKS, found, right, strict=True):
-            print(f"{name} | {'right' if good else 'WRONG'} | {task.text} | {answer!r:.150}")
-    return right
+    verdicts = []
+    for task, (answer, cut) in zip(TASKS, found, strict=True):
+        right = is_right(task, answer)
+        verdicts.append("right, cut" if right and cut else "right" if right else "wrong")
+        if verbose:
+            print(f"{name} | {verdicts[-1]} | {task.text} | {answer!r:.150}")
+    return verdicts
+
+
+def cell(verdicts: list[str]) -> str:
+    """How many are right, and how many more would be if their objects had been closed."""
+    if not verdicts:
+        return "–"
+    right, cut = verdicts.count("right"), verdicts.count("right, cut")
+    return f"{right} of {len(verdicts)}" + (f" (and {cut} cut)" if cut else "")
 
 
 def steps(pipeline: Any, repeats: int) -> list[dict[str, Any]]:
@@ -413,8 +432,7 @@ def main() -> None:
         right = {name: share(f"{dtype}, {name}", method, chat, args.verbose)
                  for name, method in chosen.items()}  # fmt: skip
         for half, begin in (("others", 1), ("tuned on", 0)):
-            halves = [right[name][begin::2] if name in right else [] for name in methods]
-            cells = [f"{sum(r)} of {len(r)}" if r else "–" for r in halves]
+            cells = [cell(right.get(name, [])[begin::2]) for name in methods]
             rows.append(f"| {dtype}, {half} | {' | '.join(cells)} |")
         if args.repeats:
             timed += [{**line, "work": f"{line['work']}, {dtype}"}
