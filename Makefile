@@ -6,11 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores, at most four: each loads the demo model.
-TESTS := -n auto --maxprocesses 4 --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+# The same random inputs at each run; `make test-long` draws others.
+FIXED := --hypothesis-profile=ci
 EXTRAS := cli,train,examples,bench,test,vllm,docs
 
-.PHONY: help install demo test lint docs unit reliability integration test-reliability test-lowest audit dist test-dist \
-	test-vllm bench bench-overhead bench-growth bench-profile bench-conformance \
+.PHONY: help install demo test lint docs test-slow test-long test-lowest audit dist test-dist test-vllm \
+	bench bench-overhead bench-growth bench-profile bench-conformance \
 	bench-termination bench-objects bench-schemas bench-tool-calls bench-conversations bench-serving bench-capacity \
 	finetune-demo clean
 
@@ -31,7 +33,14 @@ install: $(STAMP) ## make .venv with everything in it
 demo: $(STAMP) ## two answers of the demo model, side by side
 	@$(BIN)/llama-stop demo
 
-test: lint unit reliability integration ## lint, types, unit tests, reliability, integration tests
+test: lint ## what a change has to pass, ten minutes; ARGS=tests/unit_tests/grammar for a part
+	@$(PYTEST) $(FIXED) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## the other tests (half an hour)
+	@$(PYTEST) $(FIXED) -m slow $(ARGS)
+
+test-long: $(STAMP) ## all tests in their long form, with new random inputs (hours)
+	@LLAMA_STOP_LONG=1 $(PYTEST) $(ARGS)
 
 lint: $(STAMP) docs ## ruff, mypy, and whether the docs can be built
 	@$(BIN)/ruff check .
@@ -42,15 +51,6 @@ lint: $(STAMP) docs ## ruff, mypy, and whether the docs can be built
 docs: $(STAMP) ## the docs as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 
-unit: $(STAMP) ## tests on fakes and tiny models, minutes
-	@$(BIN)/python -m pytest $(TESTS) tests/unit_tests
-
-reliability: $(STAMP) ## what the software survives, the short form
-	@$(BIN)/python -m pytest $(TESTS) tests/reliability
-
-test-reliability: $(STAMP) ## the long form of it
-	@LLAMA_STOP_LONG=1 $(BIN)/python -m pytest $(TESTS) -s tests/reliability
-
 # The oldest versions that pyproject.toml allows, but for torch, of which one build is pinned.
 LOWEST := .venv-lowest
 
@@ -59,7 +59,7 @@ test-lowest: ## unit and reliability tests with the oldest versions allowed (min
 		$(LOWEST)/bin/python -m pip install --quiet 'uv>=0.9'; }
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
 		--resolution lowest-direct --constraint constraints.txt --editable '.[train,test,vllm]'
-	@$(LOWEST)/bin/python -m pytest $(TESTS) tests/unit_tests tests/reliability
+	@$(subst $(VENV),$(LOWEST),$(PYTEST)) $(FIXED) tests/unit_tests tests/reliability
 
 AUDIT := .venv-audit
 
@@ -68,9 +68,6 @@ audit: $(STAMP) ## known vulnerabilities of what is installed, by PyPI's databas
 		$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.10'; }
 	@$(AUDIT)/bin/pip-audit --progress-spinner off --skip-editable --path \
 		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-
-integration: $(STAMP) ## tests on the real demo model
-	@$(BIN)/python -m pytest $(TESTS) tests/integration_tests
 
 dist: $(STAMP) ## the wheel and the source archive, in dist/
 	@rm -rf dist

@@ -7,6 +7,8 @@ import pytest
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop.testing import StopChatModelTests, StopLLMTests
 
+pytestmark = pytest.mark.slow
+
 
 class OnDemoModel:
     @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ DTYPES = ["nf4", "float32", "bfloat16"] if os.environ.get("LLAMA_STOP_LONG") els
 
 PROSE = "The demo model tells the weather itself; its template knows no tools."
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("dtype", DTYPES, scope="session")
 class TestStandard(ChatModelIntegrationTests):

@@ -67,6 +67,7 @@ def test_a_child_answers_after_the_parent_has(how):
     assert CALLS[how](llm) == right[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", CALLS)
 @pytest.mark.parametrize("where", ["pass", "processor", "decode"])
 def test_a_child_answers_while_the_parent_is_busy(how, where):
@@ -151,6 +152,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_the_interpreter_exits_at_once_and_without_a_word(how):
     command = [sys.executable, "-W", "error", "-c", EXIT + ENDS[how]]
@@ -170,6 +172,7 @@ def late():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["atexit", "finalizer", "stream"])
 def test_a_call_while_the_interpreter_exits_is_an_error(how):
     """After the engines have been stopped, in code that runs later."""

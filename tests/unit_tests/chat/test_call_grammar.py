@@ -241,6 +241,7 @@ def test_a_thought_holds_no_call(fmt, tags):
             assert not accepts(tokenizer, grammar_of, f"{opening}a</think>I look. {wrong}")
 
 
+@pytest.mark.slow
 @all_formats
 @all_tags
 @pytest.mark.parametrize("choice", ["any", "get"])
@@ -268,6 +269,7 @@ def test_any_model_that_has_to_call_calls(fmt, tags, choice):
             assert choice in ("any", name)
 
 
+@pytest.mark.slow
 @all_formats
 @all_tags
 def test_a_stream_tells_the_text_before_a_call_as_it_comes(fmt, tags):

@@ -106,6 +106,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_not_held_back_stands_in_the_content():
     for pieces in itertools.permutations(PIECES, 3):
         text = "".join(pieces)

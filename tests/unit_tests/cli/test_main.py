@@ -449,6 +449,7 @@ def test_the_package_is_a_command():
     assert subprocess.check_output(command, text=True).startswith("llama-stop ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0, 0.3, 0.7, 1.5, 3, 5, 8, 12])
 def test_ctrl_c_at_any_moment(delay, tmp_path):
     """While it imports, loads, answers: the model is tiny and never ends by itself."""

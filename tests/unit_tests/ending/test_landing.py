@@ -183,6 +183,7 @@ def test_a_stream_holds_back_what_may_be_dropped_and_no_more():
 answers = st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     text=answers,
@@ -250,6 +251,7 @@ def searches(ids, scores, name="bytes", **reward):
     return ends
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.lists(st.sampled_from([*PIECES, " (so)", "sat", " on"]), min_size=1).map("".join),
@@ -413,6 +415,7 @@ def test_without_any_end_there_is_nothing_to_trim_to():
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(text=answers, budget=st.integers(1, 60), name=st.sampled_from(sorted(TOKENIZERS)))
 def test_trimming_is_the_same_for_a_stream(text, budget, name):

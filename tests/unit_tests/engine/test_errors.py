@@ -121,6 +121,7 @@ PLACES = [(Logits, "of"), (RowsCache, "join"), (RowsCache, "select"), (Batch, "c
 PLACES += [(Scheduler, "_process_logits"), (Scheduler, "_next_group"), (Request, "advance")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [1, 2, 5])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place[1])
 def test_a_step_that_fails_anywhere_leaves_nobody_waiting(monkeypatch, place, skipped):

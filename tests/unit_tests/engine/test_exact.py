@@ -155,6 +155,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPED)
 def test_a_wrapped_model_is_told_the_positions(wrap):
     pipeline = make_pipeline(WRAPPED[wrap](), TOKENIZER)
@@ -325,6 +326,7 @@ LENGTHS = (40, 130, 64, 90, 52, 53)  # 64 is the original window
 TEXTS = [("a b c d " * 20)[:length] for length in LENGTHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCALED)
 def test_no_row_caller_or_cached_prefix_changes_the_frequencies_of_another(kind):
     expected = [alone(make_pipeline(SCALED[kind](), TOKENIZER), text) for text in TEXTS]

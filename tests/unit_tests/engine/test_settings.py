@@ -55,6 +55,7 @@ ALIKE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [{}, {"min_new_tokens": 6, "repetition_penalty": 1.2}])
 @pytest.mark.parametrize("arguments", ALIKE, ids=lambda arguments: "+".join(arguments) or "none")
 def test_answers_are_those_of_the_pipeline(arguments, checkpoint):

@@ -61,6 +61,7 @@ def pipeline(name, seed):
     return make_pipeline(ScriptedLlama(size, hashed_scores(size, seed), eos, eos), tokenizer)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     schema=st.sampled_from(SCHEMAS),
@@ -122,6 +123,7 @@ TOOLS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     fmt=st.sampled_from([HERMES, LLAMA_3]),

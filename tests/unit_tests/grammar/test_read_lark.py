@@ -76,6 +76,7 @@ def test_rules_are_read_as_llguidance_reads_them(lark, name, seed):
         state = state.after((token,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lark", GRAMMARS)
 @pytest.mark.parametrize("seed", range(3))
 def test_an_answer_is_complete_within_every_budget_that_suffices(lark, seed):

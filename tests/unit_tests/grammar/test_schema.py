@@ -42,6 +42,7 @@ def fits(schema, text):
     return place is not None and place.accepting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keyword", KEYWORDS)
 @pytest.mark.parametrize("value", [{"type": "string"}, {"enum": ["cat", "dog"]}])
 def test_a_property_may_be_named_like_a_keyword(keyword, value):
