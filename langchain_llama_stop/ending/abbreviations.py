@@ -112,7 +112,7 @@ DOTTED_ENDS = (
             pair.split()
             for pair in (
                 "a m|p m|A M|P M|т д|т п|m m|m v|m fl|o l|e d|o ä|u ä|u dgl|u b|n e|d o|a C|d "
-                "C|A C|"
+                "C|A C|B C|C E|"
                 "D C|v Chr|n Chr|κ λπ|κ ά|ș a|i pl|f Kr|e Kr|н э|J C"
             ).split("|")
         )

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from langchain_llama_stop.ending.full_stop import After, after, dot_ends, goes_on, settles
-from langchain_llama_stop.ending.markup import MARK, apply_mark, json_values, outlasting
+from langchain_llama_stop.ending.markup import CITATION, MARK, apply_mark, json_values, outlasting
 
 Boundary = Literal["sentence", "line", "paragraph"]
 
@@ -27,11 +27,11 @@ CLOSING_CHARS = r"\"'”’“‘»«›)\]}）」』】》〉］｝〕〟*_`~"
 _EMOJI = "\u200d\u20e3\u231a-\u23ff\u2600-\u2793\u2b50\u2b55\ufe0f\U0001f000-\U0001faff"
 _CONTINUES = tuple(":,;-–—/&：，；、،؛")
 
-# A terminator and what may follow it: closers, and after a space emoji, », a smiley or a tag.
+# A terminator and what may follow it: closers, and after a space emoji, », a smiley, tag or source.
 _CLOSING_TAG = r"(?:</[A-Za-z][\w:-]{0,30}+\s?>|-->|<!--[^<>]{0,100}?-->)"
 _TAIL = (
-    rf"(?:[{CLOSING_CHARS}]|(?=[\s\\$:;<\-»{_EMOJI}])"
-    rf"(?:\\\)|\$(?!\w)|\s*+(?:[»{_EMOJI}]|[:;]-?\)|{_CLOSING_TAG})))*+"
+    rf"(?:[{CLOSING_CHARS}]|(?=[\s\\$:;<\-»¹²³⁰⁴-⁹\[【{_EMOJI}])"
+    rf"(?:\\\)|\$(?!\w)|\s*+(?:[»{_EMOJI}]|[:;]-?\)|{_CLOSING_TAG}|{CITATION})))*+"
 )
 # A character class comes first, for speed. Greek asks with ";"; a space ends a sentence in Thai.
 _MARK = rf"[{_TERMINATORS};](?:(?<!;)|(?<=[\u0370-\u03ff\u1f00-\u1fff];))"

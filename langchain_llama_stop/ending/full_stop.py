@@ -25,7 +25,7 @@ _SHORT_NUMBER = re.compile(r"(?<![\d.,:/])\d{1,3}\Z")  # 3. may become 3.14; 188
 _HALF_ADDRESS = re.compile(r"(?:://|\w@|\bwww\.)[^\s./]*\Z|\bwww\Z")
 _INITIAL = re.compile(r"(?<![\w.'’>/])((?:[^\W\d_]\.[ -]?)*)([^\W\d_])\Z")
 # Lower-case letters that start an abbreviation (a.m., e.g., i.e., p.m., d.h.) or are one.
-_LETTER_ABBREVIATIONS = "acdeipsuvzčřгдпствркмнч"
+_LETTER_ABBREVIATIONS = "acdeipsuvzκčřгдпствркмнч"
 _UNIT = re.compile(r"(?:\d[\d.,]*\s?|\b[IVXLC]+\s)[°µ]?([^\W\d_]{1,4})\Z|°([A-Z])\Z")
 _ORDINAL = re.compile(  # am 3. Oktober, den 5. Mai, Ludwig der 14.
     r"(?:\b(?i:am|im|vom|zum|zur|bis|seit|der|die|das|den|dem|des|ab|beim)|Art|Nr|Kap)\s+\d{1,3}\Z"
@@ -35,6 +35,7 @@ _NO_VOWELS = re.compile(
     r"(?!\w*[^\W_][rlрл][^\W_])(?:[B-DF-HJ-NP-TV-XZŠČŽĐ][b-df-hj-np-tvxzčďňřšťžßśźćńłż]{1,6}|"
     r"[бвгджзклмнпрстфхцчшщ]{2,6})\Z"
 )
+_STREET = re.compile(r"\w{2}(?:str|pl)\Z")  # Bahnhofstr., Marktpl.
 _SOUNDS = frozenset(
     "Hm Hmm Hmmm Sh Shh Psst Pst Brr Mm Mmm Mhm Tsk Pfft Grr Zzz Nth Xth Phd".split()
 )
@@ -78,6 +79,8 @@ def settles(following: str) -> bool:
 
 def goes_on(end: str, tail: str, then: After) -> bool:
     """Whether what follows a terminator and its closers shows that the sentence continues."""
+    if tail.endswith("]") and then.word[:1].islower():
+        return True  # "It is so. [2] shows more": the source is the next sentence's
     if then.gap or not then.word:
         return False
     first = then.word[0]
@@ -101,6 +104,9 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
         return False
     words = before.rsplit(None, 2)
     word = words[-1].lstrip(OPENERS)
+    on_line = then.word and then.gap and not then.newline
+    if on_line and not lower and then.word[0].islower() and len(word) < 6:
+        return False  # "at 9 a.m. on", "10 km. away", an ordinal (5. mai), any abbreviation
     if _is_unit(before, then):
         return True
     if before.endswith(DOTTED_ENDS):
@@ -112,8 +118,6 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
         return False
     if then.newline:
         return True
-    if then.word and then.gap and not lower and then.word[0].islower() and len(word) < 6:
-        return False  # an abbreviation that is not in the list, an ordinal (5. mai)
     if word == "No":  # an answer, or the abbreviation of number
         return not (before[:-2].rstrip()[-1:].isalnum() or then.word[:1].isdigit())
     if _HALF_ADDRESS.search(before):
@@ -137,6 +141,8 @@ def dot_ends(before: str, tail: str, then: After, lower: bool) -> bool:
 def _is_abbreviation(word: str) -> bool:
     """Whether a word, or the last part of it (Dipl.-Ing), is one that never ends a sentence."""
     if word in ABBREVIATIONS or _PARTS.split(word)[-1] in ABBREVIATIONS:
+        return True
+    if _STREET.search(word):
         return True
     return word not in SELDOM_END and word not in _SOUNDS and bool(_NO_VOWELS.match(word))
 

@@ -55,6 +55,8 @@ _SHORT_NAMES = frozenset("sub sup".split())
 _NOT_OWED = frozenset("think thinking thought reasoning tool_call tool_response function".split())
 _MATH = re.compile(r"\\|[A-Za-z]\s?[=+\-^_<>{(]")
 
+CITATION = r"(?:[¹²³⁰⁴-⁹]{1,3}|\[\^?\d{1,3}(?:[,–-] ?\d{1,3}){0,8}\]|【\d{1,3}[^】\s]{0,20}】)"
+"""What names a source behind a sentence: [1], [^2], [1, 3], ¹, 【1】."""
 _JSON_START = re.compile(
     r'\s*(?:\{\s*(?:["}]|\Z)|\[(?:\]|\s*(?:["\[{]|-?\d[\d.eE+-]*\s*(?:,|\Z)|true\b|false\b|null\b|\Z)))'
 )
