@@ -12,7 +12,7 @@ import torch
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM, diagnose, finetune, load_pipeline
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 LLAMA_STOP = str(Path(sys.executable).with_name("llama-stop"))
 ANSWERS = Path(__file__).parents[2] / "examples" / "short_answers.jsonl"
 
