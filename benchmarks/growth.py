@@ -25,16 +25,8 @@ SIZES = {
 QUICK = {"prompt": [16, 64], "batch": [1, 4], "answer": [4, 16], "history": [0, 100]}
 PROMPT, ANSWER = 32, {"prompt": 8, "batch": 16}
 CACHE = 8192
-AXES = {
-    "prompt": ("tokens of the prompt", "seconds per answer of 8 tokens"),
-    "batch": ("prompts in the batch", "seconds per batch, 16 tokens each"),
-    "answer": ("tokens of the answer", "seconds per answer"),
-    "history": ("tokens of the history", "seconds to the first token"),
-}
 # Blue and vermilion of Okabe and Ito's palette, which colour-blind people can tell apart.
 LINES = {
-    "ours": ("LlamaStopLLM", "#0072B2", "o-"),
-    "bare": ("model.generate", "#D55E00", "s--"),
     "with": ("with the prefix cache", "#0072B2", "o-"),
     "without": ("without", "#D55E00", "s--"),
 }
@@ -67,51 +59,35 @@ def measure(
     return {"size": size, "tokens": rows * tokens, "seconds": times}
 
 
-def title(name: str, points: list[dict]) -> str:
-    """Says in words what a plot shows, from its own figures."""
-    first, last = points[0], points[-1]
-    medians = {side: statistics.median(last["seconds"][side]) for side in last["seconds"]}
-    if name == "history":
-        return (
-            f"Behind {last['size']:,} tokens of history the first token comes after\n"
-            f"{medians['with']:.2g} s with the prefix cache, {medians['without']:.2g} s without"
-        )
-    growth = medians["ours"] / statistics.median(first["seconds"]["ours"])
-    what = {"prompt": "the prompt", "batch": "the batch", "answer": "the answer"}[name]
-    return (
-        f"Cost grows with {what}: {last['size'] / first['size']:.0f} times as long, "
-        f"{growth:.1f} times the time\n"
-        f"(at the right end {medians['ours'] / medians['bare']:.2f} times bare generate's)"
-    ).replace("as long", "as many rows" if name == "batch" else "as long")
-
-
-def draw(report: dict, folder: Path) -> None:
-    """Draws each sweep: the medians, and the range of the repeats."""
+def draw(points: list[dict], file: Path) -> None:
+    """Draws the sweep over the history: the medians, and the range of the repeats."""
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, points in report["sweeps"].items():
-        figure, axis = plt.subplots(figsize=(7, 4.4))
-        sizes = [point["size"] for point in points]
-        for side in points[0]["seconds"]:
-            label, colour, style = LINES[side]
-            repeats = [point["seconds"][side] for point in points]
-            medians = [statistics.median(r) for r in repeats]
-            axis.plot(sizes, medians, style, color=colour, label=label, linewidth=2, clip_on=False)
-            low, high = map(min, repeats), map(max, repeats)
-            axis.fill_between(sizes, list(low), list(high), color=colour, alpha=0.15, linewidth=0)
-        axis.set_xlabel(AXES[name][0], fontsize=12)
-        axis.set_ylabel(AXES[name][1], fontsize=12)
-        axis.set_title(title(name, points), fontsize=12)
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
-        axis.tick_params(labelsize=11)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=11, frameon=False)
-        figure.tight_layout()
-        figure.savefig(folder / f"growth-{name}.png", dpi=200)
-        plt.close(figure)
+    figure, axis = plt.subplots(figsize=(8, 4.2))  # a page shows it 800 pixels wide
+    sizes = [point["size"] for point in points]
+    last = {}
+    for side, (label, colour, style) in LINES.items():
+        repeats = [point["seconds"][side] for point in points]
+        medians = [statistics.median(r) for r in repeats]
+        last[side] = medians[-1]
+        axis.plot(sizes, medians, style, color=colour, label=label, linewidth=2, clip_on=False)
+        low, high = map(min, repeats), map(max, repeats)
+        axis.fill_between(sizes, list(low), list(high), color=colour, alpha=0.15, linewidth=0)
+    axis.set_title(
+        f"After {sizes[-1]:,} tokens of history the first token comes after\n"
+        f"{last['with']:.2g} s with the prefix cache, {last['without']:.2g} s without",
+        fontsize=12,
+    )
+    axis.set_xlabel("tokens of the history", fontsize=12)
+    axis.set_ylabel("seconds to the first token", fontsize=12)
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=11)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=11, frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=200)
 
 
 def table(report: dict) -> str:
@@ -133,11 +109,13 @@ def table(report: dict) -> str:
 def main() -> None:
     """Measures, or reads a report; then prints, writes and draws it."""
     parser = arguments(__doc__.split("\n")[0], list(SIZES))
-    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write the pictures to it")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw `history` into this file")
     parser.add_argument(
         "--replot", type=Path, metavar="FILE", help="read this JSON instead of measuring"
     )
     args = parser.parse_args()
+    if args.plot and not args.replot and "history" not in args.only:
+        parser.error("--plot draws `history`: name it in --only too, or leave --only out")
     if args.replot:
         report = json.loads(args.replot.read_text())
     else:
@@ -153,7 +131,7 @@ def main() -> None:
                     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{report['machine']}, {report['repeats']} repeats\n\n{table(report)}")
     if args.plot:
-        draw(report, args.plot)
+        draw(report["sweeps"]["history"], args.plot)
 
 
 if __name__ == "__main__":

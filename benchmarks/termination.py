@@ -380,25 +380,28 @@ def chart(report: dict, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     greedy = {k: v for k, v in report["results"].items() if k.endswith(" 0")}
-    figure, axes = plt.subplots(1, len(greedy), figsize=(3.2 * len(greedy) + 1.6, 4.2), sharey=True)
-    for axis, (key, results) in zip(
-        axes if len(greedy) > 1 else [axes], greedy.items(), strict=True
-    ):
+    methods = len(next(iter(greedy.values())))
+    columns = min(2, len(greedy))
+    rows = -(-len(greedy) // columns)
+    size = (8, 0.6 + rows * (0.5 + 0.26 * methods))  # a page shows it 800 pixels wide
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for axis, (key, results) in zip(axes.flat, greedy.items(), strict=False):
         names = list(results)[::-1]
         positions = range(len(names))
-        colours = ["#1b7f5c" if n.startswith("ours") else "#8896a5" for n in names]
+        colours = ["#0072B2" if n.startswith("ours") else "#b4bec8" for n in names]
         axis.barh(positions, [100 * results[n]["landed"] for n in names], color=colours)
-        axis.scatter(
-            [100 * results[n]["used"] for n in names], positions, color="#c0392b", s=16, zorder=3
-        )
-        axis.set_yticks(positions, names, fontsize=8)
-        axis.set_title(f"budget {key.split()[0]}", fontsize=10)
+        used = [100 * results[n]["used"] for n in names]
+        axis.scatter(used, positions, s=36, color="black", edgecolor="white", zorder=3)
+        axis.set_yticks(positions, names, fontsize=10.5)
+        axis.set_title(f"{key.split()[0]} tokens", fontsize=11)
         axis.set_xlim(0, 104)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Answers that landed (bars) and budget used (dots), in %, greedy", fontsize=11)
+    for axis in axes.flat[len(greedy) :]:
+        axis.axis("off")
+    figure.suptitle("Bars: answers that landed. Dots: budget used. In %, greedy", fontsize=12)
     figure.tight_layout()
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, dpi=160)
 
 
 def main() -> None:
@@ -416,7 +419,15 @@ def main() -> None:
     parser.add_argument("--show", type=int, nargs="?", const=20, default=0, metavar="ANSWERS")
     parser.add_argument("--json", type=Path, help="write the measures to this file")
     parser.add_argument("--chart", type=Path, help="draw the greedy ones into this file")
+    parser.add_argument(
+        "--replot", type=Path, metavar="FILE", help="only draw: read this JSON instead of measuring"
+    )
     args = parser.parse_args()
+    if args.replot:
+        if not args.chart:
+            parser.error("--replot needs --chart: the file to draw into")
+        chart(json.loads(args.replot.read_text()), args.chart)
+        return
     prompts = []
     own = [HERE / "prompts.jsonl"] * (not args.kinds) + [HERE / "kinds.jsonl"]
     for file in args.prompts or own:

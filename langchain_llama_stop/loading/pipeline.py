@@ -78,9 +78,9 @@ def load_pipeline(
             too, is converted to bfloat16 safetensors once and kept in the user's cache folder;
             the environment variable LLAMA_STOP_CACHE names another folder.
         quantization: None (default) loads the weights as they are; "nf4" is 4-bit NormalFloat
-            with double quantization that computes in bfloat16, or in float32 on a CPU that does
-            not compute in bfloat16; "int8" is LLM.int8(); a transformers BitsAndBytesConfig is
-            used as it is.
+            with double quantization that computes in bfloat16, or in float16 on a GPU (a T4), in
+            float32 on a CPU, that does not compute in bfloat16; "int8" is LLM.int8(); a
+            transformers BitsAndBytesConfig is used as it is.
         adapter: A PEFT adapter, local folder or hub id, to put onto the model. None: no adapter.
         dtype: Type of the weights that are not quantized: a torch dtype or its name. "auto"
             (default) is the type the weights were saved in, and float16 with "int8", which

@@ -50,7 +50,7 @@ QUANTIZATIONS = {
     for entry in (
         Quantization(
             name="nf4",
-            help="4-bit NormalFloat with double quantization, computes in bfloat16 or float32",
+            help="4-bit NormalFloat with double quantization, computes in bfloat16 where it can",
             settings={
                 "load_in_4bit": True,
                 "bnb_4bit_quant_type": "nf4",
@@ -82,7 +82,8 @@ def quantization_config(quantization: Any, device_map: Any) -> BitsAndBytesConfi
         device_map: Where the model goes; None for the first GPU, else the CPU.
 
     Returns:
-        The config. On a CPU that does not compute in bfloat16, one of a name computes in float32.
+        The config. One of a name computes in float16 on a GPU, in float32 on a CPU, that does not
+        compute in bfloat16.
 
     Raises:
         ValueError: If it is not None, a name in `QUANTIZATIONS` or a `BitsAndBytesConfig`.
@@ -106,7 +107,9 @@ def quantization_config(quantization: Any, device_map: Any) -> BitsAndBytesConfi
         return config
     settings = dict(entry.settings)
     if settings.get("bnb_4bit_compute_dtype") == "bfloat16":
-        settings["bnb_4bit_compute_dtype"] = usable_dtype("bfloat16", device_map)
+        dtype = settings["bnb_4bit_compute_dtype"] = usable_dtype("bfloat16", device_map)
+        if dtype == "float16":
+            _LOGGER.info("This GPU does not compute in bfloat16: NF4 computes in float16.")
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
@@ -185,11 +188,12 @@ def best_dtype(saved: torch.dtype | None, device_map: Any) -> Any:
     return best
 
 
-def usable_dtype(dtype: str, device_map: Any) -> str:
-    """Names `dtype`, or "float32" for bfloat16 on a CPU that does not compute in it."""
-    if dtype == "bfloat16" and _is_on_cpu(device_map) and not _has_bfloat16():
-        return "float32"
-    return dtype
+def usable_dtype(dtype: str, device_map: Any, on_gpu: str = "float16") -> str:
+    """Names `dtype`, or what to take where bfloat16 is not computed in: "float32" on a CPU."""
+    on_cpu = _is_on_cpu(device_map)
+    if dtype != "bfloat16" or (_cpu_has_bfloat16() if on_cpu else _gpus_have_bfloat16()):
+        return dtype
+    return "float32" if on_cpu else on_gpu
 
 
 def _is_on_cpu(device_map: Any) -> bool:
@@ -201,7 +205,7 @@ def _is_on_cpu(device_map: Any) -> bool:
     return on_cpu or (device_map is None and not torch.accelerator.is_available())
 
 
-def _has_bfloat16() -> bool:
+def _cpu_has_bfloat16() -> bool:
     """Whether the CPU computes in bfloat16 itself; assumed where torch cannot tell."""
     import torch
 
@@ -209,3 +213,13 @@ def _has_bfloat16() -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return any(value for name, value in capabilities.items() if "bf16" in name)
+
+
+def _gpus_have_bfloat16() -> bool:
+    """Whether all NVIDIA GPUs compute in bfloat16: from Ampere on, not T4 or V100."""
+    import torch
+
+    if torch.version.cuda is None:  # GPUs of others
+        return True
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return all(gpu.major >= 8 for gpu in properties)

@@ -148,7 +148,8 @@ def finetune(
 
 def _load(model: Any, quantization: Any, progress: Progress) -> Any:
     entry = QUANTIZATIONS.get(quantization) if isinstance(quantization, str) else None
-    dtype = usable_dtype(entry.training_dtype, None) if entry else "auto"
+    # In float16 gradients may overflow.
+    dtype = usable_dtype(entry.training_dtype, None, on_gpu="float32") if entry else "auto"
     return load_pipeline(model, quantization, dtype=dtype, progress=progress)
 
 

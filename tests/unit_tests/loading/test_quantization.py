@@ -13,6 +13,7 @@ from langchain_llama_stop.loading.quantization import (
     best_dtype,
     quantization_config,
     quantization_name,
+    usable_dtype,
 )
 from tests.fakes.files import logits, save_tiny, tiny_model
 
@@ -53,6 +54,28 @@ def test_nf4_is_double_quantized_and_computes_in_what_the_device_has(
     assert config.bnb_4bit_compute_dtype == dtype
     own = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
     assert quantization_config(own, device_map) is own
+
+
+@pytest.mark.parametrize(
+    ("majors", "dtype", "training"),
+    [([7], "float16", "float32"), ([8], "bfloat16", "bfloat16"), ([9, 7], "float16", "float32")],
+)
+def test_nf4_computes_in_float16_on_a_gpu_without_bfloat16_and_says_so(
+    majors, dtype, training, monkeypatch, caplog
+):
+    """A T4 has the compute capability 7.5."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(majors))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda n: SimpleNamespace(major=majors[n])
+    )
+    caplog.set_level(logging.INFO, "langchain_llama_stop")
+    config = quantization_config("nf4", {"": 0})
+    assert config.bnb_4bit_compute_dtype == getattr(torch, dtype)
+    said = [record.message for record in caplog.records if "bfloat16" in record.message]
+    assert len(said) == (dtype == "float16")
+    assert usable_dtype("bfloat16", {"": 0}, on_gpu="float32") == training
+    assert usable_dtype("float16", {"": 0}, on_gpu="float32") == "float16"
 
 
 def test_int8_computes_in_float16_so_that_nothing_is_converted_at_each_step(tiny, caplog):
