@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -30,27 +31,27 @@ from langchain_llama_stop.ending.reward import BEFORE_ZONE, EosReward
 HERE = Path(__file__).parent
 ENDS, FIRST = 3, 5  # the last true ends, and the first tokens tried from each
 BUDGETS = [32, 64, 128, 256]  # of the plain answers; the last shows how they would have gone on
+COLUMNS = ["landed", "reads finished", "used", "tail, nats", "EOS", "changed", "passes", "tokens"]
 
 
 class Setting(NamedTuple):
     """What is searched, and by which measure a way is chosen."""
 
     kind: str  # of ends: "eos" or "any"
-    ends: int
-    first: int
+    ends: int  # the last true ends
     span: str  # of a way: the "answer", from the "zone" on, or its "tail"
     margin: float = 0.0  # nats per token that a way has to be cheaper
 
     def __str__(self) -> str:
         """The name in the table."""
-        return f"{self.kind}, {self.ends} ends x {self.first}, {self.span}, {self.margin:g}"
+        return f"{self.kind}, {self.ends} x {FIRST}, {self.span}, {self.margin:g}"
 
 
-CHOSEN = [Setting(kind, 3, 5, "zone") for kind in ("eos", "any")]
+CHOSEN = [Setting("eos", 3, "zone"), Setting("any", 1, "zone"), Setting("any", 3, "zone")]
 GRID = [
-    Setting(kind, ends, first, span, margin)
+    Setting(kind, ends, span, margin)
     for kind in ("eos", "any")
-    for ends, first in ((1, 3), (1, 5), (3, 3), (3, 5))
+    for ends in (1, 3)
     for span in ("answer", "zone", "tail")
     for margin in (0.0, 0.2)
 ]
@@ -61,7 +62,6 @@ class Continuation:
     """What the model wrote from a true end, and what it cost in nats."""
 
     after: int  # tokens of the plain answer
-    rank: int  # of the first token, 0 for the best that the plain answer does not have
     ids: list[int]  # without EOS
     costs: list[float]  # of each
     eos: list[float]  # of EOS after each
@@ -72,10 +72,10 @@ class Way(NamedTuple):
     """An answer that ends in a continuation."""
 
     after: int  # tokens of the plain answer
-    rank: int  # of the continuation's first token
     kind: str  # of its end: "eos", or "any" for a true end
     ids: list[int]  # of the answer, without EOS
     costs: list[float]  # of each, and of EOS
+    whole: list[int]  # with what the model wrote after it
 
 
 class Costs(LogitsProcessor):
@@ -127,7 +127,7 @@ def continuations(pipeline: Any, chat: str, ids: list[int], budget: int) -> list
     for after in ends:
         order = logprobs[after].topk(FIRST + 2).indices.tolist()
         first = [token for token in order if token not in (eos, ids[after])][:FIRST]
-        for rank, token in enumerate(first):
+        for token in first:
             costs = Costs(eos)
             options = {
                 "eos_reward": False,
@@ -143,9 +143,8 @@ def continuations(pipeline: Any, chat: str, ids: list[int], budget: int) -> list
             ended = answer.token_ids[-1] == eos
             written = [t for t in written if t != eos]
             nats = [-float(logprobs[after, token]), *costs.best]
-            row = Continuation(
-                after, rank, written, nats[: len(written)], costs.eos[: len(written)], ended
-            )
+            count = len(written)
+            row = Continuation(after, written, nats[:count], costs.eos[:count], ended)
             rows.append(asdict(row))
     return rows
 
@@ -171,24 +170,23 @@ def ways_of(tokenizer: Any, plain: list[int], own: list[float], row: Continuatio
     counts = true_ends(tokenizer, ids, row.after + 1)
     ends = [("any", n) for n in counts] + [("eos", len(ids))] * row.ended
     return [
-        Way(row.after, row.rank, kind, ids[:n], [*costs[:n], row.eos[n - row.after - 1]])
+        Way(row.after, kind, ids[:n], [*costs[:n], row.eos[n - row.after - 1]], ids)
         for kind, n in ends
     ]
 
 
 def search(rows: list[Continuation], ways: list[Way], setting: Setting, most: float, budget: int):
-    """The cheapest way, if it costs less than `most`, and the forward passes that it takes."""
+    """The cheapest way, if it costs less than `most`; the passes of the search, and its tokens."""
     after = sorted({row.after for row in rows})[-setting.ends :]
-    tried = [row for row in rows if row.after in after and row.rank < setting.first]
-    passes = max((len(row.ids) for row in tried), default=0)
+    tokens = [len(row.ids) for row in rows if row.after in after]
     best, most = None, most - setting.margin
     for way in ways:
         allowed = setting.kind == "any" or way.kind == "eos"
-        if allowed and way.after in after and way.rank < setting.first:
+        if allowed and way.after in after:
             cost = mean_cost(way.costs, setting.span, budget)
             if cost < most:
                 best, most = way, cost
-    return best, passes
+    return best, max(tokens, default=0), sum(tokens)
 
 
 def cached(file: Path | None, key: str, compute: Any) -> Any:
@@ -239,28 +237,32 @@ def evaluate(pipeline: Any, prompts: list[str], settings: list[Setting], args: A
             ways[i] = [way for row in rows[i] for way in ways_of(tokenizer, ids, own, row)]
             ids = ours[i].ids
             costs[i] = costs_of(logprobs_of(pipeline, chats[i], ids), ids, eos)
-        given = {
-            "budget": budget,
-            "whole": whole,
-            "trimmed": answers["trimmed afterwards", budget],
-        }
-        measures = {"hindsight": summary(pipeline, chats, plain, ours, **given)}
-        measures["hindsight"] |= {"changed": 0, "passes": 0.0}
-        texts = {}
-        for setting in settings:
-            new, passes = list(ours), 0
+        given = {"budget": budget, "trimmed": answers["trimmed afterwards", budget]}
+        measures, found = {}, {}
+        for setting in [None, *settings]:
+            new, texts, passes, tokens, eos = list(ours), list(whole), [], [], []
             for i in over:
-                most = mean_cost(costs[i], setting.span, budget)
-                way, more = search(rows[i], ways[i], setting, most, budget)
-                passes += more
+                way, last = None, costs[i][-1]
+                if setting:
+                    most = mean_cost(costs[i], setting.span, budget)
+                    way, *more = search(rows[i], ways[i], setting, most, budget)
+                    passes.append(more[0])
+                    tokens.append(more[1])
                 if way:
+                    last = way.costs[-1]
                     new[i] = Answer(way.ids, tokenizer.decode(way.ids), "reward")
-            result = summary(pipeline, chats, plain, new, **given)
-            result["changed"] = sum(a != b for a, b in zip(new, ours, strict=True))
-            result["passes"] = passes / max(1, len(over))
-            measures[str(setting)], texts[str(setting)] = result, new
+                    texts[i] = tokenizer.decode(way.whole)
+                eos.append(last)
+            name = str(setting or "hindsight")
+            found[name] = new
+            measures[name] = summary(pipeline, chats, plain, new, whole=texts, **given) | {
+                "eos": mean(eos),
+                "changed": sum(a != b for a, b in zip(new, ours, strict=True)),
+                "passes": sum(passes) / len(over),
+                "tokens": sum(tokens) / len(over),
+            }
         reached = [any(row.ended for row in rows[i]) for i in over]
-        yield budget, measures, (ours, texts), (len(over), sum(reached))
+        yield budget, measures, found, (len(over), sum(reached))
 
 
 def main() -> None:
@@ -278,23 +280,22 @@ def main() -> None:
         prompts += read_prompts(file)[args.half == "report" :: 2][: args.limit]
     pipeline, console = load_pipeline("demo", dtype="float32"), Console(width=150)
     settings = GRID if args.half == "tune" else CHOSEN
-    for budget, measures, (ours, texts), (over, reached) in evaluate(
-        pipeline, prompts, settings, args
-    ):
+    for budget, measures, found, (over, reached) in evaluate(pipeline, prompts, settings, args):
         table = Table(
             title=f"{len(prompts)} prompts, {budget} tokens: {over} answers over it, "
             f"the model reached EOS in {reached}"
         )
         table.add_column("ends", no_wrap=True)
-        for column in ("landed", "reads finished", "used", "tail, nats", "changed", "passes"):
+        for column in COLUMNS:
             table.add_column(column, justify="right")
         for name, r in measures.items():
             shares = [f"{r[key]:.1%}" for key in ("landed", "finished", "used")]
-            changed, passes = str(r["changed"]), f"{r['passes']:.0f}"
-            table.add_row(name, *shares, f"{r['tail_cost']:.2f}", changed, passes)
+            counts = [f"{r[key]:.0f}" for key in ("changed", "passes", "tokens")]
+            nats = [f"{r[key]:.2f}" for key in ("tail_cost", "eos")]
+            table.add_row(name, *shares, *nats, *counts)
         console.print(table)
-        for name, rows in texts.items() if args.show else ():
-            for prompt, old, new in zip(prompts, ours, rows, strict=True):
+        for name, rows in found.items() if args.show else ():
+            for prompt, old, new in zip(prompts, found["hindsight"], rows, strict=True):
                 if old != new:
                     print(
                         f"\n=== {prompt} ({name})\n- …{old.text[-130:]!r}\n+ …{new.text[-200:]!r}"
