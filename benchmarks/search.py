@@ -282,7 +282,7 @@ def main() -> None:
     settings = GRID if args.half == "tune" else CHOSEN
     for budget, measures, found, (over, reached) in evaluate(pipeline, prompts, settings, args):
         table = Table(
-            title=f"{len(prompts)} prompts, {budget} tokens: {over} answers over it, "
+            title=f"{len(prompts)} prompts, {budget} tokens: {over} answers searched, "
             f"the model reached EOS in {reached}"
         )
         table.add_column("ends", no_wrap=True)
