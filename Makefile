@@ -13,7 +13,7 @@ EXTRAS := cli,train,examples,bench,test,vllm,docs
 
 .PHONY: help install demo test lint docs test-slow test-long test-lowest audit dist test-dist test-vllm \
 	bench bench-overhead bench-growth bench-profile bench-conformance \
-	bench-termination bench-objects bench-schemas bench-tool-calls bench-conversations bench-serving bench-capacity \
+	bench-termination bench-search bench-objects bench-schemas bench-tool-calls bench-conversations bench-serving bench-capacity \
 	finetune-demo clean
 
 help: ## show this list
@@ -94,6 +94,9 @@ bench-conformance: $(STAMP) ## which checks of stop hold, for us and for others 
 
 bench-termination: $(STAMP) ## how answers end under each known method (three quarters of an hour)
 	@$(BIN)/python benchmarks/termination.py $(ARGS)
+
+bench-search: $(STAMP) ## ends that the model writes itself, beside those of hindsight (half an hour)
+	@$(BIN)/python benchmarks/search.py $(ARGS)
 
 bench-objects: $(STAMP) ## objects out of short texts, and what a schema costs (ten minutes)
 	@$(BIN)/python benchmarks/objects.py $(ARGS)

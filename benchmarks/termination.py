@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,7 @@ def answers(pipeline, prompts: list[str], options: Callable, args) -> list[Answe
         return list(pool.map(run, prompts))
 
 
+@cache
 @torch.no_grad()
 def tail_scores(pipeline, prompt: str, ids: tuple[int, ...]) -> tuple[float, list[float]]:
     """The plain model's cost of an answer's tail.
