@@ -18,7 +18,7 @@ from langchain_llama_stop.grammar.facets import (
     text_regexes,
     type_of,
 )
-from langchain_llama_stop.grammar.json_text import number_terminal, string_regex
+from langchain_llama_stop.grammar.json_text import mark_terminal, number_terminal, string_regex
 from langchain_llama_stop.grammar.multiple import is_enforceable
 from langchain_llama_stop.grammar.pattern import parse_pattern
 from langchain_llama_stop.grammar.read_schema import (
@@ -143,6 +143,9 @@ class JsonRules:
     def _text(self, text: str) -> Terminal:
         return self._terminals.setdefault(text, text_terminal(text))
 
+    def _mark(self, mark: str) -> Terminal:
+        return self._terminals.setdefault(mark, mark_terminal(mark))
+
     def _regex(self, regex: Regex) -> Terminal:
         if regex not in self._terminals:
             self._terminals[regex] = regex_terminal(regex)
@@ -184,16 +187,16 @@ class JsonRules:
     def _constant(self, value: Any) -> _Alternative:
         """A value as JSON, in the pieces in which other values are written."""
         if isinstance(value, Mapping):
-            pieces: _Alternative = [self._text("{")]
+            pieces: _Alternative = [self._mark("{")]
             for i, (key, part) in enumerate(value.items()):
-                pieces += [self._text(", ")] * (i > 0) + [self._key(str(key)), self._text(": ")]
+                pieces += [self._mark(",")] * (i > 0) + [self._key(str(key)), self._text(": ")]
                 pieces += self._constant(part)
-            return [*pieces, self._text("}")]
+            return [*pieces, self._mark("}")]
         if isinstance(value, list | tuple):
-            pieces = [self._text("[")]
+            pieces = [self._mark("[")]
             for i, part in enumerate(value):
-                pieces += [self._text(", ")] * (i > 0) + self._constant(part)
-            return [*pieces, self._text("]")]
+                pieces += [self._mark(",")] * (i > 0) + self._constant(part)
+            return [*pieces, self._mark("]")]
         return [self._literal(value)]
 
     def _literal(self, value: Any) -> Terminal:
@@ -219,7 +222,7 @@ class JsonRules:
 
     def _braces(self) -> tuple[_Alternative, _Alternative, _Alternative]:
         """What stands before, between and after the members of the object that is being added."""
-        return [self._text("{")], [self._text(", ")], [self._text("}")]
+        return [self._mark("{")], [self._mark(",")], [self._mark("}")]
 
     def _fits(self, value: Any, facets: Facets) -> bool:
         """Whether one of the values that are allowed has what else is asked."""
@@ -241,7 +244,7 @@ class JsonRules:
             raise ValueError(f"`minItems` has to be at most {_MOST_COUNTED}, but is {fewest}")
         if most is not None and most < fewest:
             return []
-        begin, comma, end = self._text("["), self._text(", "), self._text("]")
+        begin, comma, end = self._mark("["), self._mark(","), self._mark("]")
         if facets.contains:
             if facets.prefix or most is not None or fewest > 1:
                 self.unchecked["contains"] = None
@@ -254,20 +257,18 @@ class JsonRules:
         # After the items that have to be there come those that may be: each one opens the next.
         counted = max(len(facets.prefix), fewest) if most is None else most
         items = [self._all(item_schemas(facets, i)) for i in range(counted)]
-        rest: int | None = None
+        rest = list[int]()
         if most is None:
-            rest = self._more(self._all(facets.items or ()), [comma])
+            rest = [self._more(self._all(facets.items or ()), [comma])]
         for i in range(counted - 1, max(fewest, 1) - 1, -1):
-            one: _Alternative = [comma, items[i], *([rest] if rest is not None else [])]
-            rest = self._rules.new([], one)
-        tail = [rest] if rest is not None else []
+            rest = [self._rules.new([], [comma, items[i], *rest])]
         found: list[_Alternative] = []
         if not fewest:
             found.append([begin, end])
         if counted or most is None:
             first = items[0] if items else self._all(facets.items or ())
             needed = [piece for item in items[1:fewest] for piece in (comma, item)]
-            found.append([begin, first, *needed, *tail, end])
+            found.append([begin, first, *needed, *rest, end])
         return found
 
     def _different(self, facets: Facets) -> list[_Alternative] | None:
@@ -285,13 +286,13 @@ class JsonRules:
         most = len(values) if facets.most_items is None else facets.most_items
         for used, rule in enumerate(states):
             if facets.fewest_items <= used.bit_count() <= most:
-                self._rules.alternatives[rule].append((self._text("]"),))
-            between: _Alternative = [self._text(", ")] if used else []
+                self._rules.alternatives[rule].append((self._mark("]"),))
+            between: _Alternative = [self._mark(",")] if used else []
             for i, value in enumerate(values.values()):
                 if not used >> i & 1 and used.bit_count() < most:
                     one = (*between, *self._constant(value), states[used | 1 << i])
                     self._rules.alternatives[rule].append(one)
-        return [[self._text("["), states[0]]]
+        return [[self._mark("["), states[0]]]
 
     def _more(self, item: int, comma: _Alternative) -> int:
         """Any number of further items."""

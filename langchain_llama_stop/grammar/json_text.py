@@ -35,6 +35,7 @@ _LIMIT = Decimal(10) ** MOST_DIGITS
 _MOST_OF_MULTIPLE = 10**15 - 1
 """The largest number with `multipleOf`: llguidance computes with floats there."""
 
+_MOST_INDENTED = 24  # spaces; not tuned
 _QUOTE = literal('"')
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = ((0, 31), (34, 34), (92, 92))
@@ -162,6 +163,17 @@ def string_terminal(
 ) -> Terminal:
     """A terminal of `string_regex`."""
     return regex_terminal(string_regex(parts, fewest, most))
+
+
+def mark_terminal(mark: str, *, lines: bool = True) -> Terminal:
+    """A bracket or comma, with a new line where JSON that is laid out has one if `lines`."""
+    regex, space, end = literal(mark), literal(" "), literal("\n")
+    if lines and mark == ",":  # indented, so that the shortest answer has no new line
+        regex = cat(regex, either(space, cat(end, repeat(space, 1, _MOST_INDENTED))))
+    elif lines:
+        line = either(EMPTY, cat(end, repeat(space, 0, _MOST_INDENTED)))
+        regex = cat(regex, line) if mark in "{[" else cat(line, regex)
+    return regex_terminal(regex, "list" if mark == "[" else "")
 
 
 def number_terminal(

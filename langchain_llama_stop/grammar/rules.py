@@ -114,7 +114,7 @@ class Parser:
         kinds = {terminal.kind for terminal in terminals}
         self.has_names = "name" in kinds
         self.has_keys = "key" in kinds or self.has_names
-        self.has_lists = any(terminal.lark == '"["' for terminal in terminals)
+        self.has_lists = "list" in kinds
         self._rests: dict[tuple[int, int], str] = {}
         self.detour = max((detour(terminal.regex) for terminal in terminals), default=0)
 

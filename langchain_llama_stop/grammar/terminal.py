@@ -9,7 +9,7 @@ from typing import Literal
 from langchain_llama_stop.grammar.regex import LAST, NOTHING, Regex, literal
 from langchain_llama_stop.grammar.rewrite import lark_terminal
 
-Kind = Literal["", "key", "name", "text"]
+Kind = Literal["", "key", "name", "list", "text"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,8 +21,8 @@ class Terminal:
         lark: How llguidance writes it.
         token: The id of the special token.
         is_rule: Whether llguidance takes `lark` in rules alone.
-        kind: "key" for any key of an object, "name" for one of some keys, "text" for text that is
-            no JSON.
+        kind: "key" for any key of an object, "name" for one of some keys, "list" for the bracket
+            that opens a list, "text" for text that is no JSON.
         lazy: Whether the text ends as soon as it can; else it goes on as long as it can.
     """
 

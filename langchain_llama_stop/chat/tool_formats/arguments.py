@@ -11,6 +11,7 @@ from typing import Any
 
 from langchain_llama_stop.grammar.facets import Facets, Schema
 from langchain_llama_stop.grammar.json_rules import JsonRules
+from langchain_llama_stop.grammar.json_text import mark_terminal
 from langchain_llama_stop.grammar.read_schema import read
 from langchain_llama_stop.grammar.regex import (
     ANYTHING,
@@ -291,6 +292,9 @@ class GemmaRules(PythonRules):
 
     def _text(self, text: str) -> Terminal:
         return super()._text(GEMMA_SIGNS.get(text, text))
+
+    def _mark(self, mark: str) -> Terminal:
+        return self._terminals.setdefault(mark, mark_terminal(mark, lines=False))
 
     def _literal(self, value: Any) -> Terminal:
         return self._text(json_text(value))

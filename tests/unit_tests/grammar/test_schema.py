@@ -6,11 +6,8 @@ import jsonschema
 import pytest
 
 from langchain_llama_stop.engine.generate import generate
-from langchain_llama_stop.grammar.schema import (
-    Grammar,
-    json_grammar,
-    violation,
-)
+from langchain_llama_stop.grammar.completion import grammar_tokens
+from langchain_llama_stop.grammar.schema import Grammar, json_grammar, violation
 from langchain_llama_stop.options import GenerationOptions
 from tests.fakes import TOKENIZERS, ScriptedLlama, hashed_scores, make_pipeline
 
@@ -373,3 +370,26 @@ def test_a_hyphen_after_a_class_is_one(pattern, right, wrong):
 def test_half_a_character_in_a_pattern_is_told():
     grammar = json_grammar({"type": "string", "pattern": r"^[\ud800-\udbff]+$"})
     assert "half of a character" in grammar.unchecked[0]
+
+
+KINDS = [
+    ({"type": "object"}, {"a": {"b": [1, {"c": []}]}, "d": {}}),
+    ({"const": {"a": [1, 2], "b": {"c": None}}}, {"a": [1, 2], "b": {"c": None}}),
+    ({"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}, ["b", "a"]),
+    ({"type": "array", "contains": {"const": 3}}, [1, 3, 2]),
+    ({"type": "array", "prefixItems": [{"type": "string"}, {"type": "null"}]}, ["a", None]),
+    ({"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "type": "object"},
+     {"a": 1, "b": "x\ny"}),
+    ({"type": "object", "additionalProperties": {"type": "array"}, "minProperties": 2},
+     {"a": [], "b": [[2]]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"indent": 4}], ids=str)
+@pytest.mark.parametrize(("schema", "value"), KINDS)
+def test_the_model_may_lay_out_its_answer(schema, value, layout):
+    grammar, text = json_grammar(schema), json.dumps(value, **layout)
+    assert fits(schema, text) and not fits(schema, text[:1] + " " * 30 + text[1:])
+    matcher = grammar_tokens(TOKENIZERS["bytes"]).compiled(grammar.lark).deep_copy()
+    assert matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+    assert "\n" not in grammar.parser.begin().completion  # the shortest answer
