@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from langchain_llama_stop import ChatLlamaStop, LlamaStopLLM
 from langchain_llama_stop.ending.boundaries import may_end
 
+pytestmark = pytest.mark.slow
+
 
 @tool
 def magic_function(input: int) -> int:

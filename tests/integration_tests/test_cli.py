@@ -12,6 +12,8 @@ import torch
 from langchain_llama_stop import cli, loading
 from langchain_llama_stop.ending.boundaries import may_end
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
 LLAMA_STOP = str(Path(sys.executable).with_name("llama-stop"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "ignore"}

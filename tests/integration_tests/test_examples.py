@@ -23,6 +23,8 @@ from langchain_llama_stop._langchain import source as model_source
 from langchain_llama_stop.ending.boundaries import may_end
 from langchain_llama_stop.engine.thread import engine_of
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)  # on a busy machine a second thread costs more than it gives
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -138,7 +140,6 @@ def test_agent(example, capsys):
         assert answer.content in out
 
 
-@pytest.mark.slow
 def test_memory_agent(example, capsys):
     first, second, third, fourth = example("memory_agent").main()
     assert [len([m for m in part if m.type == "human"]) for part in (first, second)] == [1, 1]
@@ -210,7 +211,6 @@ def test_structured(example, capsys):
     assert "`max_new_tokens` has to be" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_diagnose(example, capsys, converted_models):
     found = [[finding.code for finding in part] for part in example("diagnose").main()]
     assert found == [["eos-learned"], ["turn-end-not-eos"], ["eos-learned"]]
@@ -219,7 +219,6 @@ def test_diagnose(example, capsys, converted_models):
     assert f"    {fix}\n" in out and fix in (EXAMPLES / "diagnose.py").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_finetune(example, capsys, tmp_path, converted_models):
     module = example("finetune")
@@ -278,7 +277,6 @@ def test_the_lines_about_the_llm_class(capsys):
 RUN = [DOCS / "why-not-stop.md", *sorted((DOCS / "how-to").glob("*.md"))]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_what_the_docs_show(path, demo_pipeline, monkeypatch, capsys):

@@ -17,6 +17,8 @@ from langchain_llama_stop.loading import load_pipeline
 from langchain_llama_stop.loading.quantization import quantization_name
 from tests.fakes.files import copies
 
+pytestmark = pytest.mark.slow
+
 SYSTEM, QUESTION = "You are a helpful travel guide.", "What can I do in Paris?"
 ANSWER_LENGTH = 96
 
