@@ -57,9 +57,10 @@ def fitting(
 
     if takes(messages):
         return messages
-    for in_the_way in (None, *changes):
+    for number, in_the_way in enumerate((None, *changes)):
         able = [change for change in changes if change is not in_the_way]
-        lengths = (n for n in range(1, len(able) + 1) if takes(changed(able[:n])))
+        untried = range(max(number, 1), len(able) + 1)  # the shorter ones were refused before
+        lengths = (n for n in untried if takes(changed(able[:n])))
         if count := next(lengths, 0):
             needed = able[:count]
             for change in reversed(able[: count - 1]):

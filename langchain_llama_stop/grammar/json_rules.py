@@ -144,7 +144,7 @@ class JsonRules:
         return self._terminals.setdefault(text, text_terminal(text))
 
     def _mark(self, mark: str) -> Terminal:
-        return self._terminals.setdefault(("mark", mark), mark_terminal(mark))
+        return mark_terminal(mark)
 
     def _regex(self, regex: Regex) -> Terminal:
         if regex not in self._terminals:

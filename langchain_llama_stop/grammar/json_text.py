@@ -34,7 +34,6 @@ a loop writes digits until its budget is spent."""
 _LIMIT = Decimal(10) ** MOST_DIGITS
 _MOST_OF_MULTIPLE = 10**15 - 1
 """The largest number with `multipleOf`: llguidance computes with floats there."""
-
 _MOST_INDENTED = 24  # spaces; not tuned
 _QUOTE = literal('"')
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
@@ -165,6 +164,7 @@ def string_terminal(
     return regex_terminal(string_regex(parts, fewest, most))
 
 
+@functools.cache
 def mark_terminal(mark: str, *, lines: bool = True) -> Terminal:
     """A bracket or comma, with a new line where JSON that is laid out has one if `lines`."""
     regex, space, end = literal(mark), literal(" "), literal("\n")

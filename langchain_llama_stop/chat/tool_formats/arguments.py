@@ -294,7 +294,7 @@ class GemmaRules(PythonRules):
         return super()._text(GEMMA_SIGNS.get(text, text))
 
     def _mark(self, mark: str) -> Terminal:
-        return self._terminals.setdefault(("mark", mark), mark_terminal(mark, lines=False))
+        return mark_terminal(mark, lines=False)
 
     def _literal(self, value: Any) -> Terminal:
         return self._text(json_text(value))
