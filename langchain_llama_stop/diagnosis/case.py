@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from langchain_llama_stop._optional import Progress
-from langchain_llama_stop.chat.template import chat_ids, own_template, turn_end_ids
+from langchain_llama_stop.chat.template import around_answer, chat_ids, own_template, turn_end_ids
 from langchain_llama_stop.diagnosis.eos_scores import EosScores, eos_scores
 from langchain_llama_stop.engine.config import eos_token_ids, lookup, refusals, vocabulary_size
 from langchain_llama_stop.engine.refusals import Refusal, encode_settings
@@ -59,10 +59,19 @@ class Case:
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token with which the template ends an answer; None without any."""
-        usable = self.template and not self.template_error
-        ids = turn_end_ids(self.tokenizer, self.template) if usable else []
-        return ids[0] if ids else None
+        """The token with which the template ends an answer; None without any.
+
+        The token that opens the next turn is one only where it is EOS (GLM's `<|user|>`).
+        """
+        if not self.template or self.template_error:
+            return None
+        before, after = around_answer(self.tokenizer, self.template)
+        for token_id in turn_end_ids(self.tokenizer, self.template):
+            token = self.tokenizer.added_tokens_decoder[token_id].content
+            opens = token in before.partition("?")[0] and token not in after
+            if token_id in self.eos or not opens:
+                return token_id
+        return None
 
     @cached_property
     def eos(self) -> list[int]:

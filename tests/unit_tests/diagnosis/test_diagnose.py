@@ -74,6 +74,22 @@ def both_eos(pipeline):
 
 
 WITHOUT_EOS = byte_tokenizer().chat_template.replace("'<|im_end|>' + ", "")
+END_BETWEEN_TURNS = byte_tokenizer().chat_template.replace(
+    "'<|im_end|>'", "('' if loop.last else '<|im_end|>')"
+)
+
+
+def next_turn_is_eos(pipeline):
+    pipeline.tokenizer.chat_template = WITHOUT_EOS
+    start = pipeline.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    pipeline.model.generation_config.eos_token_id = [END, start]
+
+
+def end_between_turns_is_not_eos(pipeline):
+    pipeline.tokenizer.chat_template = END_BETWEEN_TURNS
+    pipeline.model.generation_config.eos_token_id = [258]
+
+
 FAULTS = [
     ("no-chat-template", "warning", tokens(chat_template=None), {}),
     ("no-eos", "error", no_eos, {}),
@@ -101,6 +117,8 @@ FAULTS = [
     ("template-broken", "error", tokens(chat_template="{{ raise_exception('no') }}"), {}),
     ("template-broken", "error", tokens(chat_template="{% if %}"), {}),
     ("template-without-eos", "warning", tokens(chat_template=WITHOUT_EOS), {}),
+    ("turn-end-not-tokenizer-eos", "info", next_turn_is_eos, {}),
+    ("turn-end-not-eos", "error", end_between_turns_is_not_eos, {}),
     ("prompt-without-template", "warning", nothing, {"prompt": "<s>Q: Why?\nA:"}),
     ("turn-end-not-tokenizer-eos", "info", both_eos, {}),
     ("repetition-penalty", "warning", config(repetition_penalty=1.2), {"prompt": PROMPT}),
