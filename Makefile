@@ -5,8 +5,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests run in as many processes as there are cores, at most four: each loads the demo model.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+# Tests run in as many processes as there are cores, at most four: each loads the demo model. In
+# the order of `testpaths`: the longest come first, so that no process waits for them at the end.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # The same random inputs at each run; `make test-long` draws others.
 FIXED := --hypothesis-profile=ci
 EXTRAS := cli,train,examples,bench,test,vllm,docs

@@ -55,7 +55,13 @@ def test_the_plain_tokens_are_those_of_generate(demo_pipeline):
     assert llm.invoke(prompt) == expected
 
 
-@pytest.mark.parametrize("cut", [(0, 1), (12, 13), (30, 44), (50, 53)])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        (30, 44),
+        *(pytest.param(cut, marks=pytest.mark.slow) for cut in [(0, 1), (12, 13), (50, 53)]),
+    ],
+)
 async def test_a_stop_is_one_on_every_path(demo_pipeline, cut):
     llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=60, eos_reward=False)
     prompt = chat(demo_pipeline, QUESTIONS[0])
@@ -71,6 +77,7 @@ async def test_a_stop_is_one_on_every_path(demo_pipeline, cut):
     assert await chain.ainvoke({"x": prompt}) == expected
 
 
+@pytest.mark.slow
 def test_batch_stream_and_single_answers_are_equal(demo_pipeline_float32):
     llm = LlamaStopLLM(pipeline=demo_pipeline_float32, max_new_tokens=32)
     prompts = [chat(demo_pipeline_float32, q) for q in QUESTIONS]
@@ -81,6 +88,7 @@ def test_batch_stream_and_single_answers_are_equal(demo_pipeline_float32):
         assert [llm.invoke(p, **options) for p in prompts] == single
 
 
+@pytest.mark.slow
 def test_a_conversation_reads_only_what_is_new(demo_pipeline_float32):
     widths = []
     hook = demo_pipeline_float32.model.register_forward_pre_hook(
@@ -105,6 +113,7 @@ def test_a_conversation_reads_only_what_is_new(demo_pipeline_float32):
     hook.remove()
 
 
+@pytest.mark.slow
 def test_answers_from_threads_and_tasks_are_those_of_single_calls(demo_pipeline_float32):
     llm = LlamaStopLLM(pipeline=demo_pipeline_float32, max_new_tokens=16)
     prompts = [chat(demo_pipeline_float32, q) for q in QUESTIONS]
@@ -190,6 +199,7 @@ def test_an_sqlite_cache_keeps_text_and_metadata(demo_pipeline, tmp_path):
     hook.remove()
 
 
+@pytest.mark.slow
 def test_the_answer_hint_reaches_the_model(demo_pipeline):
     llm = LlamaStopLLM(pipeline=demo_pipeline, max_new_tokens=64, return_full_text=True)
     prompt = chat(demo_pipeline, QUESTIONS[0])
@@ -220,6 +230,7 @@ def test_special_tokens_can_be_stops(demo_pipeline):
     assert info(llm, prompt, **other_eos)[1]["finish_reason"] == "length"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 @pytest.mark.parametrize("cls,name", [(ChatLlamaStop, "model"), (LlamaStopLLM, "model_id")])
 def test_another_process_answers_as_the_model_that_was_written(cls, name):

@@ -12,6 +12,8 @@ import pytest
 
 from langchain_llama_stop.ending.boundaries import may_end
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -46,6 +46,7 @@ def memory_for(pipeline, rows, error=ERRORS["cuda"], columns=10**6):
             hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", ERRORS)
 def test_rows_wait_until_they_have_room(rows, kind):

@@ -10,6 +10,8 @@ import pytest
 
 from tests.fakes.files import save_adapter, save_gguf, save_tiny
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RAN = "raise SystemExit('code of the repository ran')\n"
 

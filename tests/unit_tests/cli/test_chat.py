@@ -166,6 +166,7 @@ def test_a_conversation(start, tmp_path):
     assert (saved["model"], saved["system"], saved["budget"]) == ("demo", None, 200)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_answer_and_not_the_program(start):
     chat = start("--max-new-tokens", "1500")
     chat.ask("A long one", "ab ab ab")
@@ -180,6 +181,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(start):
     chat.end()
 
 
+@pytest.mark.slow
 def test_several_lines_and_history_across_starts(start):
     chat = start()
     chat.wait_for("\n>")
@@ -194,6 +196,7 @@ def test_several_lines_and_history_across_starts(start):
     chat.end()
 
 
+@pytest.mark.slow
 def test_the_history_is_the_users_own(start, tmp_path):
     chat = start()
     chat.ask("Who?", "Answer 1 to")
@@ -201,6 +204,7 @@ def test_the_history_is_the_users_own(start, tmp_path):
     assert (tmp_path / "state" / "chat-history").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_too_long(start):
     chat = start()
     chat.ask("x" * 2100, "/new begins anew.")

@@ -76,6 +76,7 @@ def errors(names, tiny, cache, **environment):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(hub, tiny, tmp_path):
     said = errors([*EXPECTED], tiny, tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
     for name, expected in EXPECTED.items():
@@ -88,6 +89,7 @@ def test_what_the_hub_refuses(hub, tiny, tmp_path):
         assert "\n" not in line
 
 
+@pytest.mark.slow
 def test_without_the_network(tiny, tmp_path):
     environments = {
         "HF_HUB_OFFLINE is set": {"HF_HUB_OFFLINE": "1"},

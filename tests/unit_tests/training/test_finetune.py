@@ -109,6 +109,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_where_it_was(tmp_path):
     out, settings = tmp_path / "out", {"epochs": 2, "save_steps": 3, "lora_dropout": 0.0, **SMALL}
     code = textwrap.dedent(KILLED).format(root=str(ROOT), out=str(out))
