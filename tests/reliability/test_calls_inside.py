@@ -126,6 +126,7 @@ def test_a_stream_that_its_own_models_processor_pulls_is_refused():
     assert at_rest(pipeline) and generate(pipeline, ["Hi"], options())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raise", "cut"])
 @pytest.mark.parametrize("where", ["outer", "inner"])
 @pytest.mark.parametrize("awaited", [False, True])

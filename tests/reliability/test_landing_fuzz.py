@@ -18,7 +18,7 @@ from langchain_llama_stop.engine.generate import generate, stream_generate
 from tests.fakes import ScriptedLlama, hashed_scores, make_pipeline
 from tests.fakes.generation import options
 
-ROUNDS = 60 if os.environ.get("LLAMA_STOP_LONG") else 2
+ROUNDS = 60 if os.environ.get("LLAMA_STOP_LONG") else 1
 BUDGETS = range(1, 65)
 ODD = [
     *(". Yes! No?", '."\n\n', ".)", "...", "?!", ".\n", "!!!", "。」", "。\n", "।", "؟", ".»"),

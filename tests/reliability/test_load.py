@@ -11,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from langchain_llama_stop import LlamaStopLLM
 from tests.fakes.generation import tiny
 from tests.fakes.threads import Arrivals, Gate, at_rest, wait_for
@@ -34,6 +36,7 @@ def resident():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
+@pytest.mark.slow
 def test_32_threads_and_200_tasks_get_what_each_would_get_alone():
     llm = LlamaStopLLM(pipeline=tiny(), temperature=0)
     cases = [(prompt, options) for prompt in PROMPTS for options in OPTIONS]

@@ -232,7 +232,13 @@ def test_a_tool_without_a_description_is_told_in_the_form_of_the_template(parame
     assert text.startswith("<look1>") is not in_words
 
 
-@pytest.mark.parametrize("shape", ["turns", "system in the middle", "a text and a call"])
+SLOW_SHAPES = [
+    pytest.param(shape, marks=pytest.mark.slow)
+    for shape in ("system in the middle", "a text and a call")
+]
+
+
+@pytest.mark.parametrize("shape", ["turns", *SLOW_SHAPES])
 @all_templates
 def test_no_text_becomes_a_control_token(name, shape):
     tokenizer = tokenizer_of(template_of(name))

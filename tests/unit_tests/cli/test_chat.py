@@ -133,6 +133,7 @@ def start(tmp_path):
         terminal.close()
 
 
+@pytest.mark.slow
 def test_a_conversation(start, tmp_path):
     chat = start("--system", "S")
     chat.wait_for("demo listens.")

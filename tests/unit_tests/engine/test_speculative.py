@@ -111,7 +111,7 @@ def test_a_draft_model_has_to_share_the_vocabulary(wrong):
         check_options(tiny(), options(assistant_model=wrong))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     words=st.lists(st.sampled_from(["ab", "cd ", "abab", "x. "]), min_size=1, max_size=8),
