@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
+from langchain_llama_stop.engine.few_rows import few_rows
 from langchain_llama_stop.engine.kv_cache import CACHE_NAME, RowsCache, can_share
 from langchain_llama_stop.engine.rope import forget_length, steady_length
 from langchain_llama_stop.tokens.weak_cache import cached_per_object
@@ -64,7 +66,8 @@ def run_model(model: Any, inputs: dict[str, Any]) -> Any:
     model = getattr(model, "_orig_mod", model)
     forget_length(model)
     try:
-        return model(**inputs, return_dict=True)
+        with few_rows(model) if inputs["input_ids"].numel() > 1 else nullcontext():
+            return model(**inputs, return_dict=True)
     finally:
         forget_length(model)
 
