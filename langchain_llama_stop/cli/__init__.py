@@ -41,21 +41,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            # A second one ends the process at once, without a traceback of what it interrupts.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print(file=sys.stderr)  # so that the shell's prompt begins on a new line
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         # Python flushes stdout once more at its exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
+        if _by_interrupt(error):
+            return _interrupted()
+        if not isinstance(error, ValueError | OSError | ImportError):
+            raise
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     finally:
         sys.unraisablehook = before
     return code
+
+
+def _interrupted() -> int:
+    """Ends a command after Ctrl-C; returns the exit code."""
+    if threading.current_thread() is threading.main_thread():
+        # A second one ends the process at once, without a traceback of what it interrupts.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print(file=sys.stderr)  # so that the shell's prompt begins on a new line
+    return 130
+
+
+def _by_interrupt(error: BaseException | None) -> bool:
+    """Whether an error stands for a Ctrl-C, as those of imports that it has broken off."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _lose_no_interrupt(ignored: sys.UnraisableHookArgs) -> None:

@@ -1,5 +1,6 @@
 """The command line on scripted models: what it reads, writes and refuses."""
 
+import functools
 import io
 import json
 import os
@@ -495,6 +496,60 @@ def test_a_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch):
         assert cli.main(["ask"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def class_whose_making_is_interrupted():
+    class Attribute:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    type("Owner", (), {"x": Attribute()})
+
+
+def as_imports_do(make):
+    """As transformers' lazy imports tell of an error."""
+    try:
+        make()
+    except BaseException as error:
+        raise ModuleNotFoundError("Could not import module 'pipeline'.") from error
+
+
+def cleaned_up_badly(make):
+    try:
+        make()
+    finally:
+        raise RuntimeError("half made")
+
+
+def broken_off():
+    raise KeyboardInterrupt
+
+
+def missing():
+    raise ModuleNotFoundError("No module named 'x'.")
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ([as_imports_do, broken_off], 130),
+        ([as_imports_do, class_whose_making_is_interrupted], 130),
+        ([cleaned_up_badly, broken_off], 130),
+        ([as_imports_do, cleaned_up_badly, broken_off], 130),
+        ([as_imports_do, missing], 2),
+    ],
+)
+def test_a_ctrl_c_that_becomes_another_error_is_one(steps, code, monkeypatch, capsys):
+    *around, run = steps
+    for step in reversed(around):
+        run = functools.partial(step, run)
+    monkeypatch.setattr(cli, "_run", lambda argv: run())
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert cli.main(["ask"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ("error: Could not" in capsys.readouterr().err) is (code == 2)
 
 
 def test_output_that_the_terminal_cannot_show(model_that_says, monkeypatch):
