@@ -37,7 +37,7 @@ demo: $(STAMP) ## two answers of the demo model, side by side
 test: lint ## what a change has to pass, ten minutes; ARGS=tests/unit_tests/grammar for a part
 	@$(PYTEST) $(FIXED) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP) ## the other tests (half an hour)
+test-slow: $(STAMP) ## the other tests (forty minutes)
 	@$(PYTEST) $(FIXED) -m slow $(ARGS)
 
 test-long: $(STAMP) ## all tests in their long form, with new random inputs (hours)
