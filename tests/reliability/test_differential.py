@@ -197,7 +197,7 @@ def check(rng, name, config, wrapper):
 
 @pytest.mark.parametrize("kind", ROPES, ids=str)
 def test_kinds_of_rope(kind):
-    rng = random.Random(kind)
+    rng = random.Random(str(kind))
     for _ in range(CASES):
         known = kind in (None, "default", "longrope")  # to Phi 3
         name = rng.choice(sorted(ROTARY if known else ROTARY.keys() - {"phi3"}))
