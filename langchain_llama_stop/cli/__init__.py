@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if _by_interrupt(error):
-            return _interrupted()
+        from langchain_llama_stop.loading.hub import causes
+
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            return _interrupted()  # transformers' imports turn it into another error
         if not isinstance(error, ValueError | OSError | ImportError):
             raise
         print(f"llama-stop: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -65,13 +67,6 @@ def _interrupted() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     print(file=sys.stderr)  # so that the shell's prompt begins on a new line
     return 130
-
-
-def _by_interrupt(error: BaseException | None) -> bool:
-    """Whether an error stands for a Ctrl-C, as those of imports that it has broken off."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _lose_no_interrupt(ignored: sys.UnraisableHookArgs) -> None:

@@ -32,12 +32,12 @@ def _reason(error: BaseException, name: Any, revision: str | None) -> tuple[str,
     from httpx import TransportError
     from huggingface_hub import constants, errors
 
-    causes = list(_causes(error))
+    chain = list(causes(error))
 
     def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
+        return any(isinstance(cause, kinds) for cause in chain)
 
-    if any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes):
+    if any(isinstance(cause, OSError) and cause.errno in _FULL for cause in chain):
         folder = constants.HF_HUB_CACHE
         return (
             f"the disk of {folder} is full",
@@ -79,7 +79,7 @@ def _reason(error: BaseException, name: Any, revision: str | None) -> tuple[str,
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from."""
     while error is not None:
         yield error
